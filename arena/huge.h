@@ -1,0 +1,128 @@
+#ifndef QUARRY_ARENA_HUGE_H_
+#define QUARRY_ARENA_HUGE_H_
+
+#include <atomic>
+#include <cstddef>
+
+#include "absl/base/thread_annotations.h"
+#include "arena/lock.h"
+#include "arena/metadata.h"
+#include "arena/page_source.h"
+
+namespace quarry {
+
+// A block with a mapping of its own.
+//
+// Thread-safety: whoever owns the block reads `start`, `bytes`, `alignment` and
+//   `zeroed` without a lock; they change only in its own Resize().
+struct Huge {
+  char* start = nullptr;  // A multiple of `alignment`.
+  size_t bytes = 0;       // Usable; a multiple of PageBytes().
+  size_t alignment = 0;   // At least kGranuleBytes.
+  Huge* next = nullptr;
+  Huge* previous = nullptr;
+
+  // Atomic only so that a wrong free() that reads it beside the lock is
+  // reported and not a data race. Written under the lock of HugeBlocks.
+  std::atomic<bool> in_use{false};
+  bool zeroed = false;  // Every byte was zero when Allocate() gave it out.
+};
+
+// All huge blocks: each a mapping of its own, resized by moving page tables.
+//
+// A few freed mappings are kept for reuse, oldest out first, so that a program
+// that allocates and frees a large buffer in a loop makes no system call and
+// faults no page. Their pages stay as they were: dirty.
+//
+// The page map names a block at its first granule only, so an entry costs the
+// same for 1 MiB and for 1 TiB. It stays while the mapping is kept for reuse;
+// Huge::in_use tells a second free from the first.
+//
+// Thread-safety: any thread; a block is resized or freed by one at a time.
+//   System calls are made outside the lock.
+// Invariant: mapped bytes = live bytes + cached bytes.
+// Errors: nullptr or false when the page source or the pool refuses; nothing
+//   has then changed.
+class HugeBlocks {
+ public:
+  struct Statistics {
+    size_t live_blocks;
+    size_t live_bytes;
+    size_t cached_blocks;
+    size_t cached_bytes;
+  };
+
+  // Bounds of what is kept for reuse.
+  static constexpr size_t kMostCachedBytes = 64 << 20;
+  static constexpr size_t kMostCachedBlocks = 8;
+  static constexpr size_t kLargestCachedBytes = 32 << 20;
+
+  constexpr HugeBlocks(PageSource& source, MetadataPool& metadata)
+      : source_(source), metadata_(metadata) {}
+  HugeBlocks(const HugeBlocks&) = delete;
+  HugeBlocks& operator=(const HugeBlocks&) = delete;
+
+  // At least `bytes` > 0 bytes at a multiple of `alignment`, a power of two.
+  // A mapping kept for reuse may serve if it is at most an eighth larger.
+  [[nodiscard]] Huge* Allocate(size_t bytes, size_t alignment)
+      ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Aborts with ReportFreedLargeBlock() when the block is not in use.
+  void Deallocate(Huge* huge) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Makes the block `bytes` > 0 long, rounded up to pages, keeping its content
+  // and alignment. May move it; new bytes read as zero. Copies nothing.
+  [[nodiscard]] bool Resize(Huge* huge, size_t bytes)
+      ABSL_LOCKS_EXCLUDED(lock_);
+
+  // The block in use that starts at p, or nullptr. Takes no lock.
+  static Huge* Of(const void* p);
+
+  // The block, in use or kept for reuse, that contains p, or nullptr. Walks
+  // all blocks: for error messages.
+  Huge* Containing(const void* p) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Unmaps what is kept for reuse; returns the bytes given back to the OS.
+  size_t Purge() ABSL_LOCKS_EXCLUDED(lock_);
+
+  Statistics statistics() ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Walks everything and aborts if an invariant is broken.
+  void Verify() ABSL_LOCKS_EXCLUDED(lock_);
+
+  Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }  // For fork.
+
+ private:
+  // A list in order of age, newest first.
+  struct List {
+    Huge* newest = nullptr;
+    Huge* oldest = nullptr;
+    size_t blocks = 0;
+    size_t bytes = 0;
+
+    void PushNewest(Huge* huge);
+    void Remove(Huge* huge);
+    void Verify(bool in_use) const;
+  };
+
+  Huge* TakeCached(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
+  Huge* MapFresh(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Unmaps a chain, linked by `next`, of blocks that are in no list. Returns
+  // their bytes.
+  size_t DiscardAll(Huge* huge);
+
+  bool Move(Huge* huge, size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
+  void SetExtent(Huge* huge, char* start, size_t bytes)
+      ABSL_LOCKS_EXCLUDED(lock_);
+
+  PageSource& source_;
+  MetadataPool& metadata_;
+  Lock lock_{LockRank::kHuge};
+  List live_ ABSL_GUARDED_BY(lock_);
+  List cached_ ABSL_GUARDED_BY(lock_);
+};
+
+}  // namespace quarry
+
+#endif  // QUARRY_ARENA_HUGE_H_

@@ -1,0 +1,80 @@
+#ifndef QUARRY_ARENA_METADATA_H_
+#define QUARRY_ARENA_METADATA_H_
+
+#include <cstddef>
+
+#include "absl/base/thread_annotations.h"
+#include "arena/lock.h"
+#include "arena/page_source.h"
+
+namespace quarry {
+
+// Memory for the allocator's own records: slabs, runs, page tables, caches.
+//
+// A chunk is a mapping of its own, so that no overflow of a user's block runs
+// into a record. Records are bumped off the newest chunk, and once freed are
+// kept in one list per size; a chunk is never unmapped.
+//
+//   +-------+----------------------------+- - - - - - - - -+-------+
+//   | guard | record | record |  record  |    untouched    | guard |
+//   +-------+----------------------------+- - - - - - - - -+-------+
+//                                        ^ bump_           ^ end_
+//
+// Thread-safety: any thread.
+// Invariant: in_use_bytes() + bytes in free lists <= mapped_bytes().
+// Errors: nullptr when the page source refuses.
+// Cost: one lock; a page fault for each fresh page.
+// Size: records are multiples of 64 bytes up to 4 KiB; larger ones have four
+//   sizes to each power of two, so at most a quarter of one stays untouched.
+class MetadataPool {
+ public:
+  static constexpr size_t kRecordAlignment = 64;
+
+  constexpr explicit MetadataPool(PageSource& source) : source_(source) {}
+  MetadataPool(const MetadataPool&) = delete;
+  MetadataPool& operator=(const MetadataPool&) = delete;
+
+  // A record of at least `bytes` > 0 bytes, all zero, at a multiple of
+  // kRecordAlignment. Pages that the caller does not touch stay untouched.
+  [[nodiscard]] void* Allocate(size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Gives a record back; `bytes` is what Allocate() was told.
+  void Deallocate(void* record, size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
+
+  size_t mapped_bytes() const ABSL_LOCKS_EXCLUDED(lock_);
+  size_t in_use_bytes() const ABSL_LOCKS_EXCLUDED(lock_);
+
+  Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }  // For fork.
+
+ private:
+  struct FreeRecord {
+    FreeRecord* next;
+  };
+
+  static constexpr size_t kSmallStep = kRecordAlignment;
+  static constexpr size_t kLargestSmall = 4096;
+  static constexpr size_t kSmallLists = kLargestSmall / kSmallStep;
+  static constexpr size_t kLargeLists = 4 * 32;  // Up to 4 KiB << 32.
+  static constexpr size_t kFirstChunkBytes = 64 << 10;
+  static constexpr size_t kLargestChunkBytes = 1 << 20;
+
+  static size_t RecordBytes(size_t bytes);
+  static size_t ListOf(size_t record_bytes);
+
+  void* Bump(size_t record_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  char* MapChunk(size_t least_bytes, size_t* chunk_bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  PageSource& source_;
+  mutable Lock lock_{LockRank::kMetadata};
+  char* bump_ ABSL_GUARDED_BY(lock_) = nullptr;
+  char* end_ ABSL_GUARDED_BY(lock_) = nullptr;
+  size_t next_chunk_bytes_ ABSL_GUARDED_BY(lock_) = kFirstChunkBytes;
+  size_t mapped_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  size_t in_use_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  FreeRecord* free_[kSmallLists + kLargeLists] ABSL_GUARDED_BY(lock_) = {};
+};
+
+}  // namespace quarry
+
+#endif  // QUARRY_ARENA_METADATA_H_

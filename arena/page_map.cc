@@ -1,0 +1,104 @@
+#include "arena/page_map.h"
+
+#include "arena/lock.h"
+#include "arena/page_source.h"
+#include "arena/report.h"
+
+namespace quarry {
+namespace {
+
+// Guards the making of leaves and the choice of the window.
+constinit Lock page_map_lock(LockRank::kPageMap);
+
+constexpr uintptr_t LeafIndex(uintptr_t address) { return address >> 32; }
+
+constexpr uintptr_t IndexInLeaf(uintptr_t address) {
+  return (address >> kGranuleShift) & 0xffff;
+}
+
+constexpr uintptr_t RoundDownToGranule(uintptr_t address) {
+  return address & ~(kGranuleBytes - 1);
+}
+
+}  // namespace
+
+constinit PageMap::Home PageMap::home_ = {};
+constinit uintptr_t PageMap::home_start_ = 0;
+constinit PageMap::Leaf* PageMap::leaves_[kLeaves] = {};
+
+constinit std::atomic<size_t> PageMap::leaf_bytes_{0};
+
+Lock& PageMapLock() { return page_map_lock; }
+
+void PageMap::PlaceHome(uintptr_t first_segment) {
+  constexpr uintptr_t kBelow =
+      (kHomeGranules << kGranuleShift) - kHomeAboveBytes;
+  home_start_ = first_segment > kBelow
+                    ? RoundDownToGranule(first_segment) - kBelow
+                    : kGranuleBytes;
+}
+
+bool PageMap::Reserve(const void* start, size_t bytes) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(start);
+  const uintptr_t last = first + bytes - 1;
+  QUARRY_CHECK(LeafIndex(last) < kLeaves);
+  LockHolder hold(page_map_lock);
+  if (home_start_ == 0) {
+    // Tags are four bytes for 64 KiB: a huge page of them would be resident
+    // for the sake of a few words.
+    OsPages().KeepSmallPages(&home_, sizeof(home_));
+    PlaceHome(first);
+  }
+  if (HomeGranule(start) < kHomeGranules &&
+      HomeGranule(reinterpret_cast<void*>(last)) < kHomeGranules) {
+    return true;
+  }
+  for (uintptr_t i = LeafIndex(first); i <= LeafIndex(last); ++i) {
+    if (Load(leaves_[i]) != nullptr) continue;
+    void* memory = OsPages().Map(sizeof(Leaf), PageBytes());
+    if (memory == nullptr) return false;
+    // A fresh mapping is zero, which is what a Leaf of no entries is. Pairs
+    // with the acquire in FarTagOf() and EntryOf(): who sees the leaf sees
+    // zeros in it.
+    std::atomic_ref<Leaf*>(leaves_[i])
+        .store(static_cast<Leaf*>(memory), std::memory_order_release);
+    leaf_bytes_.fetch_add(sizeof(Leaf), std::memory_order_relaxed);
+  }
+  return true;
+}
+
+PageMap::Entry PageMap::EntryOf(uintptr_t address) {
+  const uintptr_t granule = HomeGranule(reinterpret_cast<void*>(address));
+  if (granule < kHomeGranules) {
+    return {&home_.tags[granule], &home_.descriptors[granule]};
+  }
+  if (LeafIndex(address) >= kLeaves) return {nullptr, nullptr};
+  Leaf* leaf = std::atomic_ref<Leaf*>(leaves_[LeafIndex(address)])
+                   .load(std::memory_order_acquire);
+  if (leaf == nullptr) return {nullptr, nullptr};
+  return {&leaf->tags[IndexInLeaf(address)],
+          &leaf->descriptors[IndexInLeaf(address)]};
+}
+
+void PageMap::Set(const void* start, size_t bytes, Tag tag, void* descriptor) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(start);
+  for (uintptr_t address = RoundDownToGranule(first); address < first + bytes;
+       address += kGranuleBytes) {
+    Entry entry = EntryOf(address);
+    std::atomic_ref<Tag>(*entry.tag).store(tag, std::memory_order_relaxed);
+    std::atomic_ref<void*>(*entry.descriptor)
+        .store(descriptor, std::memory_order_relaxed);
+  }
+}
+
+Tag PageMap::FarTagOf(const void* p) {
+  const Entry entry = EntryOf(reinterpret_cast<uintptr_t>(p));
+  return entry.tag == nullptr ? kNoTag : Load(*entry.tag);
+}
+
+void* PageMap::FarDescriptorOf(const void* p) {
+  const Entry entry = EntryOf(reinterpret_cast<uintptr_t>(p));
+  return entry.descriptor == nullptr ? nullptr : Load(*entry.descriptor);
+}
+
+}  // namespace quarry

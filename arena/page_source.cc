@@ -1,0 +1,231 @@
+#include "arena/page_source.h"
+
+#include <sys/auxv.h>
+#include <sys/mman.h>
+
+#include <bit>
+#include <cerrno>
+
+#include "arena/report.h"
+
+namespace quarry {
+namespace internal {
+
+constinit std::atomic<size_t> page_bytes{0};
+
+size_t FindPageBytes() {
+  const size_t bytes = getauxval(AT_PAGESZ);
+  QUARRY_CHECK(std::has_single_bit(bytes));
+  page_bytes.store(bytes, std::memory_order_relaxed);
+  return bytes;
+}
+
+}  // namespace internal
+
+namespace {
+
+constexpr int kProtection = PROT_READ | PROT_WRITE;
+constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+// A failed system call is an answer here, and not the program's business.
+class ErrnoSaver {
+ public:
+  ErrnoSaver() : saved_(errno) {}
+  ~ErrnoSaver() { errno = saved_; }
+
+ private:
+  const int saved_;
+};
+
+bool IsWholePages(const void* start, size_t bytes) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(start);
+  return bytes > 0 && ((address | bytes) & (PageBytes() - 1)) == 0;
+}
+
+bool IsMultiple(const void* p, size_t unit) {
+  return (reinterpret_cast<uintptr_t>(p) & (unit - 1)) == 0;
+}
+
+char* MapAnywhere(size_t bytes) {
+  void* const start = mmap(nullptr, bytes, kProtection, kFlags, -1, 0);
+  return start == MAP_FAILED ? nullptr : static_cast<char*>(start);
+}
+
+void UnmapRange(char* start, size_t bytes) {
+  if (bytes == 0 || munmap(start, bytes) == 0) return;
+  // Cutting a hole into what the kernel sees as one mapping may exceed the
+  // process's number of mappings. The addresses are lost, the memory is not.
+  QUARRY_CHECK(errno == ENOMEM);
+  static_cast<void>(madvise(start, bytes, MADV_DONTNEED));
+}
+
+}  // namespace
+
+void* PageSource::Map(size_t bytes, size_t alignment) {
+  QUARRY_DCHECK(bytes > 0 && bytes % PageBytes() == 0);
+  QUARRY_DCHECK(std::has_single_bit(alignment));
+  void* const start = MapPages(bytes, alignment);
+  if (start == nullptr) return nullptr;
+  QUARRY_DCHECK(IsMultiple(start, alignment));
+  map_calls_.fetch_add(1, std::memory_order_relaxed);
+  CountMapped(bytes);
+  return start;
+}
+
+void PageSource::Unmap(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  UnmapPages(start, bytes);
+  unmap_calls_.fetch_add(1, std::memory_order_relaxed);
+  CountUnmapped(bytes);
+}
+
+bool PageSource::Purge(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  if (!PurgePages(start, bytes)) return false;
+  purge_calls_.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+bool PageSource::GrowInPlace(void* start, size_t old_bytes, size_t new_bytes) {
+  QUARRY_DCHECK(IsWholePages(start, old_bytes));
+  QUARRY_DCHECK(IsWholePages(start, new_bytes) && old_bytes < new_bytes);
+  if (!GrowPages(start, old_bytes, new_bytes)) return false;
+  map_calls_.fetch_add(1, std::memory_order_relaxed);
+  CountMapped(new_bytes - old_bytes);
+  return true;
+}
+
+bool PageSource::Move(void* start, size_t old_bytes, void* place,
+                      size_t new_bytes) {
+  QUARRY_DCHECK(IsWholePages(start, old_bytes));
+  QUARRY_DCHECK(IsWholePages(place, new_bytes) && old_bytes <= new_bytes);
+  // Map() counted the place already.
+  if (!MovePages(start, old_bytes, place, new_bytes)) {
+    CountUnmapped(new_bytes);
+    return false;
+  }
+  map_calls_.fetch_add(1, std::memory_order_relaxed);
+  CountUnmapped(old_bytes);
+  return true;
+}
+
+void PageSource::Guard(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  GuardPages(start, bytes);
+}
+
+void PageSource::KeepSmallPages(void* start, size_t bytes) {
+  AdviseSmallPages(start, bytes);
+}
+
+PageSource::Statistics PageSource::statistics() const {
+  return {mapped_bytes_.load(std::memory_order_relaxed),
+          peak_mapped_bytes_.load(std::memory_order_relaxed),
+          map_calls_.load(std::memory_order_relaxed),
+          unmap_calls_.load(std::memory_order_relaxed),
+          purge_calls_.load(std::memory_order_relaxed)};
+}
+
+void PageSource::CountMapped(size_t bytes) {
+  const size_t now =
+      mapped_bytes_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  size_t peak = peak_mapped_bytes_.load(std::memory_order_relaxed);
+  while (now > peak && !peak_mapped_bytes_.compare_exchange_weak(
+                           peak, now, std::memory_order_relaxed)) {
+  }
+}
+
+void PageSource::CountUnmapped(size_t bytes) {
+  mapped_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+}
+
+void* PageSource::MapPages(size_t, size_t) { return nullptr; }
+void PageSource::UnmapPages(void*, size_t) {}
+bool PageSource::PurgePages(void*, size_t) { return false; }
+bool PageSource::GrowPages(void*, size_t, size_t) { return false; }
+bool PageSource::MovePages(void* start, size_t old_bytes, void* place,
+                           size_t new_bytes) {
+  static_cast<void>(start);
+  static_cast<void>(old_bytes);
+  UnmapPages(place, new_bytes);
+  return false;
+}
+void PageSource::GuardPages(void*, size_t) {}
+void PageSource::AdviseSmallPages(void*, size_t) {}
+
+constinit OsPageSource os_page_source;
+
+void* OsPageSource::MapPages(size_t bytes, size_t alignment) {
+  if (PageSource* const other = substitute()) {
+    return other->Map(bytes, alignment);
+  }
+  ErrnoSaver saver;
+  char* start = MapAnywhere(bytes);
+  if (start == nullptr || IsMultiple(start, alignment)) return start;
+  // The kernel places mappings one below the other, so after one detour they
+  // tend to be aligned by themselves. This is the detour: map too much, and
+  // trim both ends.
+  UnmapRange(start, bytes);
+  const size_t slack = alignment - PageBytes();
+  if (bytes + slack < bytes) return nullptr;
+  start = MapAnywhere(bytes + slack);
+  if (start == nullptr) return nullptr;
+  const size_t before = -reinterpret_cast<uintptr_t>(start) & (alignment - 1);
+  UnmapRange(start, before);
+  UnmapRange(start + before + bytes, slack - before);
+  return start + before;
+}
+
+void OsPageSource::UnmapPages(void* start, size_t bytes) {
+  if (PageSource* const other = substitute()) return other->Unmap(start, bytes);
+  ErrnoSaver saver;
+  UnmapRange(static_cast<char*>(start), bytes);
+}
+
+bool OsPageSource::PurgePages(void* start, size_t bytes) {
+  if (PageSource* const other = substitute()) return other->Purge(start, bytes);
+  ErrnoSaver saver;
+  return madvise(start, bytes, MADV_DONTNEED) == 0;
+}
+
+bool OsPageSource::GrowPages(void* start, size_t old_bytes, size_t new_bytes) {
+  if (PageSource* const other = substitute()) {
+    return other->GrowInPlace(start, old_bytes, new_bytes);
+  }
+  ErrnoSaver saver;
+  return mremap(start, old_bytes, new_bytes, 0) != MAP_FAILED;
+}
+
+bool OsPageSource::MovePages(void* start, size_t old_bytes, void* place,
+                             size_t new_bytes) {
+  if (PageSource* const other = substitute()) {
+    return other->Move(start, old_bytes, place, new_bytes);
+  }
+  ErrnoSaver saver;
+  // The kernel unmaps `place` before it can still fail, so after a failure the
+  // range may be another thread's mapping and must be left alone.
+  return mremap(start, old_bytes, new_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+                place) != MAP_FAILED;
+}
+
+void OsPageSource::GuardPages(void* start, size_t bytes) {
+  if (PageSource* const other = substitute()) return other->Guard(start, bytes);
+  ErrnoSaver saver;
+  static_cast<void>(mprotect(start, bytes, PROT_NONE));
+}
+
+void OsPageSource::AdviseSmallPages(void* start, size_t bytes) {
+  if (PageSource* const other = substitute()) {
+    return other->KeepSmallPages(start, bytes);
+  }
+  ErrnoSaver saver;
+  // madvise wants whole pages; a page that is only partly in the range may
+  // well be small, too.
+  const uintptr_t address = reinterpret_cast<uintptr_t>(start);
+  const uintptr_t first = address & ~(PageBytes() - 1);
+  const size_t length = RoundUp(address + bytes - first, PageBytes());
+  static_cast<void>(
+      madvise(reinterpret_cast<void*>(first), length, MADV_NOHUGEPAGE));
+}
+
+}  // namespace quarry

@@ -1,0 +1,61 @@
+#ifndef QUARRY_ARENA_RUN_H_
+#define QUARRY_ARENA_RUN_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "arena/page_source.h"
+
+namespace quarry {
+
+class Arena;
+class Segment;
+
+// Contiguous pages of one segment, free or in use: what dlmalloc calls a
+// chunk, with its boundary tags kept out of band.
+//
+// A segment is tiled by runs. Its page table names each run at the run's first
+// and last page, so that both neighbours of a run are one look-up away.
+//
+//   pages   |  0    1    2    3    4    5    6    7  |
+//   runs    [   A: 3 pages  ][ B ][   C: 4 pages     ]
+//   table   |  A    -    A  |  B  |  C    -    -   C |
+//
+// Thread-safety: `start`, `pages`, `segment` and `zeroed` of a run in use may
+//   be read by whoever was given it; all else under the arena's lock.
+// Invariant: no two neighbouring runs are both free.
+// Size: one cache line.
+struct alignas(64) Run {
+  char* start = nullptr;
+  Segment* segment = nullptr;
+  uint32_t pages = 0;
+
+  // Atomic only so that a wrong free() that reads it beside the lock is
+  // reported and not a data race. Written under the arena's lock.
+  std::atomic<bool> in_use{false};
+
+  // Whether every byte was known to be zero when Arena::Allocate() gave the
+  // run out.
+  bool zeroed = false;
+
+  // While free and in a bin: the bin, and the ring of runs of the same size.
+  uint8_t bin = 0;
+  Run* next = nullptr;
+  Run* previous = nullptr;
+
+  // While in a tree bin: of each ring one run is a node of the tree, and its
+  // `parent` is set; a root's parent is itself. See run_bins.h.
+  Run* parent = nullptr;
+  Run* child[2] = {nullptr, nullptr};
+
+  size_t bytes() const { return pages * PageBytes(); }
+  char* end() const { return start + bytes(); }
+  inline Arena* arena() const;  // Defined in segment.h.
+};
+
+static_assert(sizeof(Run) == 64, "a run's record is one cache line");
+
+}  // namespace quarry
+
+#endif  // QUARRY_ARENA_RUN_H_

@@ -1,0 +1,7 @@
+#include "arena/settings.h"
+
+namespace quarry {
+
+constinit Settings settings;
+
+}  // namespace quarry

@@ -1,0 +1,624 @@
+#include "arena/arena.h"
+
+#include <algorithm>
+#include <csignal>
+#include <cstring>
+#include <map>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "arena/metadata.h"
+#include "arena/page_map.h"
+#include "arena/page_source.h"
+#include "arena/settings.h"
+#include "gtest/gtest.h"
+#include "tests/arena/scripted_page_source.h"
+#include "tests/arena/test_seed.h"
+
+namespace quarry {
+namespace {
+
+using Kind = ScriptedPageSource::Kind;
+
+// Inside a fixture, Run is a member of testing::Test.
+using PageRun = Run;
+
+constexpr size_t kMiB = size_t{1} << 20;
+
+class ArenaTest : public testing::Test {
+ protected:
+  // Every test ends with an empty arena that holds nothing of the OS's.
+  ~ArenaTest() override {
+    settings.trim_threshold_bytes = trim_threshold_bytes_;
+    source_.RefuseNothing();
+    arena_.Verify();
+    EXPECT_EQ(arena_.statistics().in_use_bytes, 0u);
+    arena_.Purge(0);
+    arena_.Verify();
+    EXPECT_EQ(arena_.statistics(), Arena::Statistics());
+    EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+  }
+
+  PageRun* Allocate(size_t pages, size_t alignment = 1) {
+    PageRun* const run = arena_.Allocate(pages, alignment);
+    if (run == nullptr) return nullptr;
+    EXPECT_EQ(run->pages, pages);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(run->start) % alignment, 0u);
+    EXPECT_EQ(Arena::RunOf(run->start), run);
+    EXPECT_EQ(run->arena(), &arena_);
+    return run;
+  }
+
+  void Deallocate(std::initializer_list<PageRun*> runs) {
+    for (PageRun* run : runs) arena_.Deallocate(run);
+  }
+
+  void Fill(PageRun* run, char c) { memset(run->start, c, run->bytes()); }
+
+  const size_t trim_threshold_bytes_ = settings.trim_threshold_bytes;
+  ScriptedPageSource source_;
+  OsPageSource metadata_source_;
+  MetadataPool metadata_{metadata_source_};
+  Arena arena_{source_, metadata_, 7};
+};
+
+using ArenaDeathTest = ArenaTest;
+
+TEST_F(ArenaTest, MapsNothingBeforeItIsAsked) {
+  EXPECT_EQ(arena_.index(), 7u);
+  EXPECT_EQ(arena_.statistics(), Arena::Statistics());
+  EXPECT_TRUE(source_.calls().empty());
+  arena_.Verify();
+}
+
+TEST_F(ArenaTest, ConsecutiveRequestsLieSideBySide) {
+  PageRun* const a = Allocate(3);
+  PageRun* const b = Allocate(5);
+  PageRun* const c = Allocate(100);
+  EXPECT_EQ(a->end(), b->start);
+  EXPECT_EQ(b->end(), c->start);
+  EXPECT_TRUE(a->zeroed && b->zeroed && c->zeroed);
+  EXPECT_EQ(arena_.statistics().segments, 1u);
+  EXPECT_EQ(arena_.statistics().mapped_bytes, Arena::kFirstSegmentBytes);
+  EXPECT_EQ(arena_.statistics().in_use_bytes, 108 * PageBytes());
+  arena_.Verify();
+  Deallocate({a, b, c});
+}
+
+TEST_F(ArenaTest, JoinsWithBothNeighbours) {
+  PageRun* const a = Allocate(3);
+  PageRun* const b = Allocate(4);
+  PageRun* const c = Allocate(5);
+  PageRun* const guard = Allocate(1);
+  char* const start = a->start;
+  Deallocate({a, c});
+  EXPECT_EQ(arena_.statistics().free_runs, 3u);
+  Deallocate({b});
+  EXPECT_EQ(arena_.statistics().free_runs, 2u);
+  PageRun* const whole = Allocate(12);
+  EXPECT_EQ(whole->start, start);
+  Deallocate({whole, guard});
+  EXPECT_EQ(arena_.statistics().free_runs, 1u);
+}
+
+TEST_F(ArenaTest, AnExactFitServesBeforeTheVictim) {
+  PageRun* const hole = Allocate(6);
+  PageRun* const guard_1 = Allocate(1);
+  PageRun* const large = Allocate(20);
+  PageRun* const guard_2 = Allocate(1);
+  char* const hole_start = hole->start;
+  char* const large_start = large->start;
+  Deallocate({hole, large});
+  PageRun* const cut = Allocate(8);  // From `large`; its rest is the victim.
+  EXPECT_EQ(cut->start, large_start);
+  PageRun* const next = Allocate(2);  // No exact fit: the victim.
+  EXPECT_EQ(next->start, cut->end());
+  PageRun* const exact = Allocate(6);
+  EXPECT_EQ(exact->start, hole_start);
+  arena_.Verify();
+  Deallocate({cut, next, exact, guard_1, guard_2});
+}
+
+TEST_F(ArenaTest, ALargeRequestTakesTheBestFit) {
+  std::vector<PageRun*> guards;
+  std::map<size_t, char*> holes;
+  std::vector<PageRun*> freed;
+  for (size_t pages : {60, 40, 50}) {
+    freed.push_back(Allocate(pages));
+    holes[pages] = freed.back()->start;
+    guards.push_back(Allocate(1));
+  }
+  for (PageRun* run : freed) arena_.Deallocate(run);
+  PageRun* const of_45 = Allocate(45);
+  PageRun* const of_40 = Allocate(40);
+  PageRun* const of_55 = Allocate(55);
+  EXPECT_EQ(of_45->start, holes[50]);
+  EXPECT_EQ(of_40->start, holes[40]);
+  EXPECT_EQ(of_55->start, holes[60]);
+  Deallocate({of_45, of_40, of_55});
+  for (PageRun* run : guards) arena_.Deallocate(run);
+}
+
+TEST_F(ArenaTest, ALargeRequestTakesTheVictimWhereItFitsBetter) {
+  PageRun* const of_200 = Allocate(200);
+  PageRun* const guard_1 = Allocate(1);
+  PageRun* const of_100 = Allocate(100);
+  PageRun* const guard_2 = Allocate(1);
+  Deallocate({of_100});
+  PageRun* const cut = Allocate(10);  // Leaves a victim of 90 pages.
+  Deallocate({of_200});
+  PageRun* const of_80 = Allocate(80);
+  EXPECT_EQ(of_80->start, cut->end());
+  PageRun* const of_30 = Allocate(30);  // The victim has but 10 left.
+  EXPECT_LT(of_30->start, guard_1->start);
+  arena_.Verify();
+  Deallocate({cut, of_80, of_30, guard_1, guard_2});
+}
+
+TEST_F(ArenaTest, TopIsCutLastAlsoAfterAJoin) {
+  const size_t all = Arena::kFirstSegmentBytes / PageBytes();
+  if (all < 200) GTEST_SKIP() << "the first segment has few pages";
+  PageRun* const hole = Allocate(100);
+  PageRun* const filler = Allocate(all - 130);
+  PageRun* const before_top = Allocate(10);
+  char* const hole_start = hole->start;
+  Deallocate({before_top, hole});  // Top has 30 pages, the hole 100.
+  PageRun* const run = Allocate(5);
+  EXPECT_EQ(run->start, hole_start);
+  arena_.Verify();
+  Deallocate({run, filler});
+}
+
+TEST_F(ArenaTest, AlignsWithoutWaste) {
+  for (size_t alignment = 1; alignment <= 64 * kMiB; alignment *= 4) {
+    PageRun* const crooked = Allocate(1);
+    PageRun* const run = Allocate(16, alignment);
+    ASSERT_NE(run, nullptr);
+    EXPECT_EQ(arena_.statistics().in_use_bytes, 17 * PageBytes());
+    arena_.Verify();
+    Deallocate({crooked, run});
+  }
+}
+
+TEST_F(ArenaTest, SlabsFillAlignedHolesBeforeTheySplitLargerRuns) {
+  const size_t slab_pages = RoundUp(kGranuleBytes, PageBytes()) / PageBytes();
+  std::vector<PageRun*> slabs;
+  for (int i = 0; i < 41; ++i) {
+    slabs.push_back(Allocate(slab_pages, kGranuleBytes));
+  }
+  std::vector<char*> holes;
+  for (int i = 1; i < 40; i += 2) {
+    holes.push_back(slabs[i]->start);
+    arena_.Deallocate(slabs[i]);
+  }
+  const Arena::Statistics before = arena_.statistics();
+  for (int i = 1; i < 40; i += 2) {
+    slabs[i] = Allocate(slab_pages, kGranuleBytes);
+    EXPECT_EQ(std::count(holes.begin(), holes.end(), slabs[i]->start), 1);
+  }
+  EXPECT_EQ(arena_.statistics().free_runs, before.free_runs - holes.size());
+  for (PageRun* slab : slabs) arena_.Deallocate(slab);
+}
+
+TEST_F(ArenaTest, KnowsWhichPagesAreZero) {
+  PageRun* const first = Allocate(10);
+  ASSERT_TRUE(first->zeroed);
+  Fill(first, 1);
+  char* const start = first->start;
+  Deallocate({first});
+  EXPECT_EQ(arena_.statistics().free_dirty_bytes, 10 * PageBytes());
+
+  PageRun* const reused = Allocate(10);
+  EXPECT_EQ(reused->start, start);
+  EXPECT_FALSE(reused->zeroed);
+  EXPECT_EQ(arena_.statistics().free_dirty_bytes, 0u);
+
+  // What lies behind was never touched, although it was joined with dirty
+  // pages in between.
+  PageRun* const fresh = Allocate(10);
+  EXPECT_EQ(fresh->start, reused->end());
+  EXPECT_TRUE(fresh->zeroed);
+  Deallocate({fresh, reused});
+
+  EXPECT_EQ(arena_.Purge(Arena::kFirstSegmentBytes), 0u);
+  EXPECT_EQ(arena_.Purge(1), 20 * PageBytes());
+  EXPECT_EQ(arena_.statistics().free_dirty_bytes, 0u);
+  PageRun* const purged = Allocate(10);
+  EXPECT_EQ(purged->start, start);
+  EXPECT_TRUE(purged->zeroed);
+  EXPECT_EQ(purged->start[0], 0);
+  Deallocate({purged});
+}
+
+TEST_F(ArenaTest, GrowsIntoTheFreeNeighbour) {
+  PageRun* const run = Allocate(4);
+  PageRun* const next = Allocate(6);
+  PageRun* const guard = Allocate(1);
+  Fill(run, 5);
+  EXPECT_FALSE(arena_.Grow(run, 5));
+  Deallocate({next});
+  EXPECT_FALSE(arena_.Grow(run, 11));
+  EXPECT_TRUE(arena_.Grow(run, 4));
+  ASSERT_TRUE(arena_.Grow(run, 7));
+  arena_.Verify();
+  EXPECT_EQ(run->pages, 7u);
+  ASSERT_TRUE(arena_.Grow(run, 10));
+  arena_.Verify();
+  EXPECT_EQ(run->end(), guard->start);
+  EXPECT_EQ(run->start[4 * PageBytes() - 1], 5);
+  Fill(run, 6);
+  Deallocate({run, guard});
+}
+
+TEST_F(ArenaTest, GrowsIntoTopAndToTheEndOfTheSegment) {
+  PageRun* const run = Allocate(1);
+  const size_t all = Arena::kFirstSegmentBytes / PageBytes();
+  ASSERT_TRUE(arena_.Grow(run, 100));
+  arena_.Verify();
+  EXPECT_FALSE(arena_.Grow(run, all + 1));
+  ASSERT_TRUE(arena_.Grow(run, all));
+  arena_.Verify();
+  EXPECT_EQ(arena_.statistics().free_runs, 0u);
+  EXPECT_FALSE(arena_.Grow(run, all + 1));
+  Deallocate({run});
+}
+
+TEST_F(ArenaTest, ShrinksFromTheEnd) {
+  PageRun* const run = Allocate(20);
+  PageRun* const guard = Allocate(1);
+  arena_.Shrink(run, 20);
+  arena_.Shrink(run, 5);
+  arena_.Verify();
+  EXPECT_EQ(run->pages, 5u);
+  EXPECT_EQ(Arena::RunOf(run->start), run);
+  PageRun* const rest = Allocate(15);
+  EXPECT_EQ(rest->start, run->end());
+  arena_.Shrink(rest, 1);
+  arena_.Shrink(run, 1);
+  arena_.Verify();
+  Deallocate({run, rest, guard});
+}
+
+TEST_F(ArenaTest, SegmentsDoubleUpToTheLargest) {
+  std::vector<PageRun*> runs;
+  std::vector<size_t> sizes;
+  while (sizes.size() < 7) {
+    runs.push_back(Allocate(kMiB / PageBytes()));
+    sizes.clear();
+    for (const auto& call : source_.calls()) sizes.push_back(call.bytes / kMiB);
+  }
+  EXPECT_EQ(sizes, (std::vector<size_t>{4, 8, 16, 32, 64, 64, 64}));
+  for (PageRun* run : runs) arena_.Deallocate(run);
+}
+
+TEST_F(ArenaTest, ARequestLargerThanASegmentGetsItsOwn) {
+  PageRun* const run = Allocate(100 * kMiB / PageBytes());
+  ASSERT_NE(run, nullptr);
+  EXPECT_EQ(arena_.statistics().mapped_bytes, 100 * kMiB);
+  EXPECT_EQ(arena_.statistics().free_runs, 0u);
+  Deallocate({run});
+}
+
+TEST_F(ArenaTest, TakesASmallerSegmentWhenALargeOneIsRefused) {
+  source_.RefuseMapsAbove(300 << 10);
+  PageRun* const run = Allocate(1);
+  ASSERT_NE(run, nullptr);
+  EXPECT_LE(arena_.statistics().mapped_bytes, size_t{300} << 10);
+  EXPECT_EQ(Allocate(kMiB / PageBytes()), nullptr);
+  arena_.Verify();
+  Deallocate({run});
+}
+
+TEST_F(ArenaTest, RefusesAbsurdRequests) {
+  EXPECT_EQ(arena_.Allocate(~size_t{0}, 1), nullptr);
+  EXPECT_EQ(arena_.Allocate(~size_t{0} / PageBytes(), 1), nullptr);
+  EXPECT_EQ(arena_.Allocate((size_t{1} << 30) + 1, 1), nullptr);
+  EXPECT_EQ(arena_.Allocate(1, size_t{1} << 62), nullptr);
+}
+
+TEST_F(ArenaTest, UnmapsSegmentsThatAreWhollyFree) {
+  PageRun* const first = Allocate(4 * kMiB / PageBytes());
+  PageRun* const second = Allocate(8 * kMiB / PageBytes());
+  PageRun* const third = Allocate(1);
+  EXPECT_EQ(arena_.statistics().segments, 3u);
+  Fill(second, 1);
+  char* const address = second->start;
+  Deallocate({first, second});
+  EXPECT_EQ(PageMap::TagOf(address), kRunTag);
+  EXPECT_EQ(arena_.Purge(100 * kMiB), 0u);
+  EXPECT_EQ(arena_.Purge(15 * kMiB), 12 * kMiB);
+  EXPECT_EQ(arena_.statistics().segments, 1u);
+  EXPECT_EQ(PageMap::TagOf(address), kNoTag);
+  EXPECT_EQ(Arena::RunContaining(address), nullptr);
+  arena_.Verify();
+  Deallocate({third});
+}
+
+TEST_F(ArenaTest, PurgesByItselfWhenTooMuchIsDirty) {
+  settings.trim_threshold_bytes = 8 * kMiB;
+  std::vector<PageRun*> runs, guards;
+  for (int i = 0; i < 10; ++i) {
+    runs.push_back(Allocate(kMiB / PageBytes()));
+    guards.push_back(Allocate(1));
+  }
+  for (int i = 0; i < 8; ++i) arena_.Deallocate(runs[i]);
+  EXPECT_EQ(arena_.statistics().free_dirty_bytes, 8 * kMiB);
+  EXPECT_EQ(source_.CountOf(Kind::kPurge), 0u);
+  arena_.Deallocate(runs[8]);
+  EXPECT_LE(arena_.statistics().free_dirty_bytes, 4 * kMiB);
+  EXPECT_GT(arena_.statistics().free_dirty_bytes, 2 * kMiB);
+  arena_.Verify();
+  arena_.Deallocate(runs[9]);
+  for (PageRun* run : guards) arena_.Deallocate(run);
+}
+
+TEST_F(ArenaTest, StaysDirtyWhenThePurgeIsRefused) {
+  PageRun* const run = Allocate(10);
+  PageRun* const guard = Allocate(1);
+  Fill(run, 1);
+  Deallocate({run});
+  source_.RefuseKind(Kind::kPurge);
+  EXPECT_EQ(arena_.Purge(0), 0u);
+  EXPECT_EQ(arena_.statistics().free_dirty_bytes, 10 * PageBytes());
+  PageRun* const again = Allocate(10);
+  EXPECT_FALSE(again->zeroed);
+  arena_.Verify();
+  Deallocate({again, guard});
+}
+
+TEST_F(ArenaTest, FindsARunByAnyAddress) {
+  PageRun* const run = Allocate(3);
+  PageRun* const single = Allocate(1);
+  int on_stack;
+  EXPECT_EQ(Arena::RunOf(run->start + 1), nullptr);
+  EXPECT_EQ(Arena::RunOf(run->start + PageBytes()), nullptr);
+  EXPECT_EQ(Arena::RunOf(&on_stack), nullptr);
+  EXPECT_EQ(Arena::RunOf(nullptr), nullptr);
+  EXPECT_EQ(Arena::RunContaining(run->start), run);
+  EXPECT_EQ(Arena::RunContaining(run->start + PageBytes()), run);
+  EXPECT_EQ(Arena::RunContaining(run->end() - 1), run);
+  EXPECT_EQ(Arena::RunContaining(run->end()), single);
+  EXPECT_EQ(Arena::RunContaining(&on_stack), nullptr);
+  char* const start = run->start;
+  Deallocate({run});
+  EXPECT_EQ(Arena::RunOf(start), nullptr);
+  EXPECT_FALSE(Arena::RunContaining(start)->in_use);
+  Deallocate({single});
+}
+
+// From the n-th call on everything is refused, for every n until there are no
+// so many calls. Nothing is lost and nothing else changes.
+void RunOutOfMemoryAtEveryCall(bool of_metadata) {
+  for (size_t n = 1;; ++n) {
+    ScriptedPageSource source;
+    ScriptedPageSource metadata_source;
+    MetadataPool metadata(metadata_source);
+    Arena arena(source, metadata);
+    ScriptedPageSource& scripted = of_metadata ? metadata_source : source;
+    scripted.RefuseFrom(n);
+    std::vector<PageRun*> runs;
+    size_t refused = 0;
+    for (int i = 0; i < 6000; ++i) {
+      const Arena::Statistics before = arena.statistics();
+      PageRun* const run = arena.Allocate(1 + i % 5, i % 3 == 0 ? 65536 : 1);
+      if (run == nullptr) {
+        ASSERT_EQ(arena.statistics(), before);
+        if (++refused % 500 == 1) arena.Verify();
+        continue;
+      }
+      runs.push_back(run);
+      if (i % 3 == 1) arena.Shrink(run, 1);
+    }
+    arena.Verify();
+    ASSERT_EQ(refused > 0, scripted.RefusedAny());
+    scripted.RefuseNothing();
+    for (PageRun* run : runs) arena.Deallocate(run);
+    arena.Verify();
+    const size_t arena_bytes = arena.statistics().mapped_bytes;
+    EXPECT_EQ(arena_bytes, source.statistics().mapped_bytes);
+    EXPECT_EQ(arena.Purge(0), arena_bytes);
+    EXPECT_EQ(source.statistics().mapped_bytes, 0u);
+    if (refused == 0) {
+      EXPECT_GT(n, 3u);
+      return;
+    }
+  }
+}
+
+TEST(ArenaWithoutMemory, ARefusedSegmentLeavesTheHeapIntact) {
+  RunOutOfMemoryAtEveryCall(/*of_metadata=*/false);
+}
+
+TEST(ArenaWithoutMemory, ARefusedRecordLeavesTheHeapIntact) {
+  RunOutOfMemoryAtEveryCall(/*of_metadata=*/true);
+}
+
+// Random operations against a model of live intervals: no overlap, alignment,
+// contents, zero where zero is promised, and Verify() again and again.
+TEST_F(ArenaTest, AgreesWithAModelOfLiveIntervals) {
+  std::mt19937_64 random(TestSeed());
+  settings.trim_threshold_bytes = 16 * kMiB;
+  struct Live {
+    PageRun* run;
+    uint64_t stamp;
+  };
+  std::map<char*, Live> live;
+  size_t live_pages = 0;
+
+  // A stamp in the first and last word of each page.
+  const auto stamp_pages = [](const Live& one, size_t from, size_t to) {
+    for (size_t page = from; page < to; ++page) {
+      char* const start = one.run->start + page * PageBytes();
+      memcpy(start, &one.stamp, 8);
+      memcpy(start + PageBytes() - 8, &one.stamp, 8);
+    }
+  };
+  const auto stamps_hold = [](const Live& one, size_t pages, uint64_t stamp) {
+    for (size_t page = 0; page < pages; ++page) {
+      const char* const start = one.run->start + page * PageBytes();
+      if (memcmp(start, &stamp, 8) != 0 ||
+          memcmp(start + PageBytes() - 8, &stamp, 8) != 0) {
+        return false;
+      }
+    }
+    return true;
+  };
+  const auto pick = [&] {
+    auto one = live.lower_bound(
+        live.begin()->first +
+        random() % (live.rbegin()->first - live.begin()->first + 1));
+    return one;
+  };
+
+  for (int step = 0; step < 60000; ++step) {
+    const bool filling = (step / 3000) % 2 == 0;
+    const unsigned dice = random() % 100;
+    if (live.empty() || dice < (filling ? 55u : 35u)) {
+      size_t pages, alignment = 1;
+      switch (random() % 8) {
+        case 0:
+          pages = 1 + random() % 32;
+          break;
+        case 1:
+          pages = 33 + random() % 200;
+          break;
+        case 2:
+          pages = 1 + random() % 40;
+          alignment = size_t{1} << (random() % 23);
+          break;
+        case 3:
+          pages = random() % 40 == 0 ? 1 + random() % 3000 : 2;
+          break;
+        default:
+          pages = 16;
+          alignment = kGranuleBytes;
+      }
+      PageRun* const run = Allocate(pages, alignment);
+      ASSERT_NE(run, nullptr);
+      const auto after = live.lower_bound(run->start);
+      ASSERT_TRUE(after == live.end() || run->end() <= after->first);
+      if (after != live.begin()) {
+        ASSERT_LE(std::prev(after)->second.run->end(), run->start);
+      }
+      const Live one = {run, random() | 1};
+      if (run->zeroed) {
+        ASSERT_TRUE(stamps_hold(one, pages, 0));
+      }
+      stamp_pages(one, 0, pages);
+      live[run->start] = one;
+      live_pages += pages;
+    } else if (dice < 75) {
+      const auto one = pick();
+      PageRun* const run = one->second.run;
+      ASSERT_TRUE(stamps_hold(one->second, run->pages, one->second.stamp));
+      live_pages -= run->pages;
+      live.erase(one);
+      arena_.Deallocate(run);
+    } else if (dice < 87) {
+      const Live one = pick()->second;
+      const size_t old_pages = one.run->pages;
+      const size_t pages = old_pages + random() % 20;
+      const auto next = live.upper_bound(one.run->start);
+      const size_t room =
+          next == live.end()
+              ? ~size_t{0}
+              : static_cast<size_t>(next->first - one.run->end()) / PageBytes();
+      if (arena_.Grow(one.run, pages)) {
+        ASSERT_LE(pages - old_pages, room);
+        ASSERT_EQ(one.run->pages, pages);
+        live_pages += pages - old_pages;
+        stamp_pages(one, old_pages, pages);
+      } else {
+        ASSERT_EQ(one.run->pages, old_pages);
+      }
+      ASSERT_TRUE(stamps_hold(one, one.run->pages, one.stamp));
+    } else if (dice < 99) {
+      const Live one = pick()->second;
+      const size_t old_pages = one.run->pages;
+      const size_t pages = 1 + random() % old_pages;
+      arena_.Shrink(one.run, pages);
+      ASSERT_EQ(one.run->pages, pages);
+      live_pages -= old_pages - pages;
+      ASSERT_TRUE(stamps_hold(one, pages, one.stamp));
+    } else {
+      const size_t keep_bytes = random() % (8 * kMiB);
+      arena_.Purge(keep_bytes);
+      ASSERT_LE(arena_.statistics().free_dirty_bytes, keep_bytes);
+    }
+    const Arena::Statistics statistics = arena_.statistics();
+    ASSERT_EQ(statistics.in_use_bytes, live_pages * PageBytes());
+    ASSERT_EQ(statistics.in_use_runs, live.size());
+    ASSERT_EQ(statistics.mapped_bytes, source_.statistics().mapped_bytes);
+    ASSERT_LE(statistics.free_dirty_bytes, 16 * kMiB);
+    if (step % 200 == 0) arena_.Verify();
+  }
+  for (auto& [start, one] : live) {
+    ASSERT_TRUE(stamps_hold(one, one.run->pages, one.stamp));
+    arena_.Deallocate(one.run);
+  }
+}
+
+TEST(ArenaThreads, AllocateAndFreeAcrossThreads) {
+  OsPageSource source;
+  MetadataPool metadata(source);
+  Arena arena(source, metadata);
+  constexpr int kThreads = 4;
+  std::vector<std::thread> threads;
+  std::vector<std::vector<PageRun*>> handed_over(kThreads);
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(t);
+      std::vector<PageRun*> runs;
+      for (int i = 0; i < 3000; ++i) {
+        if (runs.size() < 20 || random() % 2 == 0) {
+          PageRun* const run =
+              arena.Allocate(1 + random() % 40, random() % 2 ? 65536 : 1);
+          run->start[0] = static_cast<char>(t);
+          runs.push_back(run);
+        } else {
+          PageRun* const run = runs[random() % runs.size()];
+          EXPECT_EQ(Arena::RunOf(run->start), run);
+          EXPECT_EQ(run->start[0], static_cast<char>(t));
+          std::erase(runs, run);
+          arena.Deallocate(run);
+        }
+      }
+      handed_over[t] = runs;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  arena.Verify();
+  for (const auto& runs : handed_over) {
+    for (PageRun* run : runs) arena.Deallocate(run);
+  }
+  arena.Verify();
+  EXPECT_EQ(arena.statistics().in_use_bytes, 0u);
+  arena.Purge(0);
+}
+
+TEST_F(ArenaDeathTest, ASecondFreeIsReported) {
+  PageRun* const run = Allocate(3);
+  PageRun* const guard = Allocate(1);
+  Deallocate({run});
+  EXPECT_EXIT(arena_.Deallocate(run), testing::KilledBySignal(SIGABRT),
+              "quarry: free of 0x[0-9a-f]+, a large block that is already "
+              "free, aborting\n$");
+  Deallocate({guard});
+}
+
+TEST_F(ArenaDeathTest, VerifyFindsABrokenInvariant) {
+  PageRun* const run = Allocate(3);
+  run->pages = 4;
+  EXPECT_EXIT(arena_.Verify(), testing::KilledBySignal(SIGABRT),
+              "check failed");
+  run->pages = 3;
+  PageMap::Set(run->start, kGranuleBytes, kNoTag, nullptr);
+  EXPECT_EXIT(arena_.Verify(), testing::KilledBySignal(SIGABRT),
+              "check failed");
+  PageMap::Set(run->start, kGranuleBytes, kRunTag, run->segment);
+  Deallocate({run});
+}
+
+}  // namespace
+}  // namespace quarry

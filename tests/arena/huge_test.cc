@@ -1,0 +1,366 @@
+#include "arena/huge.h"
+
+#include <sys/mman.h>
+
+#include <csignal>
+#include <cstring>
+#include <map>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "arena/metadata.h"
+#include "arena/page_map.h"
+#include "arena/page_source.h"
+#include "gtest/gtest.h"
+#include "tests/arena/scripted_page_source.h"
+#include "tests/arena/test_seed.h"
+
+namespace quarry {
+namespace {
+
+using Kind = ScriptedPageSource::Kind;
+
+constexpr size_t kMiB = size_t{1} << 20;
+
+class HugeBlocksTest : public testing::Test {
+ protected:
+  // Every test ends with no block, nothing kept, and nothing mapped.
+  ~HugeBlocksTest() override {
+    source_.RefuseNothing();
+    blocks_.Verify();
+    EXPECT_EQ(blocks_.statistics().live_blocks, 0u);
+    EXPECT_EQ(blocks_.statistics().live_bytes, 0u);
+    const size_t kept_bytes = blocks_.statistics().cached_bytes;
+    EXPECT_EQ(blocks_.Purge(), kept_bytes);
+    blocks_.Verify();
+    EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+    EXPECT_EQ(metadata_.in_use_bytes(), 0u);
+  }
+
+  ScriptedPageSource source_;
+  OsPageSource metadata_source_;
+  MetadataPool metadata_{metadata_source_};
+  HugeBlocks blocks_{source_, metadata_};
+};
+
+using HugeBlocksDeathTest = HugeBlocksTest;
+
+TEST_F(HugeBlocksTest, ABlockIsAMapping) {
+  Huge* const huge = blocks_.Allocate(5 * kMiB + 1, 1);
+  ASSERT_NE(huge, nullptr);
+  EXPECT_EQ(huge->bytes, 5 * kMiB + PageBytes());
+  EXPECT_EQ(source_.statistics().mapped_bytes, huge->bytes);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(huge->start) % kGranuleBytes, 0u);
+  EXPECT_TRUE(huge->zeroed);
+  EXPECT_EQ(HugeBlocks::Of(huge->start), huge);
+  EXPECT_EQ(HugeBlocks::Of(huge->start + 16), nullptr);
+  EXPECT_EQ(HugeBlocks::Of(huge->start + kGranuleBytes), nullptr);
+  EXPECT_EQ(HugeBlocks::Of(nullptr), nullptr);
+  EXPECT_EQ(blocks_.Containing(huge->start + kMiB), huge);
+  EXPECT_EQ(blocks_.Containing(huge->start + huge->bytes), nullptr);
+  EXPECT_EQ(blocks_.statistics().live_blocks, 1u);
+  EXPECT_EQ(blocks_.statistics().live_bytes, huge->bytes);
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, AlignsUpToAGiB) {
+  for (size_t alignment = 1; alignment <= size_t{1} << 30; alignment *= 8) {
+    Huge* const huge = blocks_.Allocate(kMiB, alignment);
+    ASSERT_NE(huge, nullptr);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(huge->start) % alignment, 0u);
+    EXPECT_EQ(huge->bytes, kMiB);
+    blocks_.Deallocate(huge);
+    blocks_.Purge();
+  }
+}
+
+TEST_F(HugeBlocksTest, RefusesAbsurdRequests) {
+  EXPECT_EQ(blocks_.Allocate(~size_t{0}, 1), nullptr);
+  EXPECT_EQ(blocks_.Allocate(PTRDIFF_MAX, 1), nullptr);
+  EXPECT_EQ(blocks_.Allocate(kMiB, size_t{1} << 63), nullptr);
+  Huge* const huge = blocks_.Allocate(kMiB, 1);
+  EXPECT_FALSE(blocks_.Resize(huge, ~size_t{0}));
+  EXPECT_FALSE(blocks_.Resize(huge, PTRDIFF_MAX));
+  EXPECT_EQ(huge->bytes, kMiB);
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, AFreedMappingIsReusedWithoutASystemCall) {
+  Huge* const first = blocks_.Allocate(800 << 10, 1);
+  char* const start = first->start;
+  memset(start, 1, 800 << 10);
+  blocks_.Deallocate(first);
+  source_.ForgetCalls();
+  for (int i = 0; i < 100; ++i) {
+    Huge* const again = blocks_.Allocate((800 << 10) - i * 100, 1);
+    ASSERT_EQ(again->start, start);
+    EXPECT_FALSE(again->zeroed);
+    EXPECT_EQ(again->bytes, size_t{800} << 10);
+    blocks_.Deallocate(again);
+  }
+  EXPECT_TRUE(source_.calls().empty());
+}
+
+TEST_F(HugeBlocksTest, ReuseWastesAtMostAnEighth) {
+  Huge* const freed = blocks_.Allocate(9 * kMiB, 1);
+  char* const start = freed->start;
+  blocks_.Deallocate(freed);
+  Huge* const too_small = blocks_.Allocate(8 * kMiB - PageBytes(), 1);
+  EXPECT_NE(too_small->start, start);
+  Huge* const right = blocks_.Allocate(8 * kMiB, 1);
+  EXPECT_EQ(right->start, start);
+  blocks_.Deallocate(too_small);
+  blocks_.Deallocate(right);
+}
+
+TEST_F(HugeBlocksTest, ReuseIsTheBestFitAndAligned) {
+  Huge* const a = blocks_.Allocate(8 * kMiB + 2 * PageBytes(), 1);
+  Huge* const b = blocks_.Allocate(8 * kMiB, 64 * kMiB);
+  Huge* const c = blocks_.Allocate(8 * kMiB + PageBytes(), 1);
+  char* const b_start = b->start;
+  char* const c_start = c->start;
+  for (Huge* huge : {a, b, c}) blocks_.Deallocate(huge);
+  Huge* const unaligned = blocks_.Allocate(8 * kMiB + 1, 1);
+  EXPECT_EQ(unaligned->start, c_start);
+  Huge* const aligned = blocks_.Allocate(8 * kMiB, 64 * kMiB);
+  EXPECT_EQ(aligned->start, b_start);
+  EXPECT_EQ(aligned->alignment, 64 * kMiB);
+  blocks_.Deallocate(aligned);
+  blocks_.Deallocate(unaligned);
+}
+
+TEST_F(HugeBlocksTest, KeepsFewAndThrowsOutTheOldest) {
+  std::vector<Huge*> live;
+  for (size_t i = 0; i <= HugeBlocks::kMostCachedBlocks; ++i) {
+    live.push_back(blocks_.Allocate(kMiB, 1));
+  }
+  char* const oldest = live[0]->start;
+  for (Huge* huge : live) blocks_.Deallocate(huge);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, HugeBlocks::kMostCachedBlocks);
+  EXPECT_EQ(PageMap::TagOf(oldest), kNoTag);
+  blocks_.Verify();
+
+  live.clear();
+  for (int i = 0; i < 4; ++i) live.push_back(blocks_.Allocate(24 * kMiB, 1));
+  for (Huge* huge : live) {
+    blocks_.Deallocate(huge);
+    EXPECT_LE(blocks_.statistics().cached_bytes, HugeBlocks::kMostCachedBytes);
+    blocks_.Verify();
+  }
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 2u);
+}
+
+TEST_F(HugeBlocksTest, NeverKeepsALargeOne) {
+  Huge* const huge =
+      blocks_.Allocate(HugeBlocks::kLargestCachedBytes + PageBytes(), 1);
+  blocks_.Deallocate(huge);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 0u);
+  EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+}
+
+TEST_F(HugeBlocksTest, GivesUpWhatItKeepsWhenMemoryIsShort) {
+  blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
+  source_.RefuseNth(1);
+  Huge* const huge = blocks_.Allocate(5 * kMiB, 1);
+  ASSERT_NE(huge, nullptr);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 0u);
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, ShrinksInPlace) {
+  Huge* const huge = blocks_.Allocate(4 * kMiB, 1);
+  char* const start = huge->start;
+  start[kMiB - 1] = 7;
+  ASSERT_TRUE(blocks_.Resize(huge, kMiB - 5));
+  EXPECT_EQ(huge->start, start);
+  EXPECT_EQ(huge->bytes, kMiB);
+  EXPECT_EQ(start[kMiB - 1], 7);
+  EXPECT_EQ(source_.statistics().mapped_bytes, kMiB);
+  blocks_.Verify();
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, GrowsInPlaceWhereTheAddressesAreFree) {
+  Huge* const huge = blocks_.Allocate(8 * kMiB, 1);
+  ASSERT_TRUE(blocks_.Resize(huge, 4 * kMiB));
+  char* const start = huge->start;
+  ASSERT_TRUE(blocks_.Resize(huge, 8 * kMiB));
+  EXPECT_EQ(huge->start, start);
+  EXPECT_EQ(source_.CountOf(Kind::kMove), 0u);
+  EXPECT_EQ(start[8 * kMiB - 1], 0);
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, MovesWithItsContentAndAlignment) {
+  source_.RefuseKind(Kind::kGrow);
+  for (size_t alignment : {kGranuleBytes, 8 * kMiB}) {
+    Huge* const huge = blocks_.Allocate(kMiB, alignment);
+    char* const old = huge->start;
+    memset(old, 7, kMiB);
+    ASSERT_TRUE(blocks_.Resize(huge, 40 * kMiB));
+    EXPECT_NE(huge->start, old);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(huge->start) % alignment, 0u);
+    EXPECT_EQ(huge->bytes, 40 * kMiB);
+    EXPECT_EQ(huge->start[0], 7);
+    EXPECT_EQ(huge->start[kMiB - 1], 7);
+    EXPECT_EQ(huge->start[kMiB], 0);
+    EXPECT_EQ(huge->start[40 * kMiB - 1], 0);
+    EXPECT_EQ(HugeBlocks::Of(huge->start), huge);
+    EXPECT_EQ(HugeBlocks::Of(old), nullptr);
+    EXPECT_EQ(source_.statistics().mapped_bytes, 40 * kMiB);
+    EXPECT_EQ(blocks_.statistics().live_bytes, 40 * kMiB);
+    blocks_.Verify();
+    blocks_.Deallocate(huge);
+  }
+}
+
+// Every call of a resize that may be refused is refused in turn.
+TEST_F(HugeBlocksTest, ARefusedResizeChangesNothing) {
+  Huge* const huge = blocks_.Allocate(kMiB, 1);
+  char* const start = huge->start;
+  start[0] = 7;
+  source_.RefuseKind(Kind::kGrow);
+  for (Kind refused : {Kind::kMap, Kind::kMove}) {
+    source_.RefuseKind(refused);
+    EXPECT_FALSE(blocks_.Resize(huge, 40 * kMiB));
+    EXPECT_EQ(huge->start, start);
+    EXPECT_EQ(huge->bytes, kMiB);
+    EXPECT_EQ(start[0], 7);
+    EXPECT_EQ(HugeBlocks::Of(start), huge);
+    EXPECT_EQ(source_.statistics().mapped_bytes, kMiB);
+    blocks_.Verify();
+    source_.RefuseNothing();
+    source_.RefuseKind(Kind::kGrow);
+  }
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, ARefusedMappingChangesNothing) {
+  source_.RefuseKind(Kind::kMap);
+  EXPECT_EQ(blocks_.Allocate(kMiB, 1), nullptr);
+  EXPECT_EQ(metadata_.in_use_bytes(), 0u);
+  EXPECT_EQ(blocks_.statistics().live_blocks, 0u);
+}
+
+TEST_F(HugeBlocksTest, ManyCallocsOfAGiBTouchNothing) {
+  for (int i = 0; i < 100; ++i) {
+    Huge* const huge = blocks_.Allocate(size_t{1} << 30, 1);
+    ASSERT_NE(huge, nullptr);
+    ASSERT_TRUE(huge->zeroed);
+    unsigned char resident;
+    ASSERT_EQ(mincore(huge->start, PageBytes(), &resident), 0);
+    EXPECT_EQ(resident & 1, 0);
+    blocks_.Deallocate(huge);
+  }
+}
+
+TEST_F(HugeBlocksTest, AgreesWithAModelOfLiveIntervals) {
+  std::mt19937_64 random(TestSeed());
+  std::map<char*, Huge*> live;
+  size_t live_bytes = 0;
+  const auto check_and_stamp = [&](Huge* huge, bool expect_stamp) {
+    uint64_t* const first = reinterpret_cast<uint64_t*>(huge->start);
+    if (expect_stamp) {
+      ASSERT_EQ(first[0], reinterpret_cast<uint64_t>(huge));
+    } else if (huge->zeroed) {
+      ASSERT_EQ(first[0], 0u);
+      ASSERT_EQ(first[huge->bytes / 8 - 1], 0u);
+    }
+    first[0] = reinterpret_cast<uint64_t>(huge);
+    first[huge->bytes / 8 - 1] = first[0];
+  };
+  for (int step = 0; step < 5000; ++step) {
+    const unsigned dice = random() % 100;
+    if (live.empty() || (dice < 40 && live.size() < 60)) {
+      const size_t alignment = size_t{1} << random() % 24;
+      const size_t bytes = 1 + random() % ((random() % 4 == 0 ? 50 : 3) * kMiB);
+      Huge* const huge = blocks_.Allocate(bytes, alignment);
+      ASSERT_NE(huge, nullptr);
+      ASSERT_GE(huge->bytes, bytes);
+      ASSERT_LE(huge->bytes, RoundUp(bytes, PageBytes()) / 8 * 9 + PageBytes());
+      ASSERT_EQ(reinterpret_cast<uintptr_t>(huge->start) % alignment, 0u);
+      const auto after = live.lower_bound(huge->start);
+      ASSERT_TRUE(after == live.end() ||
+                  huge->start + huge->bytes <= after->first);
+      if (after != live.begin()) {
+        const Huge* const before = std::prev(after)->second;
+        ASSERT_LE(before->start + before->bytes, huge->start);
+      }
+      check_and_stamp(huge, false);
+      live[huge->start] = huge;
+      live_bytes += huge->bytes;
+    } else {
+      auto one = live.begin();
+      std::advance(one, random() % live.size());
+      Huge* const huge = one->second;
+      live.erase(one);
+      live_bytes -= huge->bytes;
+      check_and_stamp(huge, true);
+      if (dice < 75) {
+        blocks_.Deallocate(huge);
+      } else {
+        const size_t bytes = 1 + random() % (6 * kMiB);
+        ASSERT_TRUE(blocks_.Resize(huge, bytes));
+        ASSERT_EQ(huge->bytes, RoundUp(bytes, PageBytes()));
+        check_and_stamp(huge, true);
+        ASSERT_EQ(HugeBlocks::Of(huge->start), huge);
+        live[huge->start] = huge;
+        live_bytes += huge->bytes;
+      }
+    }
+    const HugeBlocks::Statistics statistics = blocks_.statistics();
+    ASSERT_EQ(statistics.live_blocks, live.size());
+    ASSERT_EQ(statistics.live_bytes, live_bytes);
+    ASSERT_EQ(source_.statistics().mapped_bytes,
+              statistics.live_bytes + statistics.cached_bytes);
+    if (step % 100 == 0) blocks_.Verify();
+  }
+  for (auto& [start, huge] : live) blocks_.Deallocate(huge);
+}
+
+TEST(HugeBlocksThreads, AllocateResizeAndFree) {
+  OsPageSource source;
+  MetadataPool metadata(source);
+  HugeBlocks blocks(source, metadata);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&blocks, t] {
+      std::mt19937 random(t);
+      for (int i = 0; i < 300; ++i) {
+        Huge* const huge = blocks.Allocate(kMiB + random() % kMiB, 1);
+        huge->start[0] = static_cast<char>(t);
+        EXPECT_TRUE(blocks.Resize(huge, 1 + random() % (4 * kMiB)));
+        EXPECT_EQ(huge->start[0], static_cast<char>(t));
+        EXPECT_EQ(HugeBlocks::Of(huge->start), huge);
+        blocks.Deallocate(huge);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  blocks.Verify();
+  EXPECT_EQ(blocks.statistics().live_blocks, 0u);
+  blocks.Purge();
+}
+
+TEST_F(HugeBlocksDeathTest, ASecondFreeIsReported) {
+  Huge* const huge = blocks_.Allocate(kMiB, 1);
+  blocks_.Deallocate(huge);
+  EXPECT_EQ(HugeBlocks::Of(huge->start), nullptr);
+  EXPECT_EQ(blocks_.Containing(huge->start), huge);
+  EXPECT_EXIT(blocks_.Deallocate(huge), testing::KilledBySignal(SIGABRT),
+              "quarry: free of 0x[0-9a-f]+, a large block that is already "
+              "free, aborting\n$");
+}
+
+TEST_F(HugeBlocksDeathTest, VerifyFindsABrokenInvariant) {
+  Huge* const huge = blocks_.Allocate(kMiB, 1);
+  huge->bytes += PageBytes();
+  EXPECT_EXIT(blocks_.Verify(), testing::KilledBySignal(SIGABRT),
+              "check failed");
+  huge->bytes -= PageBytes();
+  blocks_.Deallocate(huge);
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,189 @@
+#include "arena/metadata.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <random>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/arena/scripted_page_source.h"
+#include "tests/arena/test_seed.h"
+
+namespace quarry {
+namespace {
+
+using Kind = ScriptedPageSource::Kind;
+
+bool IsZero(const void* record, size_t bytes) {
+  const char* const p = static_cast<const char*>(record);
+  return std::all_of(p, p + bytes, [](char c) { return c == 0; });
+}
+
+TEST(MetadataPool, RecordsAreZeroAndAligned) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  for (size_t bytes : {1, 63, 64, 65, 4096, 4097, 70000, 200000, 3000000}) {
+    for (int round = 0; round < 2; ++round) {  // Fresh, then reused.
+      void* const record = pool.Allocate(bytes);
+      ASSERT_NE(record, nullptr);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(record) % 64, 0u);
+      EXPECT_TRUE(IsZero(record, bytes));
+      memset(record, 0xab, bytes);
+      pool.Deallocate(record, bytes);
+    }
+  }
+  EXPECT_EQ(pool.in_use_bytes(), 0u);
+}
+
+TEST(MetadataPool, ReusesARecordOfTheSameSizeOnly) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  void* const small = pool.Allocate(100);
+  void* const large = pool.Allocate(100000);
+  pool.Deallocate(small, 100);
+  pool.Deallocate(large, 100000);
+  EXPECT_NE(pool.Allocate(64), small);
+  EXPECT_EQ(pool.Allocate(128), small);
+  EXPECT_NE(pool.Allocate(60000), large);
+  EXPECT_EQ(pool.Allocate(100001), large);
+}
+
+TEST(MetadataPool, ALargeFreedRecordIsPurgedAtOnce) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  void* const record = pool.Allocate(100000);
+  memset(record, 1, 100000);
+  source.ForgetCalls();
+  pool.Deallocate(record, 100000);
+  EXPECT_EQ(source.CountOf(Kind::kPurge), 1u);
+  EXPECT_EQ(pool.Allocate(100000), record);
+  EXPECT_TRUE(IsZero(record, 100000));
+}
+
+TEST(MetadataPool, IsZeroAlsoWhenTheSourceCannotPurge) {
+  ScriptedPageSource source;
+  source.RefuseKind(Kind::kPurge);
+  MetadataPool pool(source);
+  void* const record = pool.Allocate(100000);
+  memset(record, 1, 100000);
+  pool.Deallocate(record, 100000);
+  EXPECT_EQ(pool.Allocate(100000), record);
+  EXPECT_TRUE(IsZero(record, 100000));
+}
+
+TEST(MetadataPool, ChunksGrowAndHaveGuards) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  while (source.CountOf(Kind::kMap) < 6) {
+    ASSERT_NE(pool.Allocate(4096), nullptr);
+  }
+  const size_t guards = 2 * PageBytes();
+  std::vector<size_t> chunks;
+  for (const auto& call : source.calls()) {
+    if (call.kind == Kind::kMap) chunks.push_back(call.bytes - guards);
+  }
+  EXPECT_EQ(chunks, (std::vector<size_t>{64 << 10, 128 << 10, 256 << 10,
+                                         512 << 10, 1 << 20, 1 << 20}));
+  EXPECT_EQ(source.CountOf(Kind::kGuard), 2 * chunks.size());
+  EXPECT_EQ(pool.mapped_bytes(), source.statistics().mapped_bytes);
+}
+
+TEST(MetadataPool, ARecordLargerThanAnyChunkDoesNotEndTheChunkInUse) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  char* const first = static_cast<char*>(pool.Allocate(64));
+  ASSERT_NE(pool.Allocate(8 << 20), nullptr);
+  EXPECT_EQ(pool.Allocate(64), first + 64);
+}
+
+TEST(MetadataPool, RefusesWhatTheSourceRefuses) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  source.RefuseKind(Kind::kMap);
+  EXPECT_EQ(pool.Allocate(64), nullptr);
+  EXPECT_EQ(pool.in_use_bytes(), 0u);
+  EXPECT_EQ(pool.mapped_bytes(), 0u);
+  source.RefuseNothing();
+  EXPECT_NE(pool.Allocate(64), nullptr);
+}
+
+TEST(MetadataPool, TakesASmallerChunkWhenTheSourceRefusesALargeOne) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  source.RefuseMapsAbove(5 * PageBytes());
+  void* const record = pool.Allocate(64);
+  ASSERT_NE(record, nullptr);
+  EXPECT_LE(pool.mapped_bytes(), 5 * PageBytes());
+}
+
+TEST(MetadataPool, RandomRecordsNeverOverlap) {
+  std::mt19937_64 random(TestSeed());
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  struct Record {
+    size_t bytes;
+    char stamp;
+  };
+  std::map<char*, Record> live;
+  size_t live_bytes = 0;
+  for (int step = 0; step < 20000; ++step) {
+    if (live.empty() || random() % 5 < 3) {
+      const size_t bytes = 1 + random() % (random() % 50 == 0 ? 300000 : 6000);
+      char* const start = static_cast<char*>(pool.Allocate(bytes));
+      ASSERT_NE(start, nullptr);
+      ASSERT_TRUE(IsZero(start, bytes));
+      const auto after = live.lower_bound(start);
+      ASSERT_TRUE(after == live.end() || start + bytes <= after->first);
+      if (after != live.begin()) {
+        const auto before = std::prev(after);
+        ASSERT_LE(before->first + before->second.bytes, start);
+      }
+      const char stamp = static_cast<char>(1 + random() % 100);
+      memset(start, stamp, bytes);
+      live[start] = {bytes, stamp};
+      live_bytes += bytes;
+    } else {
+      auto record = live.begin();
+      std::advance(record, random() % std::min<size_t>(live.size(), 30));
+      const auto [start, content] = *record;
+      ASSERT_TRUE(std::all_of(start, start + content.bytes,
+                              [&](char c) { return c == content.stamp; }));
+      pool.Deallocate(start, content.bytes);
+      live_bytes -= content.bytes;
+      live.erase(record);
+    }
+    ASSERT_GE(pool.in_use_bytes(), live_bytes);
+    ASSERT_GE(pool.mapped_bytes(), pool.in_use_bytes());
+    if (live.size() > 2000) {
+      for (auto& [start, content] : live) pool.Deallocate(start, content.bytes);
+      live.clear();
+      live_bytes = 0;
+      ASSERT_EQ(pool.in_use_bytes(), 0u);
+    }
+  }
+}
+
+TEST(MetadataPool, ServesManyThreads) {
+  OsPageSource source;
+  MetadataPool pool(source);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&pool, t] {
+      for (int i = 0; i < 2000; ++i) {
+        const size_t bytes = 64 * (1 + (i * 7 + t) % 20);
+        void* const record = pool.Allocate(bytes);
+        memset(record, t, bytes);
+        pool.Deallocate(record, bytes);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(pool.in_use_bytes(), 0u);
+}
+
+}  // namespace
+}  // namespace quarry

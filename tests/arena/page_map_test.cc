@@ -1,0 +1,83 @@
+#include "arena/page_map.h"
+
+#include <vector>
+
+#include "arena/page_source.h"
+#include "gtest/gtest.h"
+
+namespace quarry {
+namespace {
+
+char* MapGranules(size_t granules) {
+  void* const start = OsPages().Map(granules * kGranuleBytes, kGranuleBytes);
+  EXPECT_NE(start, nullptr);
+  EXPECT_TRUE(PageMap::Reserve(start, granules * kGranuleBytes));
+  return static_cast<char*>(start);
+}
+
+TEST(PageMap, WhatWasNeverHeldHasNoTag) {
+  int on_stack;
+  static int in_data;
+  for (const void* p :
+       {static_cast<const void*>(nullptr), static_cast<const void*>(&on_stack),
+        static_cast<const void*>(&in_data),
+        reinterpret_cast<const void*>(~uintptr_t{0}),
+        reinterpret_cast<const void*>(uintptr_t{1} << 47),
+        reinterpret_cast<const void*>(uintptr_t{1} << 56)}) {
+    EXPECT_EQ(PageMap::TagOf(p), kNoTag);
+    EXPECT_EQ(PageMap::DescriptorOf(p), nullptr);
+  }
+}
+
+TEST(PageMap, NamesEveryGranuleThatARangeTouches) {
+  char* const start = MapGranules(4);
+  int descriptor;
+  PageMap::Set(start + kGranuleBytes, kGranuleBytes + 1, kRunTag, &descriptor);
+  EXPECT_EQ(PageMap::TagOf(start + kGranuleBytes - 1), kNoTag);
+  for (size_t offset : {kGranuleBytes, 2 * kGranuleBytes - 1, 2 * kGranuleBytes,
+                        3 * kGranuleBytes - 1}) {
+    EXPECT_EQ(PageMap::TagOf(start + offset), kRunTag);
+    EXPECT_EQ(PageMap::DescriptorOf(start + offset), &descriptor);
+  }
+  EXPECT_EQ(PageMap::TagOf(start + 3 * kGranuleBytes), kNoTag);
+  PageMap::Set(start, 4 * kGranuleBytes, kNoTag, nullptr);
+  EXPECT_EQ(PageMap::TagOf(start + kGranuleBytes), kNoTag);
+  EXPECT_EQ(PageMap::DescriptorOf(start + kGranuleBytes), nullptr);
+  OsPages().Unmap(start, 4 * kGranuleBytes);
+}
+
+// Addresses that no mapping has, far from the first segment and from each
+// other, and a range over the end of a leaf.
+TEST(PageMap, HoldsAddressesOutsideOfTheHomeWindow) {
+  char* const home = MapGranules(1);
+  int descriptor;
+  for (uintptr_t address : {uintptr_t{1} << 32, uintptr_t{5} << 40,
+                            (uintptr_t{1} << 47) - (1 << 20),
+                            (uintptr_t{7} << 32) - kGranuleBytes}) {
+    char* const p = reinterpret_cast<char*>(address);
+    ASSERT_TRUE(PageMap::Reserve(p, 2 * kGranuleBytes));
+    PageMap::Set(p, 2 * kGranuleBytes, kHugeTag, &descriptor);
+    EXPECT_EQ(PageMap::TagOf(p - 1), kNoTag);
+    EXPECT_EQ(PageMap::TagOf(p), kHugeTag);
+    EXPECT_EQ(PageMap::TagOf(p + 2 * kGranuleBytes - 1), kHugeTag);
+    EXPECT_EQ(PageMap::DescriptorOf(p + kGranuleBytes), &descriptor);
+    EXPECT_EQ(PageMap::TagOf(p + 2 * kGranuleBytes), kNoTag);
+    Tag tag = 1;
+    EXPECT_FALSE(PageMap::HomeTagOf(p, &tag));
+    PageMap::Set(p, 2 * kGranuleBytes, kNoTag, nullptr);
+  }
+  Tag tag = 1;
+  EXPECT_TRUE(PageMap::HomeTagOf(home, &tag));
+  EXPECT_EQ(tag, kNoTag);
+  OsPages().Unmap(home, kGranuleBytes);
+}
+
+TEST(PageMap, NoOwnerHasASpecialTag) {
+  for (Tag special : {kRunTag, kHugeTag}) {
+    EXPECT_EQ(special & ~(kOwnerUnit - 1), kNobody);
+  }
+  EXPECT_EQ(kNobody % kOwnerUnit, 0u);
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,275 @@
+#include "arena/page_source.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/arena/scripted_page_source.h"
+
+namespace quarry {
+namespace {
+
+using Kind = ScriptedPageSource::Kind;
+
+constexpr size_t kMiB = size_t{1} << 20;
+
+char* MapBytes(PageSource& source, size_t bytes, size_t alignment = 1) {
+  return static_cast<char*>(source.Map(bytes, alignment));
+}
+
+size_t ResidentPages(char* start, size_t bytes) {
+  std::vector<unsigned char> resident(bytes / PageBytes());
+  EXPECT_EQ(mincore(start, bytes, resident.data()), 0);
+  size_t count = 0;
+  for (unsigned char page : resident) count += page & 1;
+  return count;
+}
+
+bool IsMapped(char* page) {
+  unsigned char resident;
+  return mincore(page, PageBytes(), &resident) == 0;
+}
+
+// What the kernel says is mapped by this process.
+size_t AddressSpaceBytes() {
+  char text[64] = {};
+  const int file = open("/proc/self/statm", O_RDONLY);
+  EXPECT_GT(read(file, text, sizeof(text) - 1), 0);
+  close(file);
+  return strtoull(text, nullptr, 10) * PageBytes();
+}
+
+TEST(PageSource, KnowsThePageSize) {
+  EXPECT_EQ(PageBytes(), static_cast<size_t>(sysconf(_SC_PAGESIZE)));
+}
+
+TEST(PageSource, RoundsUp) {
+  EXPECT_EQ(RoundUp(0, 4096), 0u);
+  EXPECT_EQ(RoundUp(1, 4096), 4096u);
+  EXPECT_EQ(RoundUp(4096, 4096), 4096u);
+  EXPECT_EQ(RoundUp(4097, 4096), 8192u);
+}
+
+TEST(OsPageSource, MapsZeroesThatAreNotResident) {
+  OsPageSource source;
+  char* const start = MapBytes(source, kMiB);
+  ASSERT_NE(start, nullptr);
+  EXPECT_EQ(ResidentPages(start, kMiB), 0u);
+  for (size_t i = 0; i < kMiB; i += 512) ASSERT_EQ(start[i], 0);
+  memset(start, 1, kMiB);
+  source.Unmap(start, kMiB);
+  EXPECT_FALSE(IsMapped(start));
+}
+
+TEST(OsPageSource, AlignsUpToAGiBAndMapsNoMore) {
+  OsPageSource source;
+  for (size_t alignment = PageBytes(); alignment <= size_t{1} << 30;
+       alignment *= 2) {
+    const size_t before = AddressSpaceBytes();
+    char* const start = MapBytes(source, 2 * PageBytes(), alignment);
+    ASSERT_NE(start, nullptr);
+    EXPECT_EQ(AddressSpaceBytes(), before + 2 * PageBytes());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(start) % alignment, 0u);
+    start[0] = start[2 * PageBytes() - 1] = 1;
+    EXPECT_EQ(source.statistics().mapped_bytes, 2 * PageBytes());
+    source.Unmap(start, 2 * PageBytes());
+    EXPECT_EQ(source.statistics().mapped_bytes, 0u);
+  }
+}
+
+TEST(OsPageSource, RefusesWhatDoesNotExistAndKeepsErrno) {
+  OsPageSource source;
+  errno = 1234;
+  EXPECT_EQ(source.Map(size_t{1} << 60, 1), nullptr);
+  EXPECT_EQ(source.Map(PageBytes(), size_t{1} << 63), nullptr);
+  EXPECT_EQ(source.Map(~size_t{0} & ~(PageBytes() - 1), kMiB), nullptr);
+  EXPECT_EQ(errno, 1234);
+  EXPECT_EQ(source.statistics().mapped_bytes, 0u);
+  EXPECT_EQ(source.statistics().map_calls, 0u);
+}
+
+TEST(OsPageSource, UnmapsAPart) {
+  OsPageSource source;
+  char* const start = MapBytes(source, 3 * PageBytes());
+  ASSERT_NE(start, nullptr);
+  source.Unmap(start + PageBytes(), PageBytes());
+  start[0] = 1;
+  start[2 * PageBytes()] = 1;
+  EXPECT_FALSE(IsMapped(start + PageBytes()));
+  source.Unmap(start, PageBytes());
+  source.Unmap(start + 2 * PageBytes(), PageBytes());
+}
+
+TEST(OsPageSource, PurgedPagesAreZeroAndNotResident) {
+  OsPageSource source;
+  char* const start = MapBytes(source, kMiB);
+  memset(start, 1, kMiB);
+  ASSERT_TRUE(source.Purge(start + PageBytes(), PageBytes()));
+  EXPECT_EQ(start[0], 1);
+  EXPECT_EQ(ResidentPages(start + PageBytes(), PageBytes()), 0u);
+  for (size_t i = 0; i < PageBytes(); ++i) {
+    ASSERT_EQ(start[PageBytes() + i], 0);
+  }
+  EXPECT_EQ(start[2 * PageBytes()], 1);
+  source.Unmap(start, kMiB);
+}
+
+TEST(OsPageSource, GrowsInPlaceIfTheAddressesAreFree) {
+  OsPageSource source;
+  char* const start = MapBytes(source, 2 * kMiB);
+  source.Unmap(start + kMiB, kMiB);
+  start[0] = 1;
+  ASSERT_TRUE(source.GrowInPlace(start, kMiB, 2 * kMiB));
+  EXPECT_EQ(start[0], 1);
+  EXPECT_EQ(start[2 * kMiB - 1], 0);
+  EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
+  // Its own second half is in the way of the first.
+  EXPECT_FALSE(source.GrowInPlace(start, kMiB, 2 * kMiB));
+  EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
+  source.Unmap(start, 2 * kMiB);
+}
+
+TEST(OsPageSource, MovesPagesWithoutTouchingOthers) {
+  OsPageSource source;
+  char* const old = MapBytes(source, kMiB);
+  old[0] = 1;
+  old[kMiB - 1] = 2;
+  char* const place = MapBytes(source, 4 * kMiB, kMiB);
+  EXPECT_EQ(source.statistics().mapped_bytes, 5 * kMiB);
+  ASSERT_TRUE(source.Move(old, kMiB, place, 4 * kMiB));
+  EXPECT_EQ(place[0], 1);
+  EXPECT_EQ(place[kMiB - 1], 2);
+  EXPECT_LE(ResidentPages(place, 4 * kMiB), 2u * 16);
+  EXPECT_EQ(place[4 * kMiB - 1], 0);
+  EXPECT_FALSE(IsMapped(old));
+  EXPECT_EQ(source.statistics().mapped_bytes, 4 * kMiB);
+  source.Unmap(place, 4 * kMiB);
+}
+
+TEST(OsPageSource, AFailedMoveLeavesTheOldRange) {
+  OsPageSource source;
+  char* const old = MapBytes(source, 2 * kMiB);
+  old[0] = 1;
+  // Two mappings for the kernel, which moves only one at a time.
+  ASSERT_EQ(mprotect(old + kMiB, kMiB, PROT_READ), 0);
+  char* const place = MapBytes(source, 4 * kMiB, kMiB);
+  EXPECT_FALSE(source.Move(old, 2 * kMiB, place, 4 * kMiB));
+  EXPECT_EQ(old[0], 1);
+  EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
+  source.Unmap(old, 2 * kMiB);
+}
+
+TEST(OsPageSource, KeepsSmallPagesOfAnyRange) {
+  OsPageSource source;
+  char* const start = MapBytes(source, 4 * kMiB);
+  errno = 1234;
+  source.KeepSmallPages(start + 100, 4 * kMiB - 200);
+  EXPECT_EQ(errno, 1234);
+  start[2 * kMiB] = 1;
+  EXPECT_LE(ResidentPages(start, 4 * kMiB), 16u);
+  source.Unmap(start, 4 * kMiB);
+}
+
+TEST(OsPageSource, AnotherSourceMayBeAskedInItsPlace) {
+  OsPageSource source;
+  ScriptedPageSource other;
+  char* const before = MapBytes(source, kMiB);
+  source.Substitute(&other);
+  other.RefuseNth(2);
+  char* const during = MapBytes(source, 2 * kMiB);
+  ASSERT_NE(during, nullptr);
+  EXPECT_EQ(MapBytes(source, kMiB), nullptr);
+  EXPECT_TRUE(source.Purge(before, kMiB));
+  source.KeepSmallPages(before, kMiB);
+  source.Guard(before, PageBytes());
+  source.Unmap(before, kMiB);
+  EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
+  char* const place = MapBytes(source, 4 * kMiB);
+  EXPECT_TRUE(source.Move(during, 2 * kMiB, place, 4 * kMiB));
+  EXPECT_FALSE(source.GrowInPlace(place, kMiB, 2 * kMiB));
+  ASSERT_EQ(other.calls().size(), 9u);
+  EXPECT_EQ(other.calls()[8].kind, Kind::kGrow);
+
+  source.Substitute(nullptr);
+  source.Unmap(place, 4 * kMiB);
+  EXPECT_EQ(source.statistics().mapped_bytes, 0u);
+  EXPECT_EQ(other.calls().size(), 9u);
+}
+
+TEST(OsPageSource, CountsCallsAndThePeak) {
+  OsPageSource source;
+  char* const first = MapBytes(source, 2 * kMiB);
+  char* const second = MapBytes(source, kMiB);
+  source.Unmap(first, 2 * kMiB);
+  ASSERT_TRUE(source.Purge(second, kMiB));
+  const PageSource::Statistics statistics = source.statistics();
+  EXPECT_EQ(statistics.mapped_bytes, kMiB);
+  EXPECT_EQ(statistics.peak_mapped_bytes, 3 * kMiB);
+  EXPECT_EQ(statistics.map_calls, 2u);
+  EXPECT_EQ(statistics.unmap_calls, 1u);
+  EXPECT_EQ(statistics.purge_calls, 1u);
+  source.Unmap(second, kMiB);
+}
+
+TEST(OsPageSourceDeathTest, AGuardedPageFaults) {
+  OsPageSource source;
+  char* const start = MapBytes(source, 2 * PageBytes());
+  source.Guard(start + PageBytes(), PageBytes());
+  start[PageBytes() - 1] = 1;
+  // A sanitizer turns the signal into an exit.
+  EXPECT_DEATH(*const_cast<volatile char*>(start + PageBytes()) = 1, "");
+  source.Unmap(start, 2 * PageBytes());
+}
+
+// A source that leaves out what it cannot do.
+class MapOnly final : public PageSource {
+ private:
+  void* MapPages(size_t bytes, size_t alignment) override {
+    return OsPages().Map(bytes, alignment);
+  }
+  void UnmapPages(void* start, size_t bytes) override {
+    OsPages().Unmap(start, bytes);
+  }
+};
+
+TEST(PageSource, WhatASourceLeavesOutIsRefused) {
+  MapOnly source;
+  char* const start = MapBytes(source, kMiB);
+  char* const place = MapBytes(source, 2 * kMiB);
+  EXPECT_FALSE(source.Purge(start, kMiB));
+  EXPECT_FALSE(source.GrowInPlace(start, kMiB, 2 * kMiB));
+  EXPECT_FALSE(source.Move(start, kMiB, place, 2 * kMiB));
+  source.Guard(start, PageBytes());
+  source.KeepSmallPages(start, kMiB);
+  start[0] = 1;
+  EXPECT_FALSE(IsMapped(place));
+  EXPECT_EQ(source.statistics().mapped_bytes, kMiB);
+  EXPECT_EQ(source.statistics().purge_calls, 0u);
+  source.Unmap(start, kMiB);
+}
+
+TEST(ScriptedPageSource, RefusesTheNthCallAndRecordsAll) {
+  ScriptedPageSource source;
+  source.RefuseNth(2);
+  char* const first = MapBytes(source, kMiB);
+  ASSERT_NE(first, nullptr);
+  EXPECT_EQ(source.Map(kMiB, 1), nullptr);
+  EXPECT_TRUE(source.Purge(first, kMiB));
+  source.Unmap(first, kMiB);
+  ASSERT_EQ(source.calls().size(), 4u);
+  EXPECT_TRUE(source.calls()[1].refused);
+  EXPECT_EQ(source.calls()[3].kind, Kind::kUnmap);
+  EXPECT_EQ(source.statistics().mapped_bytes, 0u);
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,42 @@
+#include "arena/process_arenas.h"
+
+#include <set>
+
+#include "arena/arena.h"
+#include "arena/settings.h"
+#include "gtest/gtest.h"
+
+namespace quarry {
+namespace {
+
+TEST(ProcessArenas, EachKnowsItsIndex) {
+  for (size_t i = 0; i < kMaxArenas; ++i) {
+    EXPECT_EQ(ArenaAt(i).index(), i);
+    EXPECT_EQ(ArenaAt(i).statistics(), Arena::Statistics());
+  }
+}
+
+TEST(ProcessArenas, AreHandedOutInTurn) {
+  settings.arenas_max = 3;
+  EXPECT_EQ(ArenaCount(), 3u);
+  settings.arenas_max = 5;
+  EXPECT_EQ(ArenaCount(), 3u) << "fixed at the first call";
+  std::set<Arena*> seen;
+  for (int i = 0; i < 9; ++i) seen.insert(&NextArena());
+  EXPECT_EQ(seen, (std::set<Arena*>{&ArenaAt(0), &ArenaAt(1), &ArenaAt(2)}));
+}
+
+TEST(ProcessArenas, Serve) {
+  quarry::Run* const run = ArenaAt(0).Allocate(16, 65536);
+  ASSERT_NE(run, nullptr);
+  EXPECT_GT(metadata_pool.in_use_bytes(), 0u);
+  ArenaAt(0).Deallocate(run);
+  Huge* const huge = huge_blocks.Allocate(1 << 20, 1);
+  ASSERT_NE(huge, nullptr);
+  huge_blocks.Deallocate(huge);
+  huge_blocks.Purge();
+  ArenaAt(0).Purge(0);
+}
+
+}  // namespace
+}  // namespace quarry
