@@ -1,0 +1,92 @@
+// A thread's bounded stack of free blocks of one size class.
+//
+//   head -> block -> block -> ... -> block -> nullptr
+//
+// The stack is a list through the first word of each free block: free() stores
+// to the block itself, whose address is its argument, and not through an
+// address that is known only after loads of its own; and no array of addresses
+// takes room in the first-level cache. `room` counts down to -1, so that the
+// overflow of a full magazine is the sign of a subtraction.
+//
+// The fields after `room` say which frees the fast path takes. They are here
+// because it has this line in hand.
+//
+// Invariant: the list holds capacity - room blocks, none of them twice, each of
+//   a slab of this class that the thread owns.
+// Thread-safety: the owner thread alone, or who holds the whole cache after
+//   that thread is gone.
+// Size: 32 bytes.
+// Source: magazines of Bonwick and Adams 2001; the list of tcmalloc.
+#ifndef QUARRY_TCACHE_MAGAZINE_H_
+#define QUARRY_TCACHE_MAGAZINE_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/base/attributes.h"
+
+namespace quarry {
+
+// What a free block holds in its first word.
+struct FreeBlock {
+  FreeBlock* next;
+};
+
+struct Magazine {
+  FreeBlock* head;
+  // Blocks that may still be pushed; -1 for a moment, in free() that overflows.
+  int32_t room;
+  // An offset within a slab is the start of a block when its product with the
+  // first is below the second. Both are StartReciprocal(); both are 0 in classes
+  // that are not fast, and the second is 0 in a cold class: no offset passes.
+  uint32_t start_reciprocal;
+  uint32_t start_limit;
+  // Sized free: a size belongs to this class when it is one of `request_sizes`
+  // from min_request_bytes on; none does to a cold class, or to no class.
+  uint32_t min_request_bytes;
+  uint32_t request_sizes;
+  int32_t capacity;
+
+  // Takes the most recently pushed block. Requires that there is one.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void* Pop() {
+    FreeBlock* block = head;
+    head = block->next;
+    ++room;
+    return block;
+  }
+
+  // Adds a block; true when that was one more than the magazine may hold.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE bool Push(void* p) {
+    FreeBlock* block = static_cast<FreeBlock*>(p);
+    block->next = head;
+    // In this order, for the child of a fork at any moment: see thread_life.h.
+    std::atomic_signal_fence(std::memory_order_release);
+    head = block;
+    return --room < 0;
+  }
+
+  bool IsBlockStart(const void* p) const {
+    const uint32_t offset =
+        static_cast<uint16_t>(reinterpret_cast<uintptr_t>(p));
+    return offset * start_reciprocal < start_limit;
+  }
+
+  // The same while start_limit is 0 because the class is cold.
+  bool IsBlockStartWhenWarm(const void* p) const {
+    const uint32_t offset =
+        static_cast<uint16_t>(reinterpret_cast<uintptr_t>(p));
+    return offset * start_reciprocal < start_reciprocal;
+  }
+
+  // By the low 32 bits of `bytes`, which tell all sizes up to 4 GiB apart.
+  bool ServesRequest(size_t bytes) const {
+    return static_cast<uint32_t>(bytes) - min_request_bytes < request_sizes;
+  }
+};
+
+static_assert(sizeof(Magazine) == 32);
+
+}  // namespace quarry
+
+#endif  // QUARRY_TCACHE_MAGAZINE_H_

@@ -1,0 +1,101 @@
+#include "tcache/orphans.h"
+
+#include "arena/process_arenas.h"
+#include "tcache/thread_cache.h"
+
+namespace quarry {
+namespace {
+
+constinit Orphans orphans[kMaxArenas];
+
+}  // namespace
+
+Orphans& OrphansOf(size_t arena_index) { return orphans[arena_index]; }
+
+Tag SlowTag(SizeClass size_class) {
+  return kNobody | MagazineOffset(size_class);
+}
+
+void ReturnSlab(Slab* slab) {
+  Arena* arena = slab->arena();
+  char* start = slab->start();
+  const size_t bytes = SlabBytes(slab->size_class());
+  Run* run = Slab::Unmake(slab);
+  PageMap::Set(start, bytes, kRunTag, run->segment);
+  arena->Deallocate(run);
+}
+
+void Orphans::Add(Slab* slab) {
+  PageMap::Set(slab->start(), SlabBytes(slab->size_class()),
+               SlowTag(slab->size_class()), slab);
+  slab->UpdateFullness();
+  ListOf(slab).PushFront(slab);
+  // Release: a thread that sees the slab without an owner takes our lock before
+  // it touches it, but one that adopted it later may be seen first.
+  slab->owner.store(nullptr, std::memory_order_release);
+}
+
+Slab* Orphans::Adopt(SizeClass size_class, ThreadCache* cache) {
+  LockHolder hold(lock_);
+  Slab* slab = partial_[size_class].PopFront();
+  // Release pairs with the acquire in PassToken(): who sees the new owner also
+  // sees its stack open.
+  if (slab != nullptr) slab->owner.store(cache, std::memory_order_release);
+  return slab;
+}
+
+bool Orphans::DrainOrphan(Slab* slab) {
+  {
+    LockHolder hold(lock_);
+    if (slab->owner.load(std::memory_order_relaxed) != nullptr) return false;
+    ListOf(slab).Remove(slab);
+    slab->Drain();
+    if (slab->used() != 0) {
+      slab->UpdateFullness();
+      ListOf(slab).PushFront(slab);
+      return true;
+    }
+  }
+  ReturnSlab(slab);
+  return true;
+}
+
+void Orphans::DrainAll() {
+  SlabList all;
+  SlabList empty;
+  {
+    LockHolder hold(lock_);
+    for (SlabList& list : full_) {
+      while (Slab* slab = list.PopFront()) all.PushFront(slab);
+    }
+    for (SlabList& list : partial_) {
+      while (Slab* slab = list.PopFront()) all.PushFront(slab);
+    }
+    while (Slab* slab = all.PopFront()) {
+      slab->DrainAll();
+      slab->UpdateFullness();
+      (slab->used() == 0 ? empty : ListOf(slab)).PushFront(slab);
+    }
+  }
+  while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
+}
+
+void PassToken(Slab* slab) {
+  Orphans& orphans = OrphansOf(slab->arena()->index());
+  for (;;) {
+    // Acquire: see Adopt().
+    ThreadCache* owner = slab->owner.load(std::memory_order_acquire);
+    if (owner != nullptr) {
+      // The owner may have exited since, and another thread may have its cache.
+      // The stack then is closed, or its new owner passes the token on.
+      if (owner->pending().Push(slab)) return;
+      // Its stack is closed under the orphans' lock, and before that lock is
+      // released every slab of the cache is an orphan.
+      LockHolder wait(orphans.lock());
+    } else if (orphans.DrainOrphan(slab)) {
+      return;
+    }
+  }
+}
+
+}  // namespace quarry

@@ -1,0 +1,54 @@
+#include "tcache/remote_free.h"
+
+#include <atomic>
+
+#include "absl/base/optimization.h"
+#include "arena/report.h"
+#include "tcache/orphans.h"
+#include "tcache/thread_cache.h"
+
+namespace quarry {
+
+void ReportNoBlock(const char* call, const Slab* slab, const void* p) {
+  const size_t index = slab->IndexOf(p);
+  if (index >= slab->blocks()) ReportForeignPointer(call, p);
+  ReportInteriorPointer(call, p, slab->BlockAt(index), slab->block_bytes());
+}
+
+namespace {
+
+// Of threads that have no cache.
+constinit std::atomic<uint64_t> remote_frees_without_cache{0};
+
+void CountRemoteFree() {
+  ThreadCache* cache = thread_state.cache;
+  if (ABSL_PREDICT_FALSE(cache == &no_cache)) {
+    remote_frees_without_cache.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
+  // One writer: no locked instruction.
+  cache->remote_frees.store(
+      cache->remote_frees.load(std::memory_order_relaxed) + 1,
+      std::memory_order_relaxed);
+}
+
+}  // namespace
+
+uint64_t RemoteFreesWithoutCache() {
+  return remote_frees_without_cache.load(std::memory_order_relaxed);
+}
+
+void FreeRemotely(Slab* slab, void* p) {
+  CheckIsBlock("free", slab, p);
+  CountRemoteFree();
+  switch (slab->remote.MarkFreed(slab->IndexOf(p))) {
+    case RemoteBitmap::Mark::kAdded:
+      return;
+    case RemoteBitmap::Mark::kFirst:
+      return PassToken(slab);
+    case RemoteBitmap::Mark::kAlreadyFree:
+      ReportDoubleFree(p, slab->block_bytes(), slab->start());
+  }
+}
+
+}  // namespace quarry

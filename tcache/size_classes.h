@@ -1,0 +1,138 @@
+// Which block sizes exist, and which of them serves a request.
+//
+//   class   1      2    3         9   10         17   18            73
+//   bytes   8     16   32  ...  128  144  ...   256  288  ...    32768
+//           |      `-- 16 apart --'   `- 8 for each doubling ----------'
+//           `-- only for callers who state an alignment of 8 or less
+//
+// Class 0 is no class. A request above 128 bytes wastes at most an eighth of
+// the request, since a class is at most an eighth of a power of two above the
+// one before it. Every class above 8 bytes is a multiple of 16, so that blocks
+// have the alignment that malloc() owes.
+//
+// Fast classes are those whose slabs are one granule, so that an offset within
+// a slab is the low 16 bits of an address and free() can check in three
+// instructions that an address is the start of a block.
+#ifndef QUARRY_TCACHE_SIZE_CLASSES_H_
+#define QUARRY_TCACHE_SIZE_CLASSES_H_
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "arena/page_map.h"
+
+namespace quarry {
+
+using SizeClass = uint32_t;
+
+constexpr SizeClass kNoClass = 0;
+constexpr SizeClass kEightByteClass = 1;
+constexpr SizeClass kFirstClass = 2;
+constexpr SizeClass kClassesPerDoubling = 8;
+constexpr size_t kMinAlignmentBytes = 16;
+constexpr size_t kLinearMaxBytes = 128;
+constexpr size_t kFastMaxBytes = 8 * 1024;
+constexpr size_t kSmallMaxBytes = 32 * 1024;
+
+constexpr SizeClass kLastLinearClass =
+    kFirstClass + kLinearMaxBytes / kMinAlignmentBytes - 1;
+
+// The smallest class whose blocks hold `bytes`, aligned to 16.
+// Requires bytes <= kSmallMaxBytes.
+constexpr SizeClass ClassOf(size_t bytes) {
+  if (bytes <= kLinearMaxBytes) {
+    const size_t last = bytes == 0 ? 0 : bytes - 1;
+    return kFirstClass + static_cast<SizeClass>(last / kMinAlignmentBytes);
+  }
+  // The top four bits of `bytes - 1` say which eighth of which doubling.
+  const int doubling = std::bit_width(bytes - 1) - 8;
+  const size_t eighth = ((bytes - 1) >> (doubling + 4)) & 7;
+  return kLastLinearClass + 1 +
+         static_cast<SizeClass>(doubling) * kClassesPerDoubling +
+         static_cast<SizeClass>(eighth);
+}
+
+// The size of the blocks of `size_class`. Requires 0 < size_class < kClasses.
+constexpr size_t BlockBytes(SizeClass size_class) {
+  if (size_class == kEightByteClass) return 8;
+  if (size_class <= kLastLinearClass) {
+    return (size_class - kFirstClass + 1) * kMinAlignmentBytes;
+  }
+  const SizeClass above = size_class - kLastLinearClass - 1;
+  const SizeClass doubling = above / kClassesPerDoubling;
+  const SizeClass eighth = above % kClassesPerDoubling;
+  return size_t{9 + eighth} << (doubling + 4);
+}
+
+constexpr SizeClass kFastClasses = ClassOf(kFastMaxBytes) + 1;
+constexpr SizeClass kClasses = ClassOf(kSmallMaxBytes) + 1;
+
+// The smallest class whose blocks hold `bytes` and start at multiples of
+// `alignment`, a power of two; kNoClass when there is none. Blocks follow each
+// other from an aligned slab start, so the size must be a multiple.
+constexpr SizeClass ClassOf(size_t bytes, size_t alignment) {
+  if (bytes > kSmallMaxBytes || alignment > kSmallMaxBytes) return kNoClass;
+  SizeClass size_class = ClassOf(bytes < alignment ? alignment : bytes);
+  while (size_class < kClasses && BlockBytes(size_class) % alignment != 0) {
+    ++size_class;
+  }
+  return size_class < kClasses ? size_class : kNoClass;
+}
+
+// The fewest bytes that a request served by this class may have.
+constexpr size_t MinRequestBytes(SizeClass size_class) {
+  return size_class <= kFirstClass ? 0 : BlockBytes(size_class - 1) + 1;
+}
+
+// Slabs are one granule, or, for classes of which that would hold only a few
+// blocks, four.
+constexpr size_t SlabBytes(SizeClass size_class) {
+  return size_class < kFastClasses ? kGranuleBytes : 4 * kGranuleBytes;
+}
+
+// The bitmaps of a slab have one summary word of 64 bits, each for a word of 64
+// blocks. Only the slabs of the 8-byte class could hold more.
+constexpr size_t kMaxBlocks = 64 * 64;
+
+constexpr size_t SlabBlocks(SizeClass size_class) {
+  const size_t blocks = SlabBytes(size_class) / BlockBytes(size_class);
+  return blocks < kMaxBlocks ? blocks : kMaxBlocks;
+}
+
+// Division of an offset within a slab by the size of its blocks, as a multiply
+// (Lemire, Kaser and Kurz 2019): the quotient is the product's bits from
+// kIndexShift up.
+constexpr int kIndexShift = 42;
+constexpr uint64_t IndexReciprocal(SizeClass size_class) {
+  const uint64_t bytes = BlockBytes(size_class);
+  return ((uint64_t{1} << kIndexShift) + bytes - 1) / bytes;
+}
+static_assert(SlabBytes(kClasses - 1) * kSmallMaxBytes <=
+                  uint64_t{1} << kIndexShift,
+              "offset times the reciprocal's error stays below one quotient");
+
+// The same for a question only, whether the offset is a multiple: it is exactly
+// when the low 32 bits of offset * reciprocal are less than the reciprocal.
+constexpr uint32_t StartReciprocal(SizeClass size_class) {
+  const uint64_t bytes = BlockBytes(size_class);
+  return static_cast<uint32_t>(((uint64_t{1} << 32) + bytes - 1) / bytes);
+}
+static_assert(kGranuleBytes * kFastMaxBytes <= uint64_t{1} << 32,
+              "holds for the fast classes, whose slabs are one granule");
+
+static_assert(BlockBytes(ClassOf(kSmallMaxBytes)) == kSmallMaxBytes);
+static_assert(BlockBytes(ClassOf(kFastMaxBytes)) == kFastMaxBytes);
+
+constexpr bool WasteIsAtMostAnEighth() {
+  for (SizeClass c = kLastLinearClass + 1; c < kClasses; ++c) {
+    const size_t fewest = MinRequestBytes(c);
+    if ((BlockBytes(c) - fewest) * 8 > fewest) return false;
+  }
+  return true;
+}
+static_assert(WasteIsAtMostAnEighth());
+
+}  // namespace quarry
+
+#endif  // QUARRY_TCACHE_SIZE_CLASSES_H_

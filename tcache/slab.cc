@@ -1,0 +1,166 @@
+#include "tcache/slab.h"
+
+#include <algorithm>
+#include <bit>
+#include <new>
+
+#include "absl/base/optimization.h"
+#include "arena/process_arenas.h"
+#include "arena/report.h"
+
+namespace quarry {
+
+Slab::Slab(Run* run, SizeClass size_class, std::atomic<uint64_t>* remote_words)
+    : start_(run->start),
+      index_reciprocal_(IndexReciprocal(size_class)),
+      run_(run),
+      block_bytes_(static_cast<uint32_t>(BlockBytes(size_class))),
+      blocks_(static_cast<uint16_t>(SlabBlocks(size_class))),
+      size_class_(static_cast<uint16_t>(size_class)),
+      remote(remote_words) {}
+
+Slab* Slab::Make(Run* run, SizeClass size_class) {
+  void* memory = metadata_pool.Allocate(DescriptorBytes(size_class));
+  if (memory == nullptr) return nullptr;
+  char* words = static_cast<char*>(memory) + sizeof(Slab);
+  auto* remote_words = reinterpret_cast<std::atomic<uint64_t>*>(
+      words + WordBytes(size_class));
+  return new (memory) Slab(run, size_class, remote_words);
+}
+
+Run* Slab::Unmake(Slab* slab) {
+  QUARRY_DCHECK(slab->used_ == 0);
+  QUARRY_DCHECK(slab->remote.IsEmpty());
+  Run* run = slab->run_;
+  metadata_pool.Deallocate(slab, DescriptorBytes(slab->size_class_));
+  return run;
+}
+
+void Slab::TakeBlocks(size_t wanted, BlockList* list) {
+  const size_t words = Words(size_class_);
+  size_t left = wanted;
+  size_t index = first_word_;
+  for (; index < words && left > 0; ++index) {
+    uint64_t word = local()[index];
+    if (word == 0) continue;
+    char* base = BlockAt(index * 64);
+    do {
+      list->Append(base + static_cast<size_t>(std::countr_zero(word)) *
+                              block_bytes_);
+      word &= word - 1;
+    } while (--left > 0 && word != 0);
+    local()[index] = word;
+    if (word != 0) break;
+  }
+  first_word_ = static_cast<uint16_t>(index);
+  used_ = static_cast<uint16_t>(used_ + (wanted - left));
+  if (left == wanted) TakeFresh(wanted, list);
+}
+
+void Slab::TakeFresh(size_t wanted, BlockList* list) {
+  const size_t left_blocks = blocks_ - fresh_;
+  if (left_blocks == 0) return;
+  char* block = BlockAt(fresh_);
+  const size_t page_bytes = PageBytes();
+  const size_t to_page_end =
+      page_bytes - (reinterpret_cast<uintptr_t>(block) & (page_bytes - 1));
+  size_t count = (to_page_end + block_bytes_ - 1) / block_bytes_;
+  if (count > left_blocks) count = left_blocks;
+  if (count > wanted) count = wanted;
+  for (size_t i = 0; i < count; ++i, block += block_bytes_) list->Append(block);
+  fresh_ = static_cast<uint16_t>(fresh_ + count);
+  used_ = static_cast<uint16_t>(used_ + count);
+}
+
+size_t Slab::PutWord(size_t index, uint64_t word) {
+  // Blocks that are free already, in the bitmap or as fresh ones.
+  uint64_t twice = local()[index] & word;
+  if (fresh_ < (index + 1) * 64) {
+    twice |= fresh_ <= index * 64 ? word : word >> (fresh_ % 64) << (fresh_ % 64);
+  }
+  if (ABSL_PREDICT_FALSE(twice != 0)) {
+    const size_t block =
+        index * 64 + static_cast<size_t>(std::countr_zero(twice));
+    ReportDoubleFree(BlockAt(block), block_bytes_, start_);
+  }
+  local()[index] |= word;
+  if (index < first_word_) first_word_ = static_cast<uint16_t>(index);
+  const size_t count = static_cast<size_t>(std::popcount(word));
+  used_ = static_cast<uint16_t>(used_ - count);
+  if (ABSL_PREDICT_FALSE(used_ == 0)) Reset();
+  return count;
+}
+
+size_t Slab::Drain() {
+  size_t count = 0;
+  remote.Drain([&](size_t index, uint64_t word) {
+    count += PutWord(index, word);
+  });
+  return count;
+}
+
+size_t Slab::DrainAll() {
+  size_t count = 0;
+  remote.DrainAll(Words(size_class_), [&](size_t index, uint64_t word) {
+    count += PutWord(index, word);
+  });
+  return count;
+}
+
+void Slab::Reset() {
+  const size_t words = (size_t{fresh_} + 63) / 64;
+  for (size_t i = 0; i < words; ++i) local()[i] = 0;
+  fresh_ = 0;
+  first_word_ = 0;
+}
+
+void Slab::SetFullness() {
+  const size_t blocks = blocks_;
+  size_t from = used_;
+  size_t to = used_;
+  if (used_ == 0) {
+    fullness_ = kEmpty;
+  } else if (used_ == blocks) {
+    fullness_ = kFull;
+  } else {
+    const size_t fourth = (blocks + 3) / 4;
+    if (used_ >= 3 * fourth) {
+      fullness_ = kThreeFourths;
+      from = 3 * fourth;
+      to = blocks - 1;
+    } else if (used_ >= 2 * fourth) {
+      fullness_ = kHalf;
+      from = 2 * fourth;
+      to = std::min(3 * fourth, blocks) - 1;
+    } else if (used_ >= fourth) {
+      fullness_ = kFourth;
+      from = fourth;
+      to = std::min(2 * fourth, blocks) - 1;
+    } else {
+      fullness_ = kSparse;
+      from = 1;
+      to = fourth - 1;
+    }
+  }
+  fullness_from_ = static_cast<uint16_t>(from);
+  fullness_to_ = static_cast<uint16_t>(to);
+}
+
+void Slab::Verify() const {
+  size_t free = 0;
+  const size_t words = Words(size_class_);
+  for (size_t i = 0; i < words; ++i) {
+    free += static_cast<size_t>(std::popcount(local()[i]));
+    QUARRY_CHECK(i >= first_word_ || local()[i] == 0);
+  }
+  QUARRY_CHECK(used_ + free + (blocks_ - fresh_) == blocks_);
+  for (size_t block = fresh_; block < words * 64; ++block) {
+    QUARRY_CHECK(((local()[block / 64] >> (block % 64)) & 1) == 0);
+  }
+  QUARRY_CHECK(run_->start == start_);
+  QUARRY_CHECK(PageMap::DescriptorOf(start_) == this);
+  QUARRY_CHECK(PageMap::DescriptorOf(start_ + SlabBytes(size_class_) - 1) ==
+               this);
+}
+
+}  // namespace quarry

@@ -1,0 +1,259 @@
+// A run of pages that holds blocks of one size class, and its descriptor.
+//
+//   run         | block 0 | block 1 | ... | block n-1 | tail |
+//   local       |    1    |    0    | ... |           free blocks in the slab
+//   remote      |    0    |    0    | ... |           freed by other threads
+//               |<---- was given out ---->|<- fresh ->
+//
+// The descriptor and both bitmaps lie in the allocator's own memory, so that an
+// overflow out of a block cannot reach them, a block is not touched to free it
+// or to find it, and blocks are as aligned as their size allows.
+//
+// A block is in one of four places: with the program or in a magazine (`used`
+// counts both, as the slab cannot tell them apart), in the local bitmap, or
+// fresh, which is to say never given out since the slab was last empty. Fresh
+// blocks go out in order of address, so that pages are touched one by one.
+//
+// Invariant: used + popcount(local) + (blocks - fresh) == blocks; no bit of
+//   either bitmap at or above `fresh`.
+// Thread-safety: the owner under its cache's lock, or, of an orphan, who holds
+//   the lock of its list; `owner` and the remote bitmap: any thread.
+// Size: two cache lines, and two bits for each block.
+// Source: slabs of Bonwick 1994; bitmaps of phkmalloc (Kamp 1998).
+#ifndef QUARRY_TCACHE_SLAB_H_
+#define QUARRY_TCACHE_SLAB_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/base/optimization.h"
+#include "arena/arena.h"
+#include "arena/run.h"
+#include "tcache/magazine.h"
+#include "tcache/remote_bitmap.h"
+#include "tcache/size_classes.h"
+
+namespace quarry {
+
+class ThreadCache;
+
+// A list of free blocks that is built front to back.
+class BlockList {
+ public:
+  void Append(void* p) {
+    *end_ = static_cast<FreeBlock*>(p);
+    end_ = &(*end_)->next;
+    ++count_;
+  }
+  // Ends the list and returns its first block, nullptr when it is empty.
+  FreeBlock* Finish() {
+    *end_ = nullptr;
+    return first_;
+  }
+  size_t count() const { return count_; }
+
+ private:
+  FreeBlock* first_ = nullptr;
+  FreeBlock** end_ = &first_;
+  size_t count_ = 0;
+};
+
+class alignas(64) Slab {
+ public:
+  // How full a slab is, in quarters, which is how lists of slabs are kept.
+  enum Fullness : uint32_t {
+    kFull,         // No free block.
+    kThreeFourths, // At least three fourths used.
+    kHalf,
+    kFourth,
+    kSparse,
+    kEmpty,        // No block used.
+    kFullnesses,
+  };
+
+ private:
+  // One cache line: all that a local free touches besides the bitmap.
+  char* const start_;
+  const uint64_t index_reciprocal_;
+  Run* const run_;
+  const uint32_t block_bytes_;
+  const uint16_t blocks_;
+  const uint16_t size_class_;
+  uint16_t used_ = 0;
+  uint16_t fresh_ = 0;
+  uint16_t first_word_ = 0;  // No bit of the local bitmap is in a lower word.
+  // The range of used_ in which fullness_ holds.
+  uint16_t fullness_from_ = 0;
+  uint16_t fullness_to_ = 0;
+  Fullness fullness_ = kEmpty;
+
+ public:
+  // Neighbours in a list; the list's.
+  Slab* next = nullptr;
+  Slab* previous = nullptr;
+
+  // The other line, which other threads write. Who may touch the fields above;
+  // nullptr for an orphan. Written by the cache that gives the slab up, under
+  // the lock of the orphans, or that takes it.
+  alignas(64) std::atomic<ThreadCache*> owner{nullptr};
+
+  RemoteBitmap remote;
+
+  // The next on a pending stack; the stack's.
+  Slab* pending_next = nullptr;
+
+  // Makes a slab of a run of SlabBytes(size_class) that starts at a granule;
+  // nullptr when there is no memory for the descriptor.
+  static Slab* Make(Run* run, SizeClass size_class);
+
+  // Frees the descriptor and returns the run. Requires used() == 0.
+  static Run* Unmake(Slab* slab);
+
+  // The slab of `p`, whose tag says that it lies in one.
+  static Slab* Of(const void* p) {
+    return static_cast<Slab*>(PageMap::DescriptorOf(p));
+  }
+
+  SizeClass size_class() const { return size_class_; }
+  size_t block_bytes() const { return block_bytes_; }
+  size_t blocks() const { return blocks_; }
+  size_t used() const { return used_; }
+  size_t free_blocks() const { return blocks_ - used_; }
+  char* start() const { return start_; }
+  Arena* arena() const { return run_->arena(); }
+  Fullness fullness() const { return fullness_; }
+
+  // The block that contains p, which lies in the slab's run. At or above
+  // blocks() for an address in the tail.
+  size_t IndexOf(const void* p) const {
+    return (OffsetOf(p) * index_reciprocal_) >> kIndexShift;
+  }
+  char* BlockAt(size_t index) const { return start_ + index * block_bytes_; }
+
+  bool Contains(const void* p) const {
+    return reinterpret_cast<uintptr_t>(p) -
+               reinterpret_cast<uintptr_t>(start_) <
+           SlabBytes(size_class_);
+  }
+
+  // Whether `p` is the start of a block that was ever given out.
+  bool IsGivenOut(const void* p) const {
+    const size_t index = IndexOf(p);
+    return index < fresh_ && BlockAt(index) == p;
+  }
+
+  // Whether block `index` is in the local bitmap.
+  bool IsFree(size_t index) const {
+    return ((local()[index / 64] >> (index % 64)) & 1) != 0;
+  }
+
+  // Moves up to `wanted` free blocks, lowest address first, to `list`. Fresh
+  // blocks are taken only when no other is free, and no further than the page
+  // that the first of them begins on.
+  void TakeBlocks(size_t wanted, BlockList* list);
+
+  // One block given back by the owner. False, with nothing changed, when it is
+  // not in use: a double free.
+  [[nodiscard]] bool PutBlock(size_t index) {
+    const uint64_t bit = uint64_t{1} << (index % 64);
+    uint64_t& word = local()[index / 64];
+    if (ABSL_PREDICT_FALSE(index >= fresh_ || (word & bit) != 0)) return false;
+    word |= bit;
+    if (index / 64 < first_word_) {
+      first_word_ = static_cast<uint16_t>(index / 64);
+    }
+    if (ABSL_PREDICT_FALSE(--used_ == 0)) Reset();
+    return true;
+  }
+
+  // Several blocks given back: those of word `index` of the bitmap whose bits
+  // are set. Returns how many. Reports a block that was free already.
+  size_t PutWord(size_t index, uint64_t word);
+
+  // Drains all remote frees, with or without a token: see RemoteBitmap.
+  size_t Drain();
+  size_t DrainAll();
+
+  // After used() changed: whether the slab belongs in another list.
+  bool UpdateFullness() {
+    if (ABSL_PREDICT_TRUE(used_ >= fullness_from_ && used_ <= fullness_to_)) {
+      return false;
+    }
+    SetFullness();
+    return true;
+  }
+
+  // Begins to load what PutBlock(index) will touch.
+  void PrefetchForPut(size_t index) const {
+    __builtin_prefetch(&used_, 1);
+    __builtin_prefetch(&local()[index / 64], 1);
+  }
+
+  // Aborts when an invariant does not hold.
+  void Verify() const;
+
+ private:
+  Slab(Run* run, SizeClass size_class, std::atomic<uint64_t>* remote_words);
+
+  static size_t Words(SizeClass size_class) {
+    return (SlabBlocks(size_class) + 63) / 64;
+  }
+  static size_t WordBytes(SizeClass size_class) {
+    return RoundUp(Words(size_class) * sizeof(uint64_t), 64);
+  }
+  static size_t DescriptorBytes(SizeClass size_class) {
+    return sizeof(Slab) + 2 * WordBytes(size_class);
+  }
+
+  size_t OffsetOf(const void* p) const {
+    return static_cast<size_t>(static_cast<const char*>(p) - start_);
+  }
+  uint64_t* local() { return reinterpret_cast<uint64_t*>(this + 1); }
+  const uint64_t* local() const {
+    return reinterpret_cast<const uint64_t*>(this + 1);
+  }
+  void TakeFresh(size_t wanted, BlockList* list);
+  // Makes a slab without used blocks begin again at its lowest block: what was
+  // given out before is resident, and what was not stays untouched for longer.
+  void Reset();
+  void SetFullness();
+};
+
+static_assert(sizeof(Slab) == 128, "the owner's line and the others' line");
+
+// Doubly linked slabs. Not synchronised.
+class SlabList {
+ public:
+  Slab* first() const { return first_; }
+  bool IsEmpty() const { return first_ == nullptr; }
+
+  void PushFront(Slab* slab) {
+    slab->previous = nullptr;
+    slab->next = first_;
+    if (first_ != nullptr) first_->previous = slab;
+    first_ = slab;
+  }
+
+  void Remove(Slab* slab) {
+    if (slab->previous != nullptr) {
+      slab->previous->next = slab->next;
+    } else {
+      first_ = slab->next;
+    }
+    if (slab->next != nullptr) slab->next->previous = slab->previous;
+  }
+
+  Slab* PopFront() {
+    Slab* slab = first_;
+    if (slab != nullptr) Remove(slab);
+    return slab;
+  }
+
+ private:
+  Slab* first_ = nullptr;
+};
+
+}  // namespace quarry
+
+#endif  // QUARRY_TCACHE_SLAB_H_

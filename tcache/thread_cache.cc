@@ -1,0 +1,498 @@
+#include "tcache/thread_cache.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "arena/process_arenas.h"
+#include "arena/report.h"
+#include "arena/settings.h"
+#include "tcache/orphans.h"
+#include "tcache/remote_free.h"
+#include "tcache/thread_life.h"
+
+namespace quarry {
+namespace {
+
+template <size_t... kIndex>
+constexpr std::array<uint16_t, sizeof...(kIndex)> MakeMagazineOffsets(
+    std::index_sequence<kIndex...>) {
+  return {static_cast<uint16_t>(
+      MagazineOffset(ClassOf(kIndex * kMinAlignmentBytes)))...};
+}
+
+}  // namespace
+
+// Aligned so that the entries of the smallest sizes share one cache line.
+alignas(64) constexpr std::array<uint16_t,
+                                 kFastMaxBytes / kMinAlignmentBytes + 1>
+    magazine_offsets = MakeMagazineOffsets(
+        std::make_index_sequence<kFastMaxBytes / kMinAlignmentBytes + 1>());
+
+constinit ThreadCache no_cache;
+thread_local constinit ThreadState thread_state = {&no_cache, 0, false};
+
+// How many blocks a magazine of each class may grow to hold.
+constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
+  std::array<int16_t, kClasses> most = {};
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    most[c] = static_cast<int16_t>(
+        std::clamp(static_cast<int32_t>(kMostMagazineBytes / BlockBytes(c)),
+                   kFewestMagazineBlocks, kMostMagazineBlocks));
+  }
+  return most;
+}();
+
+// --- Lifetime. ---
+
+void ThreadCache::Open(Tag tag, Arena* arena) {
+  LockHolder hold(lock_);
+  tag_ = tag;
+  arena_ = arena;
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    Magazine& magazine = magazines_[c];
+    magazine.head = nullptr;
+    magazine.capacity = std::min(int32_t{kMostBlocks[c]}, kFirstMagazineBlocks);
+    magazine.room = magazine.capacity;
+    magazine.start_reciprocal = c < kFastClasses ? StartReciprocal(c) : 0;
+    TurnWarm(c);
+  }
+  pending_.Open();
+}
+
+void ThreadCache::Close() {
+  Slab* others = nullptr;
+  SlabList empty;
+  {
+    LockHolder hold(lock_);
+    FlushAll();
+    Orphans& orphans = OrphansOf(arena_->index());
+    LockHolder hold_orphans(orphans.lock());
+    // Closed under the orphans' lock, which is released only when no slab has
+    // this owner any more: a thread that finds the stack closed waits for that
+    // lock and then finds out who owns its slab.
+    Slab* slab = pending_.Close();
+    while (slab != nullptr) {
+      Slab* next = slab->pending_next;
+      if (slab->owner.load(std::memory_order_relaxed) == this) {
+        counters_.drained_blocks += slab->Drain();
+      } else {
+        slab->pending_next = others;
+        others = slab;
+      }
+      slab = next;
+    }
+    for (Shelf& shelf : shelves_) {
+      for (SlabList& list : shelf.slabs) {
+        while ((slab = list.PopFront()) != nullptr) {
+          if (slab->used() == 0) {
+            empty.PushFront(slab);
+          } else {
+            orphans.Add(slab);
+          }
+        }
+      }
+    }
+  }
+  while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
+  PassTokens(others);
+}
+
+void ThreadCache::DrainAllAfterFork() {
+  LockHolder hold(lock_);
+  // Tokens, in this stack or in the hands of threads that are gone, mean
+  // nothing once every slab is drained whole.
+  (void)pending_.TakeAll();
+  SlabList all;
+  for (Shelf& shelf : shelves_) {
+    for (SlabList& list : shelf.slabs) {
+      while (Slab* slab = list.PopFront()) all.PushFront(slab);
+    }
+  }
+  while (Slab* slab = all.PopFront()) {
+    counters_.drained_blocks += slab->DrainAll();
+    slab->UpdateFullness();
+    shelves_[slab->size_class()].slabs[slab->fullness()].PushFront(slab);
+  }
+}
+
+// --- Allocation. ---
+
+void* ThreadCache::Allocate(SizeClass size_class) {
+  ThreadCache* cache = CurrentCache();
+  if (ABSL_PREDICT_FALSE(cache == nullptr)) {
+    cache = StrayCache();
+    if (cache == nullptr) return nullptr;
+    LockHolder hold(cache->lock_);
+    return cache->TakeOne(size_class);
+  }
+  Magazine& magazine = cache->magazines_[size_class];
+  if (magazine.head != nullptr) return magazine.Pop();
+  LockHolder hold(cache->lock_);
+  if (ABSL_PREDICT_FALSE(thread_state.tag == 0)) {
+    return cache->TakeOne(size_class);
+  }
+  return cache->Refill(size_class);
+}
+
+void* ThreadCache::Refill(SizeClass size_class) {
+  Magazine& magazine = magazines_[size_class];
+  if (TakeFromDepot(size_class)) return magazine.Pop();
+  if (cold_count_ > 0) FlushCold();
+  if (!pending_.IsEmpty()) DrainPending();
+  GrowMagazine(&magazine);
+  const size_t wanted = static_cast<size_t>(magazine.capacity) / 2;
+  Slab* slab = BestSlab(size_class);
+  if (slab == nullptr) slab = AcquireSlab(size_class);
+  if (slab == nullptr) return nullptr;
+  BlockList list;
+  do {
+    slab->TakeBlocks(wanted - list.count(), &list);
+    Relist(slab);
+  } while (list.count() * 2 < wanted &&
+           (slab = BestSlab(size_class)) != nullptr);
+  magazine.room = magazine.capacity - static_cast<int32_t>(list.count());
+  magazine.head = list.Finish();
+  ++counters_.refills;
+  return magazine.Pop();
+}
+
+void* ThreadCache::TakeOne(SizeClass size_class) {
+  if (!pending_.IsEmpty()) DrainPending();
+  Slab* slab = BestSlab(size_class);
+  if (slab == nullptr) slab = AcquireSlab(size_class);
+  if (slab == nullptr) return nullptr;
+  BlockList list;
+  slab->TakeBlocks(1, &list);
+  Relist(slab);
+  return list.Finish();
+}
+
+bool ThreadCache::TakeFromDepot(SizeClass size_class) {
+  Shelf& shelf = shelves_[size_class];
+  if (shelf.depot_count == 0) return false;
+  const uint32_t newest = --shelf.depot_count;
+  Magazine& magazine = magazines_[size_class];
+  magazine.head = shelf.depot[newest];
+  magazine.room = magazine.capacity - shelf.depot_blocks[newest];
+  // Not at once, or a thread at the edge would turn with every other call.
+  if (shelf.is_cold && shelf.depot_count <= kDepotMagazines / 2) {
+    TurnWarm(size_class);
+  }
+  return true;
+}
+
+void ThreadCache::TurnCold(SizeClass size_class) {
+  shelves_[size_class].is_cold = true;
+  Magazine& magazine = magazines_[size_class];
+  // No offset and no size passes.
+  magazine.start_limit = 0;
+  magazine.request_sizes = 0;
+}
+
+void ThreadCache::TurnWarm(SizeClass size_class) {
+  shelves_[size_class].is_cold = false;
+  Magazine& magazine = magazines_[size_class];
+  magazine.start_limit = magazine.start_reciprocal;
+  magazine.min_request_bytes =
+      static_cast<uint32_t>(MinRequestBytes(size_class));
+  magazine.request_sizes = static_cast<uint32_t>(
+      BlockBytes(size_class) - MinRequestBytes(size_class) + 1);
+}
+
+void ThreadCache::GrowMagazine(Magazine* magazine) {
+  const int32_t capacity = std::min(magazine->capacity * 2,
+                                    int32_t{kMostBlocks[ClassOfMagazine(magazine)]});
+  magazine->room += capacity - magazine->capacity;
+  magazine->capacity = capacity;
+}
+
+Slab* ThreadCache::BestSlab(SizeClass size_class) {
+  Shelf& shelf = shelves_[size_class];
+  for (uint32_t f = Slab::kThreeFourths; f <= Slab::kEmpty; ++f) {
+    if (!shelf.slabs[f].IsEmpty()) return shelf.slabs[f].first();
+  }
+  return nullptr;
+}
+
+Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
+  Slab* slab = OrphansOf(arena_->index()).Adopt(size_class, this);
+  if (slab != nullptr) {
+    ++counters_.adoptions;
+    TakeOwnership(slab);
+    return slab;
+  }
+  const size_t bytes = SlabBytes(size_class);
+  Run* run = arena_->Allocate(bytes / PageBytes(), kGranuleBytes);
+  if (run == nullptr) return nullptr;
+  slab = Slab::Make(run, size_class);
+  if (slab == nullptr) {
+    arena_->Deallocate(run);
+    return nullptr;
+  }
+  ++counters_.slabs_made;
+  slab->owner.store(this, std::memory_order_relaxed);
+  TakeOwnership(slab);
+  return slab;
+}
+
+void ThreadCache::TakeOwnership(Slab* slab) {
+  const SizeClass c = slab->size_class();
+  PageMap::Set(slab->start(), SlabBytes(c),
+               c < kFastClasses ? tag_ | MagazineOffset(c) : SlowTag(c), slab);
+  slab->UpdateFullness();
+  shelves_[c].slabs[slab->fullness()].PushFront(slab);
+}
+
+// --- Deallocation. ---
+
+void ThreadCache::Free(Slab* slab, void* p) {
+  ThreadCache* cache = thread_state.cache;
+  // Relaxed: only this thread makes this cache an owner, and while it is here
+  // nobody takes the slab away.
+  if (slab->owner.load(std::memory_order_relaxed) == cache) {
+    cache->FreeLocally(slab, p);
+  } else {
+    FreeRemotely(slab, p);
+  }
+}
+
+void ThreadCache::FreeLocally(Slab* slab, void* p) {
+  const size_t index = slab->IndexOf(p);
+  CheckIsBlock("free", slab, p);
+  Magazine& magazine = magazines_[slab->size_class()];
+  if (magazine.head == p || !slab->IsGivenOut(p) || slab->IsFree(index) ||
+      (cold_count_ > 0 && cold_[cold_count_ - 1] == p)) {
+    ReportDoubleFree(p, slab->block_bytes(), slab->start());
+  }
+  if (ABSL_PREDICT_TRUE(thread_state.tag != 0)) {
+    if (magazine.Push(p)) Overflow(&magazine);
+    return;
+  }
+  LockHolder hold(lock_);
+  QUARRY_CHECK(slab->PutBlock(index));
+  Relist(slab);
+}
+
+void ThreadCache::Overflow(Magazine* magazine) {
+  ThreadCache* cache = thread_state.cache;
+  const SizeClass size_class = cache->ClassOfMagazine(magazine);
+  if (magazine->capacity < kMostBlocks[size_class]) {
+    cache->GrowMagazine(magazine);
+    return;
+  }
+  LockHolder hold(cache->lock_);
+  Shelf& shelf = cache->shelves_[size_class];
+  if (shelf.depot_count == kDepotMagazines) {
+    // Filled up again by blocks of a class that is not fast, whose frees do not
+    // see that it is cold, or while it was turning warm.
+    cache->Flush(magazine->head, size_class);
+  } else {
+    shelf.depot[shelf.depot_count] = magazine->head;
+    shelf.depot_blocks[shelf.depot_count] =
+        static_cast<uint16_t>(magazine->capacity - magazine->room);
+    if (++shelf.depot_count == kDepotMagazines) cache->TurnCold(size_class);
+  }
+  magazine->head = nullptr;
+  magazine->room = magazine->capacity;
+}
+
+void ThreadCache::FlushNotes() {
+  LockHolder hold(lock_);
+  FlushCold();
+}
+
+void ThreadCache::FlushCold() {
+  // Blocks that were allocated in a row are often freed in a row, so that whole
+  // words of a bitmap come together.
+  for (uint32_t i = 0; i < cold_count_;) {
+    // A block noted twice, whose slab was given back after the first time.
+    if (ABSL_PREDICT_FALSE((PageMap::TagOf(cold_[i]) ^ tag_) >= kOwnerUnit)) {
+      ReportForeignPointer("free", cold_[i]);
+    }
+    Slab* slab = Slab::Of(cold_[i]);
+    const size_t index = slab->IndexOf(cold_[i]) / 64;
+    uint64_t word = 0;
+    do {
+      const size_t block = slab->IndexOf(cold_[i]);
+      if (block / 64 != index) break;
+      const uint64_t bit = uint64_t{1} << (block % 64);
+      if (ABSL_PREDICT_FALSE((word & bit) != 0)) {
+        ReportDoubleFree(cold_[i], slab->block_bytes(), slab->start());
+      }
+      word |= bit;
+    } while (++i < cold_count_ && slab->Contains(cold_[i]));
+    slab->PutWord(index, word);
+    Relist(slab);
+  }
+  cold_count_ = 0;
+}
+
+void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
+  const FreeBlock* linked_from = first;
+  for (FreeBlock* block = first; block != nullptr;) {
+    // A link that a write after free has changed leads anywhere, so neither the
+    // address nor what it finds is trusted.
+    const Tag offset = PageMap::TagOf(block) & (kOwnerUnit - 1);
+    if (ABSL_PREDICT_FALSE(offset != MagazineOffset(size_class))) {
+      ReportCorruptLink(linked_from);
+    }
+    Slab* slab = Slab::Of(block);
+    const size_t index = slab->IndexOf(block);
+    if (ABSL_PREDICT_FALSE(
+            slab->BlockAt(index) != reinterpret_cast<char*>(block) ||
+            slab->owner.load(std::memory_order_relaxed) != this)) {
+      ReportCorruptLink(linked_from);
+    }
+    FreeBlock* next = block->next;
+    if (ABSL_PREDICT_FALSE(!slab->PutBlock(index))) {
+      // The fast path takes what lies behind a slab's last block for one.
+      CheckIsBlock("free", slab, block);
+      ReportDoubleFree(block, slab->block_bytes(), slab->start());
+    }
+    Relist(slab);
+    linked_from = block;
+    block = next;
+  }
+  ++counters_.flushes;
+}
+
+void ThreadCache::FlushAll() {
+  FlushCold();
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    Magazine& magazine = magazines_[c];
+    if (magazine.head != nullptr) Flush(magazine.head, c);
+    magazine.head = nullptr;
+    magazine.room = magazine.capacity;
+    Shelf& shelf = shelves_[c];
+    for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(shelf.depot[i], c);
+    shelf.depot_count = 0;
+    if (shelf.is_cold) TurnWarm(c);
+  }
+}
+
+void ThreadCache::FlushThread() {
+  ThreadCache* cache = thread_state.cache;
+  if (cache == &no_cache) return;
+  LockHolder hold(cache->lock_);
+  cache->FlushAll();
+  cache->DrainPending();
+  cache->ReturnEmptySlabs();
+}
+
+// --- Slabs. ---
+
+void ThreadCache::Relist(Slab* slab) {
+  const Slab::Fullness before = slab->fullness();
+  if (!slab->UpdateFullness()) return;
+  Shelf& shelf = shelves_[slab->size_class()];
+  shelf.slabs[before].Remove(slab);
+  SlabList& list = shelf.slabs[slab->fullness()];
+  // One empty slab stays, so that a thread at the edge of needing it does not
+  // take and return it in turn.
+  if (slab->fullness() == Slab::kEmpty && !list.IsEmpty()) {
+    ++counters_.slabs_returned;
+    ReturnSlab(slab);
+    return;
+  }
+  list.PushFront(slab);
+}
+
+void ThreadCache::ReturnEmptySlabs() {
+  for (Shelf& shelf : shelves_) {
+    while (Slab* slab = shelf.slabs[Slab::kEmpty].PopFront()) {
+      ++counters_.slabs_returned;
+      ReturnSlab(slab);
+    }
+  }
+}
+
+void ThreadCache::DrainPending() {
+  Slab* others = nullptr;
+  for (Slab* slab = pending_.TakeAll(); slab != nullptr;) {
+    // Before the drain, which gives the token away: the next thread that gets
+    // it pushes the slab again and writes its link.
+    Slab* next = slab->pending_next;
+    if (slab->owner.load(std::memory_order_relaxed) == this) {
+      counters_.drained_blocks += slab->Drain();
+      Relist(slab);
+    } else {
+      // Pushed by a thread that saw an owner which had this cache's memory
+      // before us.
+      slab->pending_next = others;
+      others = slab;
+    }
+    slab = next;
+  }
+  PassTokens(others);
+}
+
+void ThreadCache::PassTokens(Slab* slabs) {
+  while (slabs != nullptr) {
+    Slab* next = slabs->pending_next;
+    PassToken(slabs);
+    slabs = next;
+  }
+}
+
+template <typename Visit>
+void ThreadCache::ForEachSlab(Visit visit) {
+  for (Shelf& shelf : shelves_) {
+    for (SlabList& list : shelf.slabs) {
+      for (Slab* slab = list.first(); slab != nullptr; slab = slab->next) {
+        visit(slab);
+      }
+    }
+  }
+}
+
+// --- For any thread. ---
+
+ThreadCache::Counters ThreadCache::counters() {
+  LockHolder hold(lock_);
+  return counters_;
+}
+
+void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses]) {
+  LockHolder hold(lock_);
+  ForEachSlab([&](Slab* slab) {
+    ClassStatistics& statistics = classes[slab->size_class()];
+    ++statistics.slabs;
+    statistics.used_blocks += slab->used();
+    statistics.free_blocks += slab->free_blocks();
+  });
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    const Shelf& shelf = shelves_[c];
+    for (uint32_t i = 0; i < shelf.depot_count; ++i) {
+      classes[c].depot_blocks += shelf.depot_blocks[i];
+    }
+  }
+}
+
+void ThreadCache::Verify(bool with_magazines) {
+  LockHolder hold(lock_);
+  ForEachSlab([&](Slab* slab) {
+    slab->Verify();
+    QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);
+  });
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    const auto check = [&](FreeBlock* block, int64_t blocks) {
+      for (; block != nullptr; block = block->next, --blocks) {
+        QUARRY_CHECK(blocks > 0);
+        Slab* slab = Slab::Of(block);
+        QUARRY_CHECK(slab != nullptr && slab->size_class() == c);
+        QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);
+        QUARRY_CHECK(slab->IsGivenOut(block));
+        QUARRY_CHECK(!slab->IsFree(slab->IndexOf(block)));
+      }
+      QUARRY_CHECK(blocks == 0);
+    };
+    const Shelf& shelf = shelves_[c];
+    for (uint32_t i = 0; i < shelf.depot_count; ++i) {
+      check(shelf.depot[i], shelf.depot_blocks[i]);
+    }
+    const Magazine& magazine = magazines_[c];
+    if (with_magazines) check(magazine.head, magazine.capacity - magazine.room);
+  }
+}
+
+}  // namespace quarry

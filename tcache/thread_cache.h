@@ -1,0 +1,322 @@
+// What one thread allocates from: a magazine for each size class, and behind
+// them the slabs that the thread owns.
+//
+//   malloc ->  TryPop  -> magazine . . . . . . . . no lock, no atomic
+//                            | empty
+//              Refill  -> depot of full magazines
+//                         slabs, fullest first . . the cache's own lock
+//                         orphans of the arena
+//                         the arena . . . . . . .  the arena's lock
+//
+//   free   ->  TryPush -> magazine of the owner
+//                            | full
+//             Overflow -> depot
+//                            | full
+//             TryPushCold -> notes, and from there to the slabs
+//                            | not ours
+//         FreeRemotely -> remote bitmap of the slab
+//
+// Blocks of slabs that the thread does not own never enter its magazines, so
+// that two threads do not share a cache line because one freed what the other
+// allocated, and memory does not wander from thread to thread.
+//
+// A magazine that overflows moves to the depot whole, and a refill takes a
+// whole one back: neither walks a list of blocks. Capacities begin small and
+// double when a magazine runs empty or over, up to kMostMagazineBytes.
+//
+// When the depot is full, more is being freed than will be wanted soon, and the
+// class turns cold: its frees take the slow path, which notes the address of
+// the block and does not touch the block, since that would bring a line into
+// the cache for the sake of a link. Sixty-four such notes at a time go to the
+// bitmaps of their slabs. The class is warm again when half of the depot has
+// been used up.
+//
+// Thread-safety: magazines belong to the owner thread. Everything else is
+//   guarded by the cache's lock, which only the owner takes, but for fork,
+//   statistics and Verify(): it is free when it is asked for, and costs one
+//   exchange for each refill. The pending stack takes pushes of any thread.
+// Invariant: each slab in the lists has this cache as its owner.
+// Source: Bonwick and Adams 2001 (magazines, depot); Evans 2006 (thread cache).
+#ifndef QUARRY_TCACHE_THREAD_CACHE_H_
+#define QUARRY_TCACHE_THREAD_CACHE_H_
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/base/attributes.h"
+#include "absl/base/optimization.h"
+#include "absl/base/thread_annotations.h"
+#include "arena/arena.h"
+#include "arena/lock.h"
+#include "arena/page_map.h"
+#include "tcache/magazine.h"
+#include "tcache/pending_stack.h"
+#include "tcache/size_classes.h"
+#include "tcache/slab.h"
+
+namespace quarry {
+
+class ThreadCache;
+
+// What a thread has in thread-local storage. A thread without a cache points
+// at `no_cache`, whose magazines are empty, and its tag matches no slab: its
+// first malloc() and any free() take the slow path without a test of their own.
+struct ThreadState {
+  ThreadCache* cache;
+  Tag tag;
+  // The thread gave its cache up on exit, and gets no other.
+  bool exited;
+};
+
+// Initial-exec: one load and no call. Sixteen bytes fit into what the loader
+// sets aside for libraries opened late.
+extern thread_local constinit ThreadState thread_state
+    __attribute__((tls_model("initial-exec"), visibility("hidden")));
+
+// Where a class's magazine lies in a cache, in bytes; the low bits of a tag.
+constexpr Tag MagazineOffset(SizeClass size_class) {
+  return static_cast<Tag>(size_class * sizeof(Magazine));
+}
+static_assert(MagazineOffset(kClasses) < (kHugeTag & (kOwnerUnit - 1)));
+
+// From (bytes + 15) / 16 to MagazineOffset() of the class.
+[[gnu::visibility("hidden")]] extern const std::array<
+    uint16_t, kFastMaxBytes / kMinAlignmentBytes + 1>
+    magazine_offsets;
+
+class alignas(64) ThreadCache {
+  // First, since tags hold offsets from the start of the cache.
+  Magazine magazines_[kClasses] = {};
+
+ public:
+  // Sums over the life of the cache, and of those that had its memory before.
+  struct Counters {
+    uint64_t refills = 0;         // Magazines filled from slabs.
+    uint64_t flushes = 0;         // Magazines emptied into slabs.
+    uint64_t drained_blocks = 0;  // Remote frees taken in.
+    uint64_t slabs_made = 0;
+    uint64_t slabs_returned = 0;
+    uint64_t adoptions = 0;
+  };
+
+  // What Statistics() of one class says.
+  struct ClassStatistics {
+    size_t slabs;
+    size_t used_blocks;  // With the program or in magazines.
+    size_t free_blocks;  // In slabs.
+    size_t depot_blocks;
+  };
+
+  constexpr ThreadCache() : lock_(LockRank::kCache) {}
+  ThreadCache(const ThreadCache&) = delete;
+  ThreadCache& operator=(const ThreadCache&) = delete;
+
+  // --- The fast paths, of the calling thread. ---
+
+  // A block of at least `bytes`, or nullptr if there is none at hand.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPop(size_t bytes) {
+    if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes)) return nullptr;
+    Magazine* magazine = MagazineAt(
+        magazine_offsets[(bytes + kMinAlignmentBytes - 1) / kMinAlignmentBytes]);
+    if (ABSL_PREDICT_FALSE(magazine->head == nullptr)) return nullptr;
+    return magazine->Pop();
+  }
+
+  // Frees `p` if it is a block of a fast class that this thread owns, and not
+  // the one freed last. Otherwise false, with nothing changed.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPush(void* p) {
+    Tag offset;
+    if (ABSL_PREDICT_FALSE(!OwnOffsetOf(p, &offset))) return false;
+    Magazine* magazine = MagazineAt(offset);
+    if (ABSL_PREDICT_FALSE(!magazine->IsBlockStart(p))) return false;
+    if (ABSL_PREDICT_FALSE(magazine->head == p)) return false;
+    if (ABSL_PREDICT_FALSE(magazine->Push(p))) Overflow(magazine);
+    return true;
+  }
+
+  // The same for a caller who knows the size that was asked for: false also if
+  // a block of p's class does not serve such requests.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushSized(void* p, size_t bytes) {
+    Tag offset;
+    if (ABSL_PREDICT_FALSE(!OwnOffsetOf(p, &offset))) return false;
+    Magazine* magazine = MagazineAt(offset);
+    if (ABSL_PREDICT_FALSE(!magazine->ServesRequest(bytes))) return false;
+    if (ABSL_PREDICT_FALSE(magazine->head == p)) return false;
+    if (ABSL_PREDICT_FALSE(magazine->Push(p))) Overflow(magazine);
+    return true;
+  }
+
+  // --- The slow paths, of the calling thread. ---
+
+  // Frees `p` if it is a block of a fast class that is cold, and that this
+  // thread owns. Otherwise false, with nothing changed.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(void* p) {
+    Tag offset;
+    if (!OwnOffsetOf(p, &offset)) return false;
+    const Magazine* magazine = MagazineAt(offset);
+    if (magazine->start_limit != 0 || !magazine->IsBlockStartWhenWarm(p)) {
+      return false;
+    }
+    ThreadCache* cache = thread_state.cache;
+    if (cache->cold_count_ > 0 && cache->cold_[cache->cold_count_ - 1] == p) {
+      return false;
+    }
+    // In this order, for the child of a fork at any moment: see thread_life.h.
+    cache->cold_[cache->cold_count_] = p;
+    std::atomic_signal_fence(std::memory_order_release);
+    ++cache->cold_count_;
+    if (cache->cold_count_ == kColdBlocks) cache->FlushNotes();
+    return true;
+  }
+
+  // A block of `size_class`, making a cache for the thread if need be; nullptr
+  // when there is no memory.
+  [[nodiscard]] static void* Allocate(SizeClass size_class);
+
+  // Frees a block of `slab`, whoever owns it. Aborts if `p` is no block in use.
+  static void Free(Slab* slab, void* p);
+
+  // Gives the thread's magazines and depots back to its slabs, and empty slabs
+  // to the arena.
+  static void FlushThread();
+
+  // --- Lifetime; see thread_life.h. ---
+
+  // Makes the cache ready for a thread, in memory that is zero or was a cache.
+  void Open(Tag tag, Arena* arena) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Gives everything up: blocks to their slabs, empty slabs to the arena, the
+  // others to its orphans. The owner thread, or nobody, is running.
+  void Close() ABSL_LOCKS_EXCLUDED(lock_);
+
+  // In the child of a fork: takes in all remote frees, whoever had the tokens.
+  void DrainAllAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
+
+  // --- For any thread. ---
+
+  PendingStack& pending() { return pending_; }
+  Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
+  Tag tag() const { return tag_; }
+  Arena* arena() const { return arena_; }
+
+  Counters counters() ABSL_LOCKS_EXCLUDED(lock_);
+  void AddStatistics(ClassStatistics (&classes)[kClasses])
+      ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Blocks in the magazines themselves. The owner thread only.
+  size_t MagazineBlocks(SizeClass size_class) const {
+    const Magazine& magazine = magazines_[size_class];
+    return static_cast<size_t>(magazine.capacity - magazine.room);
+  }
+
+  // Aborts when an invariant does not hold. Checks magazines only if told that
+  // the owner is the caller or is not running.
+  void Verify(bool with_magazines) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // How many blocks of other owners the threads of this cache have freed.
+  // Written by the owner thread alone, read by any.
+  std::atomic<uint64_t> remote_frees{0};
+
+  // Links of the registry, guarded by its lock.
+  ThreadCache* next_in_registry = nullptr;
+  ThreadCache* next_closed = nullptr;
+  bool is_open = false;
+
+ private:
+  static constexpr size_t kMostMagazineBytes = 64 * 1024;
+  static constexpr int32_t kMostMagazineBlocks = 256;
+  static constexpr int32_t kFewestMagazineBlocks = 4;
+  static constexpr int32_t kFirstMagazineBlocks = 8;
+  static constexpr uint32_t kDepotMagazines = 4;
+  static constexpr uint32_t kColdBlocks = 64;
+
+  // The bounds above for each class.
+  static const std::array<int16_t, kClasses> kMostBlocks;
+
+  // What stands behind the magazine of one class.
+  struct Shelf {
+    SlabList slabs[Slab::kFullnesses];
+    // Full magazines, the oldest first.
+    FreeBlock* depot[kDepotMagazines] = {};
+    uint16_t depot_blocks[kDepotMagazines] = {};
+    uint32_t depot_count = 0;
+    bool is_cold = false;
+  };
+
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* MagazineAt(Tag offset) {
+    return reinterpret_cast<Magazine*>(
+        reinterpret_cast<char*>(thread_state.cache) + offset);
+  }
+
+  // Where the magazine for p is, if this thread owns its slab and the class is
+  // fast; else false.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool OwnOffsetOf(const void* p,
+                                                       Tag* offset) {
+    Tag tag;
+    if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
+    *offset = tag ^ thread_state.tag;
+    return ABSL_PREDICT_TRUE(*offset < kOwnerUnit);
+  }
+
+  // Takes the blocks of a magazine that holds one more than it may.
+  static void Overflow(Magazine* magazine);
+
+  SizeClass ClassOfMagazine(const Magazine* magazine) const {
+    return static_cast<SizeClass>(magazine - magazines_);
+  }
+
+  void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void* TakeOne(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void FreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
+  bool TakeFromDepot(SizeClass size_class)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void GrowMagazine(Magazine* magazine);
+  // Between cold and warm: whether the fast path takes frees of the class.
+  void TurnCold(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void TurnWarm(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void FlushNotes() ABSL_LOCKS_EXCLUDED(lock_);
+  void FlushCold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void Flush(FreeBlock* first, SizeClass size_class)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void FlushAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  // The slab to allocate from next: the fullest that has a free block.
+  Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // One more slab, from the orphans or the arena.
+  Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void TakeOwnership(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Puts a slab whose used() changed into the list where it belongs, or gives
+  // it back to the arena if it is empty and there is another.
+  void Relist(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void ReturnEmptySlabs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void DrainPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Slabs of a pending stack that are another cache's, linked by pending_next:
+  // their tokens go on.
+  static void PassTokens(Slab* slabs);
+
+  template <typename Visit>
+  void ForEachSlab(Visit visit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  Lock lock_;
+  Tag tag_ = 0;
+  Arena* arena_ = nullptr;
+  Counters counters_ ABSL_GUARDED_BY(lock_);
+  Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
+
+  // Blocks of cold classes that are not in their slabs' bitmaps yet. The
+  // owner's, as the magazines are.
+  uint32_t cold_count_ = 0;
+  void* cold_[kColdBlocks] = {};
+
+  // On a line of its own: other threads write it.
+  alignas(64) PendingStack pending_;
+};
+
+// What a thread without a cache has. Never written.
+[[gnu::visibility("hidden")]] extern constinit ThreadCache no_cache;
+
+}  // namespace quarry
+
+#endif  // QUARRY_TCACHE_THREAD_CACHE_H_

@@ -1,0 +1,124 @@
+#include "tcache/thread_life.h"
+
+#include <pthread.h>
+
+#include <atomic>
+
+#include "arena/huge.h"
+#include "arena/process_arenas.h"
+#include "arena/settings.h"
+#include "tcache/cache_registry.h"
+#include "tcache/orphans.h"
+
+namespace quarry {
+namespace {
+
+constinit std::atomic<ThreadCache*> stray_cache{nullptr};
+
+pthread_key_t exit_key;
+constinit bool has_exit_key = false;
+constinit pthread_once_t process_once = PTHREAD_ONCE_INIT;
+
+void OnThreadExit(void*) { EndThread(); }
+
+// Every lock there is, in the order of the ranks.
+template <typename Visit>
+void ForEachLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  visit(cache_registry.lock());
+  cache_registry.ForEachLocked(
+      [&](ThreadCache* cache) { visit(cache->lock()); });
+  for (size_t i = 0; i < kMaxArenas; ++i) visit(OrphansOf(i).lock());
+  visit(huge_blocks.lock());
+  for (size_t i = 0; i < kMaxArenas; ++i) visit(ArenaAt(i).lock());
+  visit(PageMapLock());
+  visit(metadata_pool.lock());
+}
+
+void BeforeFork() {
+  ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    lock.AcquireForFork();
+  });
+}
+
+void AfterForkInParent() {
+  ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    lock.ReleaseAfterFork();
+  });
+}
+
+void AfterForkInChild() {
+  ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    lock.ResetAfterFork();
+  });
+  // One thread is left, so the list of caches may be walked without its lock,
+  // which Give() takes.
+  ThreadCache* const mine = thread_state.cache;
+  ThreadCache* const stray = stray_cache.load(std::memory_order_relaxed);
+  cache_registry.ForEach([](ThreadCache* cache) {
+    if (cache->is_open) cache->DrainAllAfterFork();
+  });
+  for (size_t i = 0; i < kMaxArenas; ++i) OrphansOf(i).DrainAll();
+  for (;;) {
+    ThreadCache* vanished = nullptr;
+    cache_registry.ForEach([&](ThreadCache* cache) {
+      if (cache->is_open && cache != mine && cache != stray) vanished = cache;
+    });
+    if (vanished == nullptr) break;
+    cache_registry.Give(vanished);
+  }
+}
+
+void StartProcess() {
+  // Without a key caches are not given up at thread exit, and without the
+  // handlers fork is unsafe: both calls fail only when a limit of the C library
+  // was reached before the first allocation.
+  has_exit_key = pthread_key_create(&exit_key, OnThreadExit) == 0;
+  (void)pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
+}
+
+}  // namespace
+
+ThreadCache* MakeCurrentCache() {
+  if (thread_state.exited) return nullptr;
+  ThreadCache* cache = cache_registry.Take();
+  if (cache == nullptr) return nullptr;
+  thread_state.cache = cache;
+  if (settings.perturb_byte.load(std::memory_order_relaxed) == 0) {
+    thread_state.tag = cache->tag();
+  }
+  // The C library may allocate in these calls, and finds the cache in place.
+  pthread_once(&process_once, StartProcess);
+  if (has_exit_key) (void)pthread_setspecific(exit_key, cache);
+  return cache;
+}
+
+ThreadCache* StrayCache() {
+  ThreadCache* cache = stray_cache.load(std::memory_order_acquire);
+  if (cache != nullptr) return cache;
+  ThreadCache* made = cache_registry.Take();
+  if (made == nullptr) return nullptr;
+  // Release pairs with the acquire above and below: who finds the cache finds
+  // it open.
+  if (stray_cache.compare_exchange_strong(cache, made,
+                                          std::memory_order_acq_rel)) {
+    return made;
+  }
+  cache_registry.Give(made);
+  return cache;
+}
+
+void EndThread() {
+  ThreadCache* cache = thread_state.cache;
+  if (cache == &no_cache) return;
+  // First: nothing below may come back to this cache.
+  thread_state = {&no_cache, 0, true};
+  cache_registry.Give(cache);
+}
+
+void LeaveFastPath() {
+  if (CurrentCache() == nullptr) return;
+  ThreadCache::FlushThread();
+  thread_state.tag = 0;
+}
+
+}  // namespace quarry

@@ -1,0 +1,44 @@
+// Where threads and processes begin and end, as far as caches are concerned.
+//
+// A thread gets its cache with its first allocation and gives it up in the
+// destructor of a pthread key. Destructors of other keys, and what libc frees
+// after them, may still allocate and free. Such a thread has no cache again: it
+// allocates from the stray cache, which all of them share under its lock, and
+// its frees are remote.
+//
+// fork() copies one thread of many. All locks are taken before it, in the order
+// of their ranks, so that the child finds nothing half changed but the
+// magazines, which are changed without a lock, and whose every intermediate
+// state is a list: at most the one block that a vanished thread was about to
+// push is lost. The child closes the caches of the vanished threads.
+//
+// Thread-safety: all functions on any thread.
+#ifndef QUARRY_TCACHE_THREAD_LIFE_H_
+#define QUARRY_TCACHE_THREAD_LIFE_H_
+
+#include "tcache/thread_cache.h"
+
+namespace quarry {
+
+// The calling thread's cache, made if need be; nullptr when there is no memory
+// for one or the thread has given it up.
+ThreadCache* MakeCurrentCache();
+inline ThreadCache* CurrentCache() {
+  ThreadCache* cache = thread_state.cache;
+  return ABSL_PREDICT_TRUE(cache != &no_cache) ? cache : MakeCurrentCache();
+}
+
+// The cache of threads that have none; its lock is held for each use. nullptr
+// when there is no memory for it.
+ThreadCache* StrayCache();
+
+// Gives the calling thread's cache up, as its exit does. For tests.
+void EndThread();
+
+// From now on no magazine of the calling thread holds a block, and each of its
+// calls takes the slow path, where settings.perturb_byte is looked at.
+void LeaveFastPath();
+
+}  // namespace quarry
+
+#endif  // QUARRY_TCACHE_THREAD_LIFE_H_

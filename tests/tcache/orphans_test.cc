@@ -1,0 +1,322 @@
+#include "tcache/orphans.h"
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "arena/settings.h"
+#include "gtest/gtest.h"
+#include "tcache/thread_life.h"
+#include "tests/tcache/blocks.h"
+
+namespace quarry {
+namespace {
+
+using Mark = RemoteBitmap::Mark;
+
+// Every thread shall look for orphans in the same place.
+const bool one_arena = (settings.arenas_max = 1, true);
+
+// A class of which nothing else in the process has blocks.
+constexpr size_t kBytes = 112;
+
+class OrphansTest : public testing::Test {
+ protected:
+  ~OrphansTest() override {
+    VerifyAll();
+    ThreadCache::FlushThread();
+    EXPECT_EQ(CountOrphans(), 0u);
+    EXPECT_EQ(SlabBytesInUse(), 0u) << "a slab is lost";
+  }
+
+  // Blocks of one slab that the exit of their thread made an orphan.
+  static std::vector<void*> LeaveBlocks(size_t count, size_t bytes = kBytes) {
+    std::vector<void*> blocks;
+    OnAnotherThread([&] {
+      for (size_t i = 0; i < count; ++i) blocks.push_back(Allocate(bytes));
+    });
+    for (void* p : blocks) EXPECT_EQ(Slab::Of(p), Slab::Of(blocks[0]));
+    return blocks;
+  }
+};
+
+TEST_F(OrphansTest, ASlabWithBlocksInUseOutlivesItsThread) {
+  const std::vector<void*> blocks = LeaveBlocks(3);
+  Slab* const slab = Slab::Of(blocks[0]);
+  EXPECT_EQ(slab->owner.load(), nullptr);
+  EXPECT_EQ(slab->used(), 3u);
+  EXPECT_TRUE(IsOrphan(slab));
+  EXPECT_EQ(CountOrphans(), 1u);
+  EXPECT_EQ(PageMap::TagOf(blocks[0]), SlowTag(slab->size_class()));
+  for (void* p : blocks) Free(p);
+}
+
+TEST_F(OrphansTest, EmptySlabsGoBackWhenTheirThreadExits) {
+  const size_t before = SlabBytesInUse();
+  OnAnotherThread([] {
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+      Free(AllocateOfClass(c));
+    }
+    EXPECT_GT(SlabBytesInUse(), 0u);
+  });
+  EXPECT_EQ(SlabBytesInUse(), before);
+  EXPECT_EQ(CountOrphans(), 0u);
+}
+
+TEST_F(OrphansTest, ARemoteFreeThatCompletesAnOrphanGivesTheSlabBack) {
+  for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
+    const size_t before = SlabBytesInUse();
+    const std::vector<void*> blocks = LeaveBlocks(2, bytes);
+    Slab* const slab = Slab::Of(blocks[0]);
+    Free(blocks[0]);
+    EXPECT_TRUE(IsOrphan(slab));
+    EXPECT_EQ(slab->used(), 1u) << "drained at once";
+    EXPECT_TRUE(slab->remote.IsEmpty());
+    Free(blocks[1]);
+    EXPECT_EQ(SlabBytesInUse(), before);
+    EXPECT_EQ(PageMap::TagOf(blocks[1]), kRunTag);
+  }
+}
+
+TEST_F(OrphansTest, AThreadAdoptsBeforeItAsksTheArena) {
+  const std::vector<void*> blocks = LeaveBlocks(3);
+  Slab* const slab = Slab::Of(blocks[0]);
+  const size_t before = SlabBytesInUse();
+  OnAnotherThread([&] {
+    void* const p = Allocate(kBytes);
+    ThreadCache* const cache = thread_state.cache;
+    EXPECT_EQ(Slab::Of(p), slab);
+    EXPECT_EQ(slab->owner.load(), cache);
+    EXPECT_EQ(PageMap::TagOf(p), cache->tag() | MagazineOffset(ClassOf(kBytes)));
+    EXPECT_FALSE(IsOrphan(slab));
+    EXPECT_EQ(SlabBytesInUse(), before);
+    EXPECT_EQ(cache->counters().adoptions, 1u);
+    // What the first thread allocated is now as if this one had.
+    for (void* block : blocks) EXPECT_TRUE(ThreadCache::TryPush(block));
+    Free(p);
+  });
+}
+
+TEST_F(OrphansTest, OfAnotherClassAreLeftAlone) {
+  const std::vector<void*> blocks = LeaveBlocks(1);
+  OnAnotherThread([&] {
+    void* const p = Allocate(2 * kBytes);
+    EXPECT_TRUE(IsOrphan(Slab::Of(blocks[0])));
+    Free(p);
+  });
+  Free(blocks[0]);
+}
+
+TEST_F(OrphansTest, AFullOneIsAdoptedOnlyAfterAFree) {
+  const size_t count = SlabBlocks(ClassOf(kFastMaxBytes));
+  const std::vector<void*> blocks = LeaveBlocks(count, kFastMaxBytes);
+  Slab* const slab = Slab::Of(blocks[0]);
+  ASSERT_EQ(slab->free_blocks(), 0u);
+  ThreadCache* const cache = cache_registry.Take();
+  Orphans& orphans = OrphansOf(0);
+  EXPECT_EQ(orphans.Adopt(slab->size_class(), cache), nullptr);
+  Free(blocks[0]);
+  EXPECT_TRUE(IsOrphan(slab));
+  EXPECT_EQ(orphans.Adopt(slab->size_class(), cache), slab);
+  EXPECT_EQ(orphans.Adopt(slab->size_class(), cache), nullptr);
+  {
+    LockHolder hold(orphans.lock());
+    orphans.Add(slab);
+  }
+  cache_registry.Give(cache);
+  for (size_t i = 1; i < count; ++i) Free(blocks[i]);
+}
+
+// The marks of an orphan whose token is on its way wait for it, whoever owns
+// the slab when it arrives.
+class OrphanWithAToken : public OrphansTest {
+ protected:
+  OrphanWithAToken() {
+    owner_.Do([this] {
+      for (void*& p : blocks_) p = Allocate(kBytes);
+      owner_cache_ = thread_state.cache;
+    });
+    slab_ = Slab::Of(blocks_[0]);
+    EXPECT_EQ(slab_->remote.MarkFreed(slab_->IndexOf(blocks_[0])),
+              Mark::kFirst);
+    owner_.End();
+    EXPECT_TRUE(IsOrphan(slab_));
+    EXPECT_EQ(slab_->used(), 2u) << "undrained";
+  }
+
+  Worker owner_;
+  void* blocks_[2];
+  ThreadCache* owner_cache_;
+  Slab* slab_;
+};
+
+TEST_F(OrphanWithAToken, IsDrainedWhenTheTokenArrives) {
+  PassToken(slab_);
+  EXPECT_EQ(slab_->used(), 1u);
+  EXPECT_TRUE(IsOrphan(slab_));
+  Free(blocks_[1]);
+}
+
+TEST_F(OrphanWithAToken, OtherFreesLeaveTheDrainToTheToken) {
+  Free(blocks_[1]);
+  EXPECT_TRUE(IsOrphan(slab_)) << "the token's holder is about to touch it";
+  EXPECT_EQ(slab_->used(), 2u);
+  PassToken(slab_);
+}
+
+TEST_F(OrphanWithAToken, AdoptionLeavesTheMarksAndTheAdopterGetsTheToken) {
+  Worker adopter;
+  void* p;
+  adopter.Do([&] {
+    p = Allocate(kBytes);
+    EXPECT_EQ(OwnerOf(p), thread_state.cache);
+    EXPECT_EQ(Slab::Of(p), slab_);
+    EXPECT_TRUE(slab_->remote.IsMarked(slab_->IndexOf(blocks_[0])));
+    ThreadCache::FlushThread();
+    EXPECT_TRUE(slab_->remote.IsMarked(slab_->IndexOf(blocks_[0])));
+    EXPECT_EQ(slab_->used(), 3u);
+  });
+  PassToken(slab_);
+  EXPECT_TRUE(slab_->remote.IsMarked(slab_->IndexOf(blocks_[0])));
+  adopter.Do([&] {
+    EXPECT_FALSE(thread_state.cache->pending().IsEmpty());
+    ThreadCache::FlushThread();
+    EXPECT_EQ(slab_->used(), 2u);
+    EXPECT_TRUE(slab_->remote.IsEmpty());
+    Free(p);
+    Free(blocks_[1]);
+  });
+}
+
+TEST_F(OrphanWithAToken, MayBeAnOrphanAgainWhenTheTokenArrives) {
+  OnAnotherThread([&] {
+    void* const p = Allocate(kBytes);
+    EXPECT_EQ(Slab::Of(p), slab_);
+    Free(p);
+  });
+  EXPECT_TRUE(IsOrphan(slab_));
+  PassToken(slab_);
+  EXPECT_EQ(slab_->used(), 1u);
+  Free(blocks_[1]);
+}
+
+TEST_F(OrphanWithAToken, TheStackOfTheExitedThreadRefusesIt) {
+  // What a thread does that read the owner before the owner exited.
+  EXPECT_FALSE(owner_cache_->pending().Push(slab_));
+  PassToken(slab_);
+  Free(blocks_[1]);
+}
+
+TEST_F(OrphanWithAToken, AThreadThatReusesTheCachePassesTheTokenOn) {
+  Worker reuser;
+  reuser.Do([&] {
+    Free(Allocate(16));
+    ASSERT_EQ(thread_state.cache, owner_cache_);
+  });
+  ASSERT_TRUE(owner_cache_->pending().Push(slab_));
+  reuser.Do([&] { ThreadCache::FlushThread(); });
+  EXPECT_EQ(slab_->used(), 1u) << "drained as an orphan";
+  EXPECT_TRUE(IsOrphan(slab_));
+  Free(blocks_[1]);
+}
+
+TEST_F(OrphanWithAToken, AThreadThatReusesTheCachePassesTheTokenToTheAdopter) {
+  Worker reuser;
+  Worker adopter;
+  reuser.Do([&] {
+    Free(Allocate(16));
+    ASSERT_EQ(thread_state.cache, owner_cache_);
+  });
+  void* p;
+  adopter.Do([&] {
+    p = Allocate(kBytes);
+    ASSERT_EQ(Slab::Of(p), slab_);
+  });
+  ASSERT_TRUE(owner_cache_->pending().Push(slab_));
+  // A refill, this time.
+  reuser.Do([&] { Free(Allocate(2000)); });
+  EXPECT_TRUE(slab_->remote.IsMarked(slab_->IndexOf(blocks_[0])));
+  adopter.Do([&] {
+    EXPECT_FALSE(thread_state.cache->pending().IsEmpty());
+    ThreadCache::FlushThread();
+    EXPECT_EQ(slab_->used(), 2u);
+    Free(p);
+    Free(blocks_[1]);
+  });
+}
+
+TEST_F(OrphanWithAToken, AThreadThatReusesTheCachePassesTheTokenOnWhenItExits) {
+  Worker reuser;
+  reuser.Do([&] {
+    Free(Allocate(16));
+    ASSERT_EQ(thread_state.cache, owner_cache_);
+  });
+  ASSERT_TRUE(owner_cache_->pending().Push(slab_));
+  reuser.End();
+  EXPECT_EQ(slab_->used(), 1u);
+  EXPECT_TRUE(IsOrphan(slab_));
+  Free(blocks_[1]);
+}
+
+// The cache that reuses the memory of the slab's former owner may also be the
+// one that adopts the slab.
+TEST_F(OrphanWithAToken, AThreadThatReusesTheCacheMayAdoptTheSlab) {
+  Worker reuser;
+  void* p;
+  reuser.Do([&] {
+    p = Allocate(kBytes);
+    ASSERT_EQ(thread_state.cache, owner_cache_);
+    ASSERT_EQ(Slab::Of(p), slab_);
+  });
+  ASSERT_TRUE(owner_cache_->pending().Push(slab_));
+  reuser.Do([&] {
+    ThreadCache::FlushThread();
+    EXPECT_EQ(slab_->used(), 2u);
+    Free(p);
+    Free(blocks_[1]);
+  });
+}
+
+// The child of a fork has no thread that would pass the token.
+TEST_F(OrphanWithAToken, DrainAllNeedsNoToken) {
+  OrphansOf(0).DrainAll();
+  EXPECT_EQ(slab_->used(), 1u);
+  EXPECT_TRUE(IsOrphan(slab_));
+  EXPECT_EQ(slab_->remote.MarkFreed(slab_->IndexOf(blocks_[1])), Mark::kFirst);
+  OrphansOf(0).DrainAll();
+  EXPECT_EQ(CountOrphans(), 0u);
+}
+
+// Owners exit, adopt and exit again while others free their blocks.
+TEST_F(OrphansTest, NoBlockIsLostWhileOwnersComeAndGo) {
+  constexpr size_t kSlots = 64;
+  constexpr int kOwners = 600;
+  std::atomic<void*> slots[kSlots] = {};
+  std::atomic<bool> stop{false};
+  Free(Allocate(kBytes));
+  std::thread freer([&] {
+    for (size_t i = 0; !stop.load(std::memory_order_relaxed); ++i) {
+      if (i % kSlots == 0) std::this_thread::yield();
+      void* const p =
+          slots[i % kSlots].exchange(nullptr, std::memory_order_acquire);
+      if (p != nullptr) Free(p);
+    }
+  });
+  for (int i = 0; i < kOwners; ++i) {
+    OnAnotherThread([&] {
+      for (std::atomic<void*>& slot : slots) {
+        void* const p =
+            slot.exchange(Allocate(kBytes), std::memory_order_acq_rel);
+        if (p != nullptr) Free(p);
+      }
+    });
+  }
+  stop = true;
+  freer.join();
+  for (std::atomic<void*>& slot : slots) {
+    if (void* const p = slot.load()) Free(p);
+  }
+}
+
+}  // namespace
+}  // namespace quarry

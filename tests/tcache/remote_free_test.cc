@@ -1,0 +1,276 @@
+#include "tcache/remote_free.h"
+
+#include <atomic>
+#include <csignal>
+#include <cstring>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "arena/settings.h"
+#include "gtest/gtest.h"
+#include "tcache/thread_life.h"
+#include "tests/tcache/blocks.h"
+
+namespace quarry {
+namespace {
+
+const bool one_arena = (settings.arenas_max = 1, true);
+
+constexpr size_t kBytes = 112;
+
+TEST(RemoteFree, MarksTheBlockAndTellsTheOwner) {
+  void* const p = Allocate(kBytes);
+  void* const q = Allocate(kBytes);
+  Slab* const slab = Slab::Of(p);
+  ThreadCache* const mine = thread_state.cache;
+  const size_t used = slab->used();
+  OnAnotherThread([&] {
+    Free(p);
+    Free(q);
+    EXPECT_EQ(thread_state.cache, &no_cache) << "made for no reason";
+  });
+  EXPECT_TRUE(slab->remote.IsMarked(slab->IndexOf(p)));
+  EXPECT_TRUE(slab->remote.IsMarked(slab->IndexOf(q)));
+  EXPECT_EQ(slab->used(), used);
+  EXPECT_FALSE(mine->pending().IsEmpty());
+  const uint64_t drained = mine->counters().drained_blocks;
+  ThreadCache::FlushThread();
+  EXPECT_EQ(mine->counters().drained_blocks, drained + 2);
+  EXPECT_TRUE(mine->pending().IsEmpty());
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+  VerifyAll();
+}
+
+TEST(RemoteFree, ARefillServesTheBlocksAgain) {
+  std::set<void*> blocks;
+  while (blocks.size() < 1000) blocks.insert(Allocate(kBytes));
+  OnAnotherThread([&] {
+    for (void* p : blocks) Free(p);
+  });
+  const uint64_t slabs = thread_state.cache->counters().slabs_made;
+  std::vector<void*> again;
+  for (size_t i = 0; i < 1000; ++i) again.push_back(Allocate(kBytes));
+  EXPECT_EQ(thread_state.cache->counters().slabs_made, slabs);
+  VerifyAll();
+  for (void* p : again) Free(p);
+  ThreadCache::FlushThread();
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+}
+
+TEST(RemoteFree, WorksForEveryClass) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 40; ++i) blocks.push_back(AllocateOfClass(c));
+    OnAnotherThread([&] {
+      for (void* p : blocks) {
+        memset(p, 0xee, BlockBytes(c));
+        Free(p);
+      }
+    });
+    ThreadCache::FlushThread();
+    EXPECT_EQ(SlabBytesInUse(), 0u) << BlockBytes(c);
+  }
+}
+
+// What the freeing thread wrote happens before the next owner of the block
+// writes: otherwise a data race.
+TEST(RemoteFree, ABlockIsReusedAfterItsLastUse) {
+  constexpr int kBlocks = 20000;
+  std::atomic<int*> hand{nullptr};
+  Free(Allocate(kBytes));
+  std::thread other([&] {
+    for (int i = 0; i < kBlocks;) {
+      int* const p = hand.exchange(nullptr, std::memory_order_acquire);
+      if (p == nullptr) {
+        std::this_thread::yield();
+        continue;
+      }
+      EXPECT_EQ(*p, i++);
+      *p = -1;
+      Free(p);
+    }
+  });
+  for (int i = 0; i < kBlocks; ++i) {
+    int* const p = static_cast<int*>(Allocate(kFastMaxBytes));
+    *p = i;
+    while (hand.load(std::memory_order_relaxed) != nullptr) {
+      std::this_thread::yield();
+    }
+    hand.store(p, std::memory_order_release);
+  }
+  other.join();
+  ThreadCache::FlushThread();
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+  VerifyAll();
+}
+
+// Many threads free the blocks of one owner, who drains all the while. A slab
+// that were drained before it is unlinked from the pending stack would be
+// pushed again while the owner still reads its link.
+TEST(RemoteFree, NoBlockIsLostWhileTheOwnerDrains) {
+  constexpr size_t kThreads = 3;
+  constexpr size_t kSlots = 64;
+  constexpr size_t kBlocks = 100000;
+  std::atomic<void*> slots[kThreads][kSlots] = {};
+  std::atomic<bool> stop{false};
+  Free(Allocate(kBytes));
+  std::vector<std::thread> threads;
+  for (auto& own_slots : slots) {
+    threads.emplace_back([&] {
+      for (;;) {
+        const bool last = stop.load(std::memory_order_acquire);
+        for (std::atomic<void*>& slot : own_slots) {
+          void* const p = slot.exchange(nullptr, std::memory_order_acquire);
+          if (p != nullptr) Free(p);
+        }
+        if (last) return;
+        std::this_thread::yield();
+      }
+    });
+  }
+  for (size_t i = 0; i < kBlocks; ++i) {
+    // Few blocks to a slab, so that slabs come and go, or many.
+    void* const p = Allocate(i % 2 == 0 ? kBytes : kFastMaxBytes);
+    std::atomic<void*>& slot = slots[i % kThreads][i / kThreads % kSlots];
+    void* const previous = slot.exchange(p, std::memory_order_acq_rel);
+    if (previous != nullptr) Free(previous);
+    if (i % 1000 == 0) ThreadCache::FlushThread();
+  }
+  stop.store(true, std::memory_order_release);
+  for (std::thread& thread : threads) thread.join();
+  ThreadCache::FlushThread();
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+  VerifyAll();
+}
+
+TEST(RemoteFree, IsCounted) {
+  Free(Allocate(kBytes));
+  const uint64_t without_cache = RemoteFreesWithoutCache();
+  const uint64_t mine = thread_state.cache->remote_frees.load();
+  void* p;
+  void* q;
+  OnAnotherThread([&] {
+    p = Allocate(kBytes);
+    q = Allocate(kBytes);
+  });
+  Free(p);
+  OnAnotherThread([&] { Free(q); });
+  EXPECT_EQ(thread_state.cache->remote_frees.load(), mine + 1);
+  EXPECT_EQ(RemoteFreesWithoutCache(), without_cache + 1);
+  ThreadCache::FlushThread();
+}
+
+TEST(RemoteFree, IsAccountedWhenTheOwnerExits) {
+  Worker owner;
+  void* p;
+  owner.Do([&] { p = Allocate(kBytes); });
+  Free(p);
+  owner.End();
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+  EXPECT_EQ(CountOrphans(), 0u);
+}
+
+using RemoteFreeDeathTest = testing::Test;
+
+// Runs as the child of a death test.
+void FreeOnAnotherThread(void* p) {
+  OnAnotherThread([p] { Free(p); });
+}
+
+TEST(RemoteFreeDeathTest, ASecondFreeIsFoundAtOnce) {
+  void* const p = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        FreeOnAnotherThread(p);
+        FreeOnAnotherThread(p);
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(p);
+}
+
+TEST(RemoteFreeDeathTest, ASecondFreeAfterADrainIsFoundByTheNext) {
+  void* const p = Allocate(kBytes);
+  void* const q = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        FreeOnAnotherThread(p);
+        ThreadCache::FlushThread();
+        FreeOnAnotherThread(p);
+        ThreadCache::FlushThread();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(p);
+  Free(q);
+}
+
+TEST(RemoteFreeDeathTest, AFreeByTheOwnerAndByAnotherIsFoundAtFlush) {
+  void* const p = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        Free(p);
+        FreeOnAnotherThread(p);
+        ThreadCache::FlushThread();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  EXPECT_EXIT(
+      {
+        FreeOnAnotherThread(p);
+        Free(p);
+        ThreadCache::FlushThread();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(p);
+}
+
+TEST(RemoteFreeDeathTest, ADoubleFreeOfAnOrphansBlockIsFoundAtOnce) {
+  void* p;
+  void* q;
+  OnAnotherThread([&] {
+    p = Allocate(kBytes);
+    q = Allocate(kBytes);
+  });
+  EXPECT_EXIT(
+      {
+        Free(p);
+        Free(p);
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(p);
+  Free(q);
+}
+
+TEST(RemoteFreeDeathTest, NamesTheBlockOfAnInteriorPointer) {
+  char* const p = static_cast<char*>(Allocate(kBytes));
+  EXPECT_EXIT(FreeOnAnotherThread(p + 16), testing::KilledBySignal(SIGABRT),
+              testing::Eq("quarry: free of " + Hex(p + 16) +
+                          ", which is 16 bytes inside the 112-byte block " +
+                          Hex(p) + ", aborting\n"));
+  Free(p);
+}
+
+TEST(RemoteFreeDeathTest, WhatLiesBehindTheLastBlockIsForeign) {
+  void* p;
+  OnAnotherThread([&] { p = Allocate(kBytes); });
+  const Slab* const slab = Slab::Of(p);
+  char* const tail = slab->BlockAt(slab->blocks());
+  ASSERT_EQ(Slab::Of(tail), slab);
+  EXPECT_EXIT(Free(tail), testing::KilledBySignal(SIGABRT),
+              testing::Eq("quarry: free of " + Hex(tail) +
+                          ", which Quarry did not allocate, aborting\n"));
+  Free(p);
+}
+
+TEST(RemoteFreeDeathTest, TheReportNamesTheCall) {
+  char* const p = static_cast<char*>(Allocate(kBytes));
+  CheckIsBlock("realloc", Slab::Of(p), p);
+  EXPECT_EXIT(CheckIsBlock("realloc", Slab::Of(p), p + 111),
+              testing::KilledBySignal(SIGABRT),
+              testing::Eq("quarry: realloc of " + Hex(p + 111) +
+                          ", which is 111 bytes inside the 112-byte block " +
+                          Hex(p) + ", aborting\n"));
+  Free(p);
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,112 @@
+#include "tcache/size_classes.h"
+
+#include "gtest/gtest.h"
+
+namespace quarry {
+namespace {
+
+TEST(SizeClasses, GrowAndKeepTheAlignmentOfMalloc) {
+  EXPECT_EQ(BlockBytes(kEightByteClass), 8u);
+  EXPECT_EQ(BlockBytes(kFirstClass), 16u);
+  for (SizeClass c = kFirstClass; c < kClasses; ++c) {
+    EXPECT_GT(BlockBytes(c), BlockBytes(c - 1));
+    EXPECT_EQ(BlockBytes(c) % kMinAlignmentBytes, 0u);
+  }
+  EXPECT_EQ(BlockBytes(kFastClasses - 1), kFastMaxBytes);
+  EXPECT_EQ(BlockBytes(kClasses - 1), kSmallMaxBytes);
+}
+
+TEST(SizeClasses, EverySizeGetsTheSmallestClassThatHoldsIt) {
+  SizeClass expected = kFirstClass;
+  for (size_t bytes = 0; bytes <= kSmallMaxBytes; ++bytes) {
+    if (bytes > BlockBytes(expected)) ++expected;
+    ASSERT_EQ(ClassOf(bytes), expected) << bytes;
+    ASSERT_GE(BlockBytes(expected), bytes);
+    ASSERT_LE(MinRequestBytes(expected), bytes);
+  }
+  EXPECT_EQ(expected, kClasses - 1);
+}
+
+TEST(SizeClasses, EveryClassServesItsOwnSizes) {
+  for (SizeClass c = kFirstClass; c < kClasses; ++c) {
+    EXPECT_EQ(ClassOf(BlockBytes(c)), c);
+    EXPECT_EQ(ClassOf(MinRequestBytes(c)), c);
+    if (c > kFirstClass) {
+      EXPECT_EQ(ClassOf(MinRequestBytes(c) - 1), c - 1);
+    }
+  }
+}
+
+TEST(SizeClasses, WasteIsBounded) {
+  for (size_t bytes = 1; bytes <= kSmallMaxBytes; ++bytes) {
+    const size_t waste = BlockBytes(ClassOf(bytes)) - bytes;
+    if (bytes <= kLinearMaxBytes) {
+      ASSERT_LT(waste, kMinAlignmentBytes) << bytes;
+    } else {
+      ASSERT_LE(waste * 8, bytes) << bytes;
+    }
+  }
+}
+
+// Against a search through all classes, at the sizes where the answer changes.
+TEST(SizeClasses, EveryAlignmentGetsTheSmallestClassThatHasIt) {
+  const auto check = [](size_t bytes, size_t alignment) {
+    SizeClass expected = kNoClass;
+    for (SizeClass c = kClasses - 1; c >= kFirstClass; --c) {
+      if (BlockBytes(c) >= bytes && BlockBytes(c) % alignment == 0) {
+        expected = c;
+      }
+    }
+    ASSERT_EQ(ClassOf(bytes, alignment), expected) << bytes << " " << alignment;
+  };
+  for (size_t alignment = 1; alignment <= size_t{1} << 31; alignment *= 2) {
+    for (size_t bytes : {size_t{0}, size_t{1}, kSmallMaxBytes + 1,
+                         size_t{1} << 40, ~size_t{0}}) {
+      check(bytes, alignment);
+    }
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+      for (size_t bytes = BlockBytes(c) - 1; bytes <= BlockBytes(c) + 1;
+           ++bytes) {
+        check(bytes, alignment);
+      }
+    }
+  }
+}
+
+TEST(SizeClasses, SlabsHoldWholeBlocks) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    EXPECT_EQ(SlabBytes(c) % kGranuleBytes, 0u);
+    EXPECT_LE(SlabBlocks(c) * BlockBytes(c), SlabBytes(c));
+    EXPECT_LE(SlabBlocks(c), kMaxBlocks);
+    EXPECT_GE(SlabBlocks(c), 8u);
+    // The rest is no block, unless the summary has no bit for it.
+    if (SlabBlocks(c) < kMaxBlocks) {
+      EXPECT_LT(SlabBytes(c) - SlabBlocks(c) * BlockBytes(c), BlockBytes(c));
+    }
+  }
+}
+
+TEST(SizeClasses, TheIndexReciprocalDividesEveryOffset) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    const uint64_t reciprocal = IndexReciprocal(c);
+    const size_t bytes = BlockBytes(c);
+    for (size_t offset = 0; offset < SlabBytes(c); ++offset) {
+      ASSERT_EQ((offset * reciprocal) >> kIndexShift, offset / bytes)
+          << offset << " in class " << bytes;
+    }
+  }
+}
+
+TEST(SizeClasses, TheStartReciprocalKnowsEveryMultiple) {
+  for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+    const uint32_t reciprocal = StartReciprocal(c);
+    const uint32_t bytes = static_cast<uint32_t>(BlockBytes(c));
+    for (uint32_t offset = 0; offset < SlabBytes(c); ++offset) {
+      ASSERT_EQ(offset * reciprocal < reciprocal, offset % bytes == 0)
+          << offset << " in class " << bytes;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace quarry

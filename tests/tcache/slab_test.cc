@@ -1,0 +1,392 @@
+#include "tcache/slab.h"
+
+#include <csignal>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "arena/page_map.h"
+#include "arena/process_arenas.h"
+#include "arena/segment.h"
+#include "gtest/gtest.h"
+#include "tests/arena/test_seed.h"
+
+namespace quarry {
+namespace {
+
+using Mark = RemoteBitmap::Mark;
+
+constexpr size_t kAll = 1 << 20;
+
+// A slab that nobody owns but the test.
+class TestSlab {
+ public:
+  explicit TestSlab(SizeClass size_class) {
+    auto* const run = ArenaAt(0).Allocate(SlabBytes(size_class) / PageBytes(),
+                                          kGranuleBytes);
+    slab_ = Slab::Make(run, size_class);
+    PageMap::Set(slab_->start(), SlabBytes(size_class),
+                 static_cast<Tag>(kNobody | size_class * sizeof(Magazine)),
+                 slab_);
+  }
+  ~TestSlab() {
+    char* const start = slab_->start();
+    const size_t bytes = SlabBytes(slab_->size_class());
+    for (size_t block = 0; block < slab_->blocks(); ++block) {
+      (void)slab_->PutBlock(block);
+    }
+    auto* const run = Slab::Unmake(slab_);
+    PageMap::Set(start, bytes, kRunTag, run->segment);
+    ArenaAt(0).Deallocate(run);
+  }
+
+  Slab& operator*() { return *slab_; }
+  Slab* operator->() { return slab_; }
+
+  // Up to `wanted` blocks, in the order in which they are served.
+  std::vector<char*> Take(size_t wanted) {
+    BlockList list;
+    slab_->TakeBlocks(wanted, &list);
+    std::vector<char*> blocks;
+    for (FreeBlock* block = list.Finish(); block != nullptr;
+         block = block->next) {
+      blocks.push_back(reinterpret_cast<char*>(block));
+    }
+    EXPECT_EQ(blocks.size(), list.count());
+    EXPECT_LE(blocks.size(), wanted);
+    return blocks;
+  }
+
+  // All blocks, a page at a time.
+  std::vector<char*> TakeAll() {
+    std::vector<char*> all;
+    while (slab_->free_blocks() > 0) {
+      const std::vector<char*> some = Take(kAll);
+      EXPECT_FALSE(some.empty());
+      all.insert(all.end(), some.begin(), some.end());
+    }
+    return all;
+  }
+
+ private:
+  Slab* slab_;
+};
+
+class EveryClass : public testing::TestWithParam<SizeClass> {};
+
+INSTANTIATE_TEST_SUITE_P(, EveryClass,
+                         testing::Range(kEightByteClass, kClasses),
+                         [](const auto& info) {
+                           return std::to_string(BlockBytes(info.param)) +
+                                  "Bytes";
+                         });
+
+TEST_P(EveryClass, StartsEmpty) {
+  TestSlab slab(GetParam());
+  EXPECT_EQ(slab->size_class(), GetParam());
+  EXPECT_EQ(slab->block_bytes(), BlockBytes(GetParam()));
+  EXPECT_EQ(slab->blocks(), SlabBlocks(GetParam()));
+  EXPECT_EQ(slab->used(), 0u);
+  EXPECT_EQ(slab->free_blocks(), slab->blocks());
+  EXPECT_EQ(slab->owner.load(), nullptr);
+  EXPECT_TRUE(slab->remote.IsEmpty());
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(slab->start()) % kGranuleBytes, 0u);
+  EXPECT_EQ(slab->arena(), &ArenaAt(0));
+  slab->Verify();
+}
+
+TEST_P(EveryClass, FreshBlocksFollowEachOtherAndEndWithTheirPage) {
+  TestSlab slab(GetParam());
+  char* expected = slab->start();
+  while (slab->free_blocks() > 0) {
+    const std::vector<char*> blocks = slab.Take(kAll);
+    ASSERT_FALSE(blocks.empty());
+    for (char* block : blocks) {
+      ASSERT_EQ(block, expected);
+      expected += slab->block_bytes();
+    }
+    // All begin on one page, and none is left that does.
+    const auto page_of = [](const char* p) {
+      return reinterpret_cast<uintptr_t>(p) / PageBytes();
+    };
+    ASSERT_EQ(page_of(blocks.front()), page_of(blocks.back()));
+    if (slab->free_blocks() > 0) {
+      ASSERT_NE(page_of(expected), page_of(blocks.back()));
+    }
+    slab->Verify();
+  }
+  EXPECT_EQ(slab->used(), slab->blocks());
+  EXPECT_LE(expected, slab->start() + SlabBytes(GetParam()));
+  EXPECT_TRUE(slab.Take(1).empty());
+}
+
+TEST_P(EveryClass, KnowsItsBlocks) {
+  TestSlab slab(GetParam());
+  const std::vector<char*> first = slab.Take(1);
+  ASSERT_EQ(first.size(), 1u);
+  for (size_t i = 0; i < slab->blocks(); ++i) {
+    char* const block = slab->BlockAt(i);
+    ASSERT_EQ(slab->IndexOf(block), i);
+    ASSERT_EQ(slab->IndexOf(block + slab->block_bytes() - 1), i);
+    ASSERT_EQ(slab->IsGivenOut(block), i == 0);
+    ASSERT_FALSE(slab->IsGivenOut(block + 1));
+    ASSERT_FALSE(slab->IsFree(i));
+    ASSERT_EQ(Slab::Of(block), &*slab);
+  }
+  for (char* tail = slab->BlockAt(slab->blocks());
+       tail < slab->start() + SlabBytes(GetParam()); tail += 8) {
+    ASSERT_GE(slab->IndexOf(tail), slab->blocks());
+    ASSERT_FALSE(slab->IsGivenOut(tail));
+  }
+}
+
+TEST_P(EveryClass, FreedBlocksAreServedAgainLowestFirstBeforeFreshOnes) {
+  TestSlab slab(GetParam());
+  std::vector<char*> taken;
+  while (taken.size() < slab->blocks() / 2 + 1) {
+    taken.push_back(slab.Take(1).front());
+  }
+  std::vector<char*> freed;
+  for (size_t i = 0; i + 1 < taken.size(); i += 2) freed.push_back(taken[i]);
+  for (size_t i = freed.size(); i-- > 0;) {
+    ASSERT_TRUE(slab->PutBlock(slab->IndexOf(freed[i])));
+    ASSERT_TRUE(slab->IsFree(slab->IndexOf(freed[i])));
+  }
+  slab->Verify();
+  EXPECT_EQ(slab.Take(freed.size()), freed);
+  slab->Verify();
+}
+
+TEST_P(EveryClass, WhenEmptyBeginsAgainAtItsFirstBlock) {
+  TestSlab slab(GetParam());
+  const std::vector<char*> all = slab.TakeAll();
+  for (char* block : all) ASSERT_TRUE(slab->PutBlock(slab->IndexOf(block)));
+  EXPECT_EQ(slab->used(), 0u);
+  EXPECT_FALSE(slab->IsGivenOut(all[0]));
+  slab->Verify();
+  EXPECT_EQ(slab.Take(1).front(), slab->start());
+  EXPECT_FALSE(slab->PutBlock(1)) << "was not given out since";
+}
+
+TEST_P(EveryClass, ABlockPutTwiceIsRefused) {
+  TestSlab slab(GetParam());
+  slab.Take(1);
+  slab.Take(1);
+  EXPECT_TRUE(slab->PutBlock(1));
+  EXPECT_FALSE(slab->PutBlock(1)) << "in the bitmap";
+  EXPECT_FALSE(slab->PutBlock(2)) << "fresh";
+  EXPECT_FALSE(slab->PutBlock(slab->blocks() - 1));
+  EXPECT_EQ(slab->used(), 1u);
+  slab->Verify();
+}
+
+TEST_P(EveryClass, FullnessGoesByFourths) {
+  TestSlab slab(GetParam());
+  const size_t blocks = slab->blocks();
+  const size_t fourth = (blocks + 3) / 4;
+  const auto expected = [&](size_t used) {
+    if (used == 0) return Slab::kEmpty;
+    if (used == blocks) return Slab::kFull;
+    if (used >= 3 * fourth) return Slab::kThreeFourths;
+    if (used >= 2 * fourth) return Slab::kHalf;
+    if (used >= fourth) return Slab::kFourth;
+    return Slab::kSparse;
+  };
+  slab->UpdateFullness();
+  const auto check = [&] {
+    const Slab::Fullness before = slab->fullness();
+    const bool changed = slab->UpdateFullness();
+    ASSERT_EQ(slab->fullness(), expected(slab->used())) << slab->used();
+    ASSERT_EQ(changed, before != slab->fullness()) << slab->used();
+    ASSERT_FALSE(slab->UpdateFullness());
+  };
+  while (slab->free_blocks() > 0) {
+    slab.Take(1);
+    check();
+  }
+  for (size_t i = 0; i < blocks; ++i) {
+    ASSERT_TRUE(slab->PutBlock(i));
+    check();
+  }
+  // From one end to the other at once.
+  slab.TakeAll();
+  check();
+  ASSERT_EQ(slab->remote.MarkFreed(0), Mark::kFirst);
+  for (size_t i = 1; i < blocks; ++i) {
+    ASSERT_EQ(slab->remote.MarkFreed(i), Mark::kAdded);
+  }
+  EXPECT_EQ(slab->Drain(), blocks);
+  check();
+  slab->Verify();
+}
+
+// Against the sets of blocks in use and of those marked by other threads.
+TEST_P(EveryClass, AgreesWithAModel) {
+  std::mt19937_64 random(TestSeed());
+  TestSlab slab(GetParam());
+  std::set<size_t> used;
+  std::set<size_t> marked;
+  size_t highest = 0;  // Blocks from here on were not given out.
+  const auto pick = [&](const std::set<size_t>& from) {
+    auto at = from.lower_bound(random() % slab->blocks());
+    return at != from.end() ? *at : *from.begin();
+  };
+  const auto release = [&](const std::set<size_t>& blocks) {
+    for (size_t block : blocks) used.erase(block);
+    if (used.empty()) highest = 0;
+  };
+  size_t bias = 0;
+  for (int step = 0; step < 2000; ++step) {
+    if (step % 200 == 0) bias = random() % 5;
+    const size_t choice = random() % 10;
+    if (choice < 3 + bias) {
+      const size_t wanted = random() % 40 + 1;
+      const bool any_free = used.size() < slab->blocks();
+      const bool any_put = used.size() < highest;
+      size_t lowest = 0;
+      for (char* p : slab.Take(wanted)) {
+        const size_t block = slab->IndexOf(p);
+        ASSERT_EQ(slab->BlockAt(block), p);
+        ASSERT_GE(block, lowest) << "lowest address first";
+        ASSERT_EQ(block >= highest, !any_put);
+        ASSERT_TRUE(used.insert(block).second);
+        lowest = block + 1;
+      }
+      ASSERT_EQ(lowest != 0, any_free);
+      if (lowest > highest) highest = lowest;
+    } else if (choice < 8) {
+      for (size_t n = random() % 40; n > 0 && !used.empty(); --n) {
+        const size_t block = pick(used);
+        if (marked.count(block) != 0) {
+          ASSERT_EQ(slab->remote.MarkFreed(block), Mark::kAlreadyFree);
+        } else if (random() % 2 == 0) {
+          ASSERT_EQ(slab->remote.MarkFreed(block),
+                    marked.empty() ? Mark::kFirst : Mark::kAdded);
+          marked.insert(block);
+        } else {
+          ASSERT_TRUE(slab->PutBlock(block));
+          release({block});
+        }
+      }
+    } else if (choice == 8) {
+      ASSERT_EQ(random() % 2 == 0 ? slab->Drain() : slab->DrainAll(),
+                marked.size());
+      release(marked);
+      marked.clear();
+    } else {
+      const size_t block = random() % slab->blocks();
+      if (used.count(block) == 0) {
+        ASSERT_FALSE(slab->PutBlock(block));
+      }
+    }
+    ASSERT_EQ(slab->used(), used.size());
+    if (step % 50 != 0) continue;
+    slab->Verify();
+    for (size_t block = 0; block < slab->blocks(); ++block) {
+      ASSERT_EQ(slab->IsFree(block),
+                block < highest && used.count(block) == 0);
+      ASSERT_EQ(slab->remote.IsMarked(block), marked.count(block) != 0);
+    }
+  }
+  slab->Drain();
+}
+
+TEST(Slab, DrainTakesInWhatOtherThreadsFreed) {
+  TestSlab slab(ClassOf(48));
+  while (slab->used() < 200) slab.Take(200 - slab->used());
+  ASSERT_EQ(slab->remote.MarkFreed(3), Mark::kFirst);
+  ASSERT_EQ(slab->remote.MarkFreed(130), Mark::kAdded);
+  EXPECT_EQ(slab->used(), 200u);
+  EXPECT_EQ(slab->Drain(), 2u);
+  EXPECT_EQ(slab->used(), 198u);
+  EXPECT_TRUE(slab->IsFree(3));
+  EXPECT_TRUE(slab->IsFree(130));
+  EXPECT_EQ(slab->Drain(), 0u);
+  slab->Verify();
+  EXPECT_EQ(slab.Take(9), (std::vector<char*>{slab->BlockAt(3),
+                                              slab->BlockAt(130)}));
+}
+
+using SlabDeathTest = testing::Test;
+
+std::string DoubleFreeText(Slab& slab, size_t block) {
+  char text[200];
+  snprintf(text, sizeof(text),
+           "quarry: double free of %p (class 48, slab %p), aborting\n",
+           static_cast<void*>(slab.BlockAt(block)),
+           static_cast<void*>(slab.start()));
+  return text;
+}
+
+TEST(SlabDeathTest, ARemoteFreeOfABlockInTheBitmapIsFoundByTheDrain) {
+  TestSlab slab(ClassOf(48));
+  slab.Take(80);
+  ASSERT_TRUE(slab->PutBlock(70));
+  EXPECT_EXIT(
+      {
+        (void)slab->remote.MarkFreed(69);
+        (void)slab->remote.MarkFreed(70);
+        slab->Drain();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(*slab, 70)));
+}
+
+TEST(SlabDeathTest, ARemoteFreeOfAFreshBlockIsFoundByTheDrain) {
+  TestSlab slab(ClassOf(48));
+  ASSERT_EQ(slab.Take(70).size(), 70u);
+  for (size_t block : {size_t{70}, size_t{127}, size_t{128}, size_t{1000}}) {
+    EXPECT_EXIT(
+        {
+          (void)slab->remote.MarkFreed(69);
+          (void)slab->remote.MarkFreed(block);
+          slab->Drain();
+        },
+        testing::KilledBySignal(SIGABRT),
+        testing::Eq(DoubleFreeText(*slab, block)));
+  }
+}
+
+TEST(SlabDeathTest, VerifyFindsAWrongDescriptor) {
+  TestSlab slab(ClassOf(48));
+  EXPECT_EXIT(
+      {
+        PageMap::Set(slab->start(), 1, kRunTag, nullptr);
+        slab->Verify();
+      },
+      testing::KilledBySignal(SIGABRT), "check failed");
+}
+
+TEST(BlockList, KeepsTheOrder) {
+  FreeBlock blocks[3];
+  BlockList list;
+  EXPECT_EQ(list.count(), 0u);
+  for (FreeBlock& block : blocks) list.Append(&block);
+  EXPECT_EQ(list.count(), 3u);
+  EXPECT_EQ(list.Finish(), &blocks[0]);
+  EXPECT_EQ(blocks[0].next, &blocks[1]);
+  EXPECT_EQ(blocks[1].next, &blocks[2]);
+  EXPECT_EQ(blocks[2].next, nullptr);
+  EXPECT_EQ(BlockList().Finish(), nullptr);
+}
+
+TEST(SlabList, RemovesAtEveryPlace) {
+  TestSlab slabs[3] = {TestSlab(kFirstClass), TestSlab(kFirstClass),
+                       TestSlab(kFirstClass)};
+  for (size_t removed = 0; removed < 3; ++removed) {
+    SlabList list;
+    EXPECT_TRUE(list.IsEmpty());
+    for (TestSlab& slab : slabs) list.PushFront(&*slab);
+    EXPECT_FALSE(list.IsEmpty());
+    EXPECT_EQ(list.first(), &*slabs[2]);
+    list.Remove(&*slabs[removed]);
+    for (size_t i = 3; i-- > 0;) {
+      if (i == removed) continue;
+      EXPECT_EQ(list.PopFront(), &*slabs[i]);
+    }
+    EXPECT_EQ(list.PopFront(), nullptr);
+    EXPECT_TRUE(list.IsEmpty());
+  }
+}
+
+}  // namespace
+}  // namespace quarry

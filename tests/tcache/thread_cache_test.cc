@@ -1,0 +1,633 @@
+#include "tcache/thread_cache.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "arena/settings.h"
+#include "gtest/gtest.h"
+#include "tcache/thread_life.h"
+#include "tests/arena/test_seed.h"
+#include "tests/tcache/blocks.h"
+
+namespace quarry {
+namespace {
+
+const bool one_arena = (settings.arenas_max = 1, true);
+
+constexpr size_t kBytes = 112;
+
+// Each test begins with empty magazines and ends with no block in use.
+class ThreadCacheTest : public testing::Test {
+ protected:
+  ThreadCacheTest() { Free(Allocate(kBytes)); }
+  ~ThreadCacheTest() override {
+    VerifyAll();
+    ThreadCache::FlushThread();
+    VerifyAll();
+    EXPECT_EQ(SlabBytesInUse(), 0u) << "a slab is lost";
+  }
+
+  static ThreadCache::Counters counters() {
+    return thread_state.cache->counters();
+  }
+  static ThreadCache::ClassStatistics StatisticsOf(SizeClass size_class) {
+    ThreadCache::ClassStatistics classes[kClasses] = {};
+    thread_state.cache->AddStatistics(classes);
+    return classes[size_class];
+  }
+};
+
+TEST_F(ThreadCacheTest, AThreadWithoutACacheHasNothingAtHand) {
+  void* const p = Allocate(kBytes);
+  OnAnotherThread([&] {
+    EXPECT_EQ(thread_state.cache, &no_cache);
+    for (size_t bytes = 0; bytes <= kFastMaxBytes; bytes += 16) {
+      EXPECT_EQ(ThreadCache::TryPop(bytes), nullptr);
+    }
+    char local[kBytes];
+    for (void* other : {p, static_cast<void*>(local),
+                        static_cast<void*>(nullptr)}) {
+      EXPECT_FALSE(ThreadCache::TryPush(other));
+      EXPECT_FALSE(ThreadCache::TryPushSized(other, kBytes));
+    }
+    EXPECT_FALSE(ThreadCache::TryPushSized(nullptr, 0));
+    ThreadCache::FlushThread();
+    EXPECT_EQ(thread_state.cache, &no_cache);
+  });
+  Free(p);
+}
+
+// The tag of what is not Quarry's is that of a thread without a cache.
+TEST_F(ThreadCacheTest, NoClassServesNoSize) {
+  // In the home window, where the heap is.
+  void* const foreign = OsPages().Map(kGranuleBytes, kGranuleBytes);
+  ASSERT_EQ(PageMap::TagOf(foreign), kNoTag);
+  const auto check = [&] {
+    EXPECT_FALSE(ThreadCache::TryPush(foreign));
+    EXPECT_FALSE(ThreadCache::TryPushCold(foreign));
+    for (size_t bytes : {size_t{0}, size_t{1}, ~size_t{0}, size_t{1} << 32}) {
+      EXPECT_FALSE(ThreadCache::TryPushSized(foreign, bytes));
+    }
+  };
+  check();
+  OnAnotherThread([&] {
+    check();
+    LeaveFastPath();
+    check();
+  });
+  OsPages().Unmap(foreign, kGranuleBytes);
+}
+
+TEST_F(ThreadCacheTest, BlocksOfEveryClassAreDistinctAndAligned) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    const size_t bytes = BlockBytes(c);
+    const size_t alignment = bytes & -bytes;
+    std::vector<char*> blocks;
+    for (size_t i = 0; i < 300; ++i) {
+      char* const p = static_cast<char*>(AllocateOfClass(c));
+      ASSERT_NE(p, nullptr);
+      ASSERT_EQ(reinterpret_cast<uintptr_t>(p) % alignment, 0u);
+      memset(p, static_cast<int>(i % 251), bytes);
+      blocks.push_back(p);
+    }
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      ASSERT_EQ(blocks[i][0], static_cast<char>(i % 251));
+      ASSERT_EQ(memcmp(blocks[i], blocks[i] + 1, bytes - 1), 0);
+      Free(blocks[i]);
+    }
+    ThreadCache::FlushThread();
+  }
+}
+
+TEST_F(ThreadCacheTest, EverySizeGetsABlockOfItsClass) {
+  for (size_t bytes = 0; bytes <= kFastMaxBytes; ++bytes) {
+    void* const p = Allocate(bytes);
+    ASSERT_EQ(Slab::Of(p)->size_class(), ClassOf(bytes));
+    Free(p);
+    // And now from the magazine.
+    ASSERT_EQ(ThreadCache::TryPop(bytes), p);
+    Free(p);
+  }
+  EXPECT_EQ(ThreadCache::TryPop(kFastMaxBytes + 1), nullptr);
+}
+
+TEST_F(ThreadCacheTest, ServesTheBlockFreedLastFirst) {
+  void* const p = Allocate(kBytes);
+  void* const q = Allocate(kBytes);
+  Free(p);
+  Free(q);
+  EXPECT_EQ(Allocate(kBytes), q);
+  EXPECT_EQ(Allocate(kBytes), p);
+  Free(p);
+  Free(q);
+}
+
+TEST_F(ThreadCacheTest, TheFastPathLeavesWhatIsNotItsOwn) {
+  char* const p = static_cast<char*>(Allocate(kBytes));
+  EXPECT_FALSE(ThreadCache::TryPush(p + 16)) << "inside a block";
+  EXPECT_FALSE(ThreadCache::TryPush(p + 1));
+  char local[kBytes];
+  EXPECT_FALSE(ThreadCache::TryPush(local)) << "not Quarry's";
+  void* const slow = Allocate(kFastMaxBytes + 1);
+  EXPECT_FALSE(ThreadCache::TryPush(slow)) << "not a fast class";
+  EXPECT_FALSE(ThreadCache::TryPushSized(slow, kFastMaxBytes + 1));
+  OnAnotherThread([&] {
+    void* const other = Allocate(kBytes);
+    EXPECT_FALSE(ThreadCache::TryPush(p)) << "another thread's";
+    EXPECT_FALSE(ThreadCache::TryPushSized(p, kBytes));
+    Free(other);
+  });
+  EXPECT_TRUE(ThreadCache::TryPush(p));
+  EXPECT_FALSE(ThreadCache::TryPush(p)) << "the block freed last";
+  EXPECT_FALSE(ThreadCache::TryPushSized(p, kBytes));
+  Free(slow);
+}
+
+TEST_F(ThreadCacheTest, ASizedFreeIsFastForTheSizesOfTheClass) {
+  for (size_t bytes = 0; bytes <= 300; ++bytes) {
+    void* const p = Allocate(kBytes);
+    const bool served = ClassOf(bytes) == ClassOf(kBytes);
+    ASSERT_EQ(ThreadCache::TryPushSized(p, bytes), served) << bytes;
+    if (!served) Free(p);
+  }
+}
+
+TEST_F(ThreadCacheTest, AMagazineGrowsAndOverflowsIntoTheDepotWhole) {
+  const SizeClass c = ClassOf(kBytes);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 700; ++i) blocks.push_back(Allocate(kBytes));
+  const ThreadCache::Counters before = counters();
+  for (void* p : blocks) Free(p);
+  EXPECT_EQ(counters().flushes, before.flushes) << "the depot has room";
+  EXPECT_GT(StatisticsOf(c).depot_blocks, 400u);
+  VerifyAll();
+  // They come back without a look at the slabs.
+  std::set<void*> again;
+  for (int i = 0; i < 700; ++i) again.insert(Allocate(kBytes));
+  EXPECT_EQ(again, std::set<void*>(blocks.begin(), blocks.end()));
+  EXPECT_EQ(StatisticsOf(c).depot_blocks, 0u);
+  EXPECT_EQ(counters().refills, before.refills);
+  for (void* p : again) Free(p);
+}
+
+TEST_F(ThreadCacheTest, AClassTurnsColdWhenItsDepotIsFull) {
+  const SizeClass c = ClassOf(kBytes);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 5000; ++i) blocks.push_back(Allocate(kBytes));
+  void* const last = blocks.back();
+  blocks.pop_back();
+  bool was_cold = false;
+  for (void* p : blocks) {
+    const bool is_warm = ThreadCache::TryPush(p);
+    EXPECT_FALSE(was_cold && is_warm);
+    if (is_warm) continue;
+    was_cold = true;
+    memset(p, 0x77, kBytes);
+    ASSERT_TRUE(ThreadCache::TryPushCold(p));
+    EXPECT_EQ(static_cast<char*>(p)[0], 0x77) << "a cold free touches nothing";
+    EXPECT_EQ(static_cast<char*>(p)[kBytes - 1], 0x77);
+  }
+  EXPECT_TRUE(was_cold);
+  EXPECT_FALSE(ThreadCache::TryPushSized(last, kBytes));
+  EXPECT_FALSE(ThreadCache::TryPushCold(static_cast<char*>(last) + 16));
+  // The notes are few, and so are the blocks at hand.
+  const ThreadCache::ClassStatistics statistics = StatisticsOf(c);
+  EXPECT_LE(statistics.used_blocks, statistics.depot_blocks + 64 + 1);
+  EXPECT_LE(statistics.depot_blocks * kBytes, 5 * 64 * 1024u);
+  VerifyAll();
+  // Warm again once enough of them are used.
+  std::vector<void*> again;
+  while (!ThreadCache::TryPush(last)) {
+    ASSERT_LT(again.size(), 5000u);
+    again.push_back(Allocate(kBytes));
+  }
+  EXPECT_GT(again.size(), 200u);
+  for (void* p : again) Free(p);
+}
+
+TEST_F(ThreadCacheTest, ColdBlocksOfManyClassesGoBackToTheirSlabs) {
+  std::mt19937_64 random(TestSeed());
+  std::vector<void*> blocks;
+  for (size_t bytes : {size_t{16}, size_t{48}, kBytes, size_t{512}}) {
+    for (int i = 0; i < 4000; ++i) blocks.push_back(Allocate(bytes));
+  }
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    Free(blocks[i]);
+    if (i % 1000 == 0) VerifyAll();
+  }
+}
+
+TEST_F(ThreadCacheTest, CachedBytesAreBounded) {
+  for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
+    const SizeClass c = ClassOf(bytes);
+    std::vector<void*> blocks;
+    for (size_t i = 0; i < (size_t{4} << 20) / bytes; ++i) {
+      blocks.push_back(Allocate(bytes));
+    }
+    for (void* p : blocks) Free(p);
+    EXPECT_LE(StatisticsOf(c).used_blocks * bytes, size_t{768} << 10) << bytes;
+    VerifyAll();
+  }
+}
+
+TEST_F(ThreadCacheTest, KeepsOneEmptySlabOfAClass) {
+  const SizeClass c = ClassOf(kSmallMaxBytes);
+  std::vector<void*> blocks;
+  for (size_t i = 0; i < 10 * SlabBlocks(c); ++i) {
+    blocks.push_back(AllocateOfClass(c));
+  }
+  EXPECT_GE(StatisticsOf(c).slabs, 10u);
+  const uint64_t returned = counters().slabs_returned;
+  for (void* p : blocks) Free(p);
+  EXPECT_GT(counters().slabs_returned, returned);
+  ThreadCache::FlushThread();
+  EXPECT_EQ(StatisticsOf(c).slabs, 0u);
+}
+
+// Of two slabs with free blocks the fuller one is used, so that the other may
+// become empty.
+TEST_F(ThreadCacheTest, RefillsFromTheFullestSlab) {
+  const SizeClass c = ClassOf(kFastMaxBytes);
+  std::map<Slab*, std::vector<void*>> slabs;
+  for (size_t i = 0; i < 3 * SlabBlocks(c); ++i) {
+    void* const p = AllocateOfClass(c);
+    slabs[Slab::Of(p)].push_back(p);
+  }
+  ASSERT_EQ(slabs.size(), 3u);
+  ThreadCache::FlushThread();
+  // 7, 2 and 4 of 8 blocks in use.
+  const size_t keep[] = {7, 2, 4};
+  size_t at = 0;
+  Slab* fullest = nullptr;
+  for (auto& [slab, blocks] : slabs) {
+    if (at == 0) fullest = slab;
+    for (; blocks.size() > keep[at]; blocks.pop_back()) Free(blocks.back());
+    ++at;
+  }
+  ThreadCache::FlushThread();
+  void* const p = AllocateOfClass(c);
+  EXPECT_EQ(Slab::Of(p), fullest);
+  Free(p);
+  for (auto& [slab, blocks] : slabs) {
+    for (void* block : blocks) Free(block);
+  }
+}
+
+TEST_F(ThreadCacheTest, CountsWhatItDoes) {
+  const ThreadCache::Counters before = counters();
+  void* const p = Allocate(kBytes);
+  EXPECT_GE(counters().refills, before.refills);
+  Free(p);
+  ThreadCache::FlushThread();
+  EXPECT_GT(counters().flushes, before.flushes);
+  EXPECT_GT(counters().slabs_returned, before.slabs_returned);
+  void* const q = Allocate(kBytes);
+  EXPECT_GT(counters().slabs_made, before.slabs_made);
+  const ThreadCache::ClassStatistics statistics = StatisticsOf(ClassOf(kBytes));
+  EXPECT_EQ(statistics.slabs, 1u);
+  EXPECT_EQ(statistics.used_blocks,
+            1 + thread_state.cache->MagazineBlocks(ClassOf(kBytes)));
+  EXPECT_EQ(statistics.used_blocks + statistics.free_blocks,
+            SlabBlocks(ClassOf(kBytes)));
+  Free(q);
+}
+
+// Against a map from each block in use to what was written there.
+TEST_F(ThreadCacheTest, AgreesWithAModel) {
+  std::mt19937_64 random(TestSeed());
+  struct Content {
+    char* p;
+    size_t bytes;
+    char value;
+  };
+  std::vector<Content> in_use;
+  std::map<char*, size_t> extent;
+  const auto check = [](const Content& content) {
+    for (size_t i = 0; i < content.bytes; ++i) {
+      if (content.p[i] != content.value) return false;
+    }
+    return true;
+  };
+  size_t most_bytes = 0;
+  size_t goal = 0;
+  for (int step = 0; step < 60000; ++step) {
+    if (step % 3000 == 0) {
+      goal = random() % 3000;
+      most_bytes = size_t{16} << (random() % 12);
+    }
+    if (random() % 4000 == 0) ThreadCache::FlushThread();
+    if (in_use.empty() || in_use.size() + random() % 200 < goal) {
+      const size_t bytes = random() % (most_bytes + 1);
+      char* const p = static_cast<char*>(Allocate(bytes));
+      ASSERT_NE(p, nullptr);
+      const size_t block_bytes = BlockBytes(ClassOf(bytes));
+      // Apart from both neighbours.
+      const auto next = extent.upper_bound(p);
+      ASSERT_TRUE(next == extent.end() || p + block_bytes <= next->first);
+      if (next != extent.begin()) {
+        const auto previous = std::prev(next);
+        ASSERT_LE(previous->first + previous->second, p);
+      }
+      extent[p] = block_bytes;
+      const char value = static_cast<char>(random());
+      memset(p, value, bytes);
+      in_use.push_back({p, bytes, value});
+    } else {
+      std::swap(in_use[random() % in_use.size()], in_use.back());
+      ASSERT_TRUE(check(in_use.back()));
+      char* const p = in_use.back().p;
+      extent.erase(p);
+      const size_t bytes = in_use.back().bytes;
+      if (random() % 2 == 0 || !ThreadCache::TryPushSized(p, bytes)) Free(p);
+      in_use.pop_back();
+    }
+    if (step % 2000 == 0) VerifyAll();
+  }
+  for (const Content& content : in_use) {
+    ASSERT_TRUE(check(content));
+    Free(content.p);
+  }
+}
+
+// All memory that the system gives goes to blocks, then nullptr; and every
+// block that is freed can be had again.
+TEST_F(ThreadCacheTest, OutOfMemoryLeavesTheHeapIntact) {
+  if (kUnderAsan || kUnderTsan) {
+    GTEST_SKIP() << "the sanitizer needs more address space than any limit";
+  }
+  const auto exhaust = [] {
+    rlimit limit;
+    limit.rlim_cur = limit.rlim_max =
+        OsPages().statistics().mapped_bytes + (size_t{96} << 20);
+    QUARRY_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+    for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
+      void* last = nullptr;
+      while (void* p = Allocate(bytes)) {
+        *static_cast<void**>(p) = last;
+        last = p;
+      }
+      QUARRY_CHECK(last != nullptr);
+      QUARRY_CHECK(Allocate(bytes) == nullptr);
+      VerifyAll();
+      // What is freed can be had again.
+      void* const first = last;
+      last = *static_cast<void**>(first);
+      Free(first);
+      QUARRY_CHECK(Allocate(bytes) == first);
+      *static_cast<void**>(first) = last;
+      last = first;
+      while (last != nullptr) {
+        void* const next = *static_cast<void**>(last);
+        Free(last);
+        last = next;
+      }
+      ThreadCache::FlushThread();
+      VerifyAll();
+    }
+    QUARRY_CHECK(SlabBytesInUse() == 0);
+    exit(0);
+  };
+  EXPECT_EXIT(exhaust(), testing::ExitedWithCode(0), "");
+}
+
+using ThreadCacheDeathTest = ThreadCacheTest;
+
+TEST_F(ThreadCacheDeathTest, AFreeRepeatedAtOnceIsFoundAtOnce) {
+  for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
+    void* const p = Allocate(bytes);
+    EXPECT_EXIT(
+        {
+          Free(p);
+          Free(p);
+        },
+        testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+    Free(p);
+  }
+}
+
+// The second push makes a ring of the magazine's list.
+TEST_F(ThreadCacheDeathTest, ADoubleFreeInOneMagazineIsFoundAtFlush) {
+  void* const p = Allocate(kBytes);
+  void* const q = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        Free(p);
+        Free(q);
+        Free(p);
+        ThreadCache::FlushThread();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(p);
+  Free(q);
+}
+
+TEST_F(ThreadCacheDeathTest, ADoubleFreeIsFoundWhenTheThreadExits) {
+  void* const p = Allocate(kBytes);
+  void* const q = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        Free(p);
+        Free(q);
+        Free(p);
+        EndThread();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(p);
+  Free(q);
+}
+
+TEST_F(ThreadCacheDeathTest, ADoubleFreeAfterAFlushIsFoundAtTheNext) {
+  void* const p = Allocate(kBytes);
+  void* const q = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        Free(p);
+        ThreadCache::FlushThread();
+        Free(p);
+        ThreadCache::FlushThread();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(p);
+  Free(q);
+}
+
+class ColdClassDeathTest : public ThreadCacheTest {
+ protected:
+  ColdClassDeathTest() {
+    for (int i = 0; i < 3000; ++i) blocks_.push_back(Allocate(kBytes));
+    for (int i = 0; i < 2000; ++i) {
+      Free(blocks_.back());
+      blocks_.pop_back();
+    }
+    p_ = blocks_[0];
+    q_ = blocks_[500];
+    EXPECT_FALSE(ThreadCache::TryPush(p_));
+  }
+  ~ColdClassDeathTest() override {
+    for (void* p : blocks_) Free(p);
+  }
+
+  std::vector<void*> blocks_;
+  void* p_;
+  void* q_;
+};
+
+TEST_F(ColdClassDeathTest, AFreeRepeatedAtOnceIsFoundAtOnce) {
+  EXPECT_EXIT(
+      {
+        Free(p_);
+        Free(p_);
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p_)));
+}
+
+TEST_F(ColdClassDeathTest, ADoubleFreeIsFoundAtFlush) {
+  EXPECT_EXIT(
+      {
+        Free(p_);
+        Free(q_);
+        Free(p_);
+        ThreadCache::FlushThread();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p_)));
+}
+
+TEST_F(ColdClassDeathTest, ADoubleFreeInOneWordIsFoundAtFlush) {
+  EXPECT_EXIT(
+      {
+        Free(p_);
+        Free(blocks_[1]);
+        Free(p_);
+        ThreadCache::FlushThread();
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p_)));
+}
+
+TEST_F(ColdClassDeathTest, ADoubleFreeIsFoundWhenTheNotesAreFull) {
+  EXPECT_EXIT(
+      {
+        Free(p_);
+        for (size_t i = 1; i < 100; ++i) Free(blocks_[i]);
+        Free(p_);
+        for (size_t i = 100; i < 200; ++i) Free(blocks_[i]);
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p_)));
+}
+
+// Classes that are not fast are looked at in each free.
+TEST_F(ThreadCacheDeathTest, ADoubleFreeInASlabIsFoundAtOnceWithoutTheFastPath) {
+  void* const p = Allocate(kSmallMaxBytes);
+  void* const q = Allocate(kSmallMaxBytes);
+  EXPECT_EXIT(
+      {
+        Free(p);
+        ThreadCache::FlushThread();
+        Free(p);
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(p);
+  Free(q);
+}
+
+// The slab is empty in between, and all its blocks are fresh again.
+TEST_F(ThreadCacheDeathTest, ADoubleFreeOfAFreshBlockIsFoundWithoutTheFastPath) {
+  void* const p = Allocate(kBytes);
+  const std::string text = DoubleFreeText(p);
+  Free(p);
+  ThreadCache::FlushThread();
+  EXPECT_EXIT(
+      {
+        LeaveFastPath();
+        QUARRY_CHECK(Allocate(kBytes) == p);
+        Free(p);
+        Free(p);
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(text));
+}
+
+TEST_F(ThreadCacheDeathTest, AnOverwrittenLinkIsFoundAtFlush) {
+  void* const p = Allocate(kBytes);
+  void* const q = Allocate(kBytes);
+  void* const other_class = Allocate(2 * kBytes);
+  char local[kBytes];
+  for (uintptr_t garbage :
+       {uintptr_t{8}, ~uintptr_t{0}, uintptr_t{0x4141414141414141},
+        reinterpret_cast<uintptr_t>(local),
+        reinterpret_cast<uintptr_t>(q) + 16,
+        reinterpret_cast<uintptr_t>(other_class)}) {
+    EXPECT_EXIT(
+        {
+          Free(q);
+          Free(p);
+          memcpy(p, &garbage, sizeof(garbage));
+          ThreadCache::FlushThread();
+        },
+        testing::KilledBySignal(SIGABRT), testing::Eq(CorruptLinkText(p)))
+        << garbage;
+  }
+  Free(p);
+  Free(q);
+  Free(other_class);
+}
+
+TEST_F(ThreadCacheDeathTest, ALinkToAnotherThreadsBlockIsFoundAtFlush) {
+  void* const p = Allocate(kBytes);
+  void* other;
+  Worker worker;
+  worker.Do([&] { other = Allocate(kBytes); });
+  void* orphan;
+  OnAnotherThread([&] { orphan = Allocate(kBytes); });
+  for (void* target : {other, orphan}) {
+    ASSERT_NE(OwnerOf(target), thread_state.cache);
+    EXPECT_EXIT(
+        {
+          Free(p);
+          memcpy(p, &target, sizeof(target));
+          memset(target, 0, kBytes);
+          ThreadCache::FlushThread();
+        },
+        testing::KilledBySignal(SIGABRT), testing::Eq(CorruptLinkText(p)));
+  }
+  Free(p);
+  Free(other);
+  Free(orphan);
+}
+
+TEST_F(ThreadCacheDeathTest, NamesTheBlockOfAnInteriorPointer) {
+  for (size_t bytes : {kBytes, kSmallMaxBytes}) {
+    char* const p = static_cast<char*>(Allocate(bytes));
+    EXPECT_EXIT(Free(p + 24), testing::KilledBySignal(SIGABRT),
+                testing::Eq("quarry: free of " + Hex(p + 24) +
+                            ", which is 24 bytes inside the " +
+                            std::to_string(bytes) + "-byte block " + Hex(p) +
+                            ", aborting\n"));
+    Free(p);
+  }
+}
+
+TEST_F(ThreadCacheDeathTest, VerifyFindsABlockTwiceInAMagazine) {
+  void* const p = Allocate(kBytes);
+  void* const q = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        Free(p);
+        Free(q);
+        Free(p);
+        thread_state.cache->Verify(true);
+      },
+      testing::KilledBySignal(SIGABRT), "check failed");
+  Free(p);
+  Free(q);
+}
+
+}  // namespace
+}  // namespace quarry

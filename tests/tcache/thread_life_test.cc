@@ -1,0 +1,689 @@
+#include "tcache/thread_life.h"
+
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <random>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "arena/settings.h"
+#include "gtest/gtest.h"
+#include "tests/arena/test_seed.h"
+#include "tests/tcache/blocks.h"
+
+namespace quarry {
+namespace {
+
+// More than one, and fewer than there are threads.
+const bool two_arenas = (settings.arenas_max = 2, true);
+
+constexpr size_t kBytes = 112;
+
+size_t MappedBytes() { return OsPages().statistics().mapped_bytes; }
+
+// A key of which destructors run before those of Quarry's key, which is made
+// with the first allocation, and one after.
+pthread_key_t early_key;
+pthread_key_t late_key;
+void UseHeapInDestructor(void* rounds_left);
+const bool keys_made = [] {
+  pthread_key_create(&early_key, UseHeapInDestructor);
+  Free(Allocate(16));
+  pthread_key_create(&late_key, UseHeapInDestructor);
+  return true;
+}();
+
+class ThreadLifeTest : public testing::Test {
+ protected:
+  ~ThreadLifeTest() override {
+    VerifyAll();
+    ThreadCache::FlushThread();
+    // What threads without a cache freed, and the one empty slab of each class.
+    if (ThreadCache* const stray = StrayCache()) {
+      OnAnotherThread([&] {
+        thread_state.cache = stray;
+        ThreadCache::FlushThread();
+        thread_state.cache = &no_cache;
+      });
+    }
+    EXPECT_EQ(CountOrphans(), 0u);
+    EXPECT_EQ(SlabBytesInUse(), 0u) << "a slab is lost";
+  }
+};
+
+TEST_F(ThreadLifeTest, AThreadGetsACacheWithItsFirstAllocation) {
+  const size_t open = cache_registry.OpenCaches();
+  Worker worker;
+  worker.Do([&] {
+    EXPECT_EQ(thread_state.cache, &no_cache);
+    EXPECT_EQ(thread_state.tag, 0u);
+    void* const p = Allocate(kBytes);
+    EXPECT_NE(thread_state.cache, &no_cache);
+    EXPECT_EQ(thread_state.tag, thread_state.cache->tag());
+    EXPECT_EQ(OwnerOf(p), thread_state.cache);
+    EXPECT_EQ(CurrentCache(), thread_state.cache);
+    EXPECT_EQ(cache_registry.OpenCaches(), open + 1);
+    Free(p);
+  });
+  worker.End();
+  EXPECT_EQ(cache_registry.OpenCaches(), open);
+}
+
+TEST_F(ThreadLifeTest, ACacheServesOneThreadAfterAnother) {
+  ThreadCache* first = nullptr;
+  for (int i = 0; i < 10; ++i) {
+    OnAnotherThread([&] {
+      Free(Allocate(kBytes));
+      if (first == nullptr) first = thread_state.cache;
+      EXPECT_EQ(thread_state.cache, first);
+      for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+        if (c != ClassOf(kBytes)) {
+          EXPECT_EQ(first->MagazineBlocks(c), 0u);
+        }
+      }
+    });
+  }
+}
+
+TEST_F(ThreadLifeTest, EndThreadIsHarmlessTwiceAndWithoutACache) {
+  OnAnotherThread([] {
+    EndThread();
+    EXPECT_FALSE(thread_state.exited);
+    Free(Allocate(kBytes));
+    EndThread();
+    EXPECT_TRUE(thread_state.exited);
+    EndThread();
+    ThreadCache::FlushThread();
+  });
+}
+
+TEST_F(ThreadLifeTest, FreesWorkAfterTheCacheWasReleased) {
+  OnAnotherThread([] {
+    std::vector<void*> blocks;
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+      for (int i = 0; i < 20; ++i) blocks.push_back(AllocateOfClass(c));
+    }
+    EndThread();
+    std::set<Slab*> slabs;
+    for (void* p : blocks) slabs.insert(Slab::Of(p));
+    EXPECT_EQ(CountOrphans(), slabs.size());
+    for (void* p : blocks) Free(p);
+    EXPECT_EQ(thread_state.cache, &no_cache);
+    EXPECT_EQ(CountOrphans(), 0u);
+  });
+}
+
+TEST_F(ThreadLifeTest, AllocationsAfterTheCacheWasReleasedAreStray) {
+  const size_t open = cache_registry.OpenCaches();
+  OnAnotherThread([&] {
+    Free(Allocate(kBytes));
+    EndThread();
+    std::vector<void*> blocks;
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+      for (int i = 0; i < 20; ++i) {
+        void* const p = AllocateOfClass(c);
+        ASSERT_EQ(OwnerOf(p), StrayCache());
+        memset(p, i, BlockBytes(c));
+        blocks.push_back(p);
+      }
+    }
+    EXPECT_EQ(thread_state.cache, &no_cache);
+    VerifyAll();
+    for (void* p : blocks) Free(p);
+    // What was freed is served again.
+    const uint64_t slabs = StrayCache()->counters().slabs_made;
+    for (int i = 0; i < 1000; ++i) Free(Allocate(kBytes));
+    EXPECT_EQ(StrayCache()->counters().slabs_made, slabs);
+  });
+  EXPECT_LE(cache_registry.OpenCaches(), open + 1);
+}
+
+TEST_F(ThreadLifeTest, ManyStrayThreadsShareOneCache) {
+  constexpr size_t kThreads = 4;
+  std::vector<std::thread> threads;
+  for (size_t thread = 0; thread < kThreads; ++thread) {
+    threads.emplace_back([thread] {
+      Free(Allocate(kBytes));
+      EndThread();
+      std::vector<char*> blocks;
+      for (size_t i = 0; i < 2000; ++i) {
+        const size_t bytes = i % 500 + 1;
+        char* const p = static_cast<char*>(Allocate(bytes));
+        EXPECT_EQ(OwnerOf(p), StrayCache());
+        memset(p, static_cast<int>(thread), bytes);
+        blocks.push_back(p);
+        if (i % 3 == 0) {
+          EXPECT_EQ(*blocks.front(), static_cast<char>(thread));
+          Free(blocks.front());
+          blocks.erase(blocks.begin());
+        }
+      }
+      for (char* p : blocks) {
+        EXPECT_EQ(*p, static_cast<char>(thread));
+        Free(p);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// --- Destructors of threads. ---
+
+// In the last round TSan takes the thread for gone.
+constexpr int kRounds = PTHREAD_DESTRUCTOR_ITERATIONS - (kUnderTsan ? 1 : 0);
+
+struct Rounds {
+  pthread_key_t key;
+  int left = kRounds;
+  int with_cache = 0;
+  void* own = nullptr;            // Allocated by the thread or in a round.
+  std::vector<void*> for_others = {};  // For the test to free.
+};
+
+void UseHeapInDestructor(void* argument) {
+  Rounds* const rounds = static_cast<Rounds*>(argument);
+  Free(rounds->own);
+  for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
+    char* const p = static_cast<char*>(Allocate(bytes));
+    memset(p, 7, bytes);
+    Free(p);
+    rounds->for_others.push_back(Allocate(bytes));
+  }
+  rounds->own = Allocate(kBytes);
+  if (thread_state.cache != &no_cache) ++rounds->with_cache;
+  if (--rounds->left > 0) {
+    pthread_setspecific(rounds->key, rounds);
+  } else {
+    Free(rounds->own);
+  }
+}
+
+TEST_F(ThreadLifeTest, KeyDestructorsUseTheHeapInEveryRound) {
+  for (pthread_key_t key : {early_key, late_key}) {
+    const size_t open = cache_registry.OpenCaches();
+    Rounds rounds{key};
+    OnAnotherThread([&] {
+      rounds.own = Allocate(kBytes);
+      pthread_setspecific(key, &rounds);
+    });
+    EXPECT_EQ(rounds.left, 0);
+    // Quarry's own destructor runs in the first round, between the two keys.
+    EXPECT_EQ(rounds.with_cache, key == early_key ? 1 : 0);
+    EXPECT_EQ(rounds.for_others.size(), 4u * kRounds);
+    EXPECT_LE(cache_registry.OpenCaches(), open + 1);
+    VerifyAll();
+    for (void* p : rounds.for_others) Free(p);
+  }
+}
+
+// The thread's first allocation is in the destructor of a key, after Quarry's
+// place in that round: its own destructor has its turn in the next round.
+TEST_F(ThreadLifeTest, ACacheMadeInAKeyDestructorIsGivenUp) {
+  Free(Allocate(kBytes));
+  ASSERT_NE(StrayCache(), nullptr);
+  const size_t open = cache_registry.OpenCaches();
+  Rounds rounds{late_key};
+  void* const block = Allocate(kBytes);
+  OnAnotherThread([&] {
+    rounds.own = block;
+    pthread_setspecific(late_key, &rounds);
+  });
+  EXPECT_EQ(rounds.left, 0);
+  EXPECT_EQ(rounds.with_cache, 1);
+  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  for (void* p : rounds.for_others) Free(p);
+}
+
+struct HeapUser {
+  ~HeapUser() {
+    EXPECT_FALSE(thread_state.exited);
+    for (void* p : blocks) Free(p);
+    for (size_t bytes = 0; bytes < 1000; bytes += 10) Free(Allocate(bytes));
+    *last = Allocate(kBytes);
+  }
+  std::vector<void*> blocks;
+  void** last;
+};
+
+TEST_F(ThreadLifeTest, ThreadLocalDestructorsUseTheHeap) {
+  const size_t open = cache_registry.OpenCaches();
+  void* with_blocks;
+  void* without_blocks;
+  OnAnotherThread([&] {
+    thread_local HeapUser user;
+    for (int i = 0; i < 100; ++i) user.blocks.push_back(Allocate(kBytes));
+    user.last = &with_blocks;
+  });
+  OnAnotherThread([&] {
+    // The cache is made by the destructor.
+    thread_local HeapUser user;
+    user.last = &without_blocks;
+  });
+  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_EQ(CountOrphans(), 2u);
+  Free(with_blocks);
+  Free(without_blocks);
+}
+
+// --- Many threads. ---
+
+TEST_F(ThreadLifeTest, ManyThreadsInTurnNeedNoMoreMemoryThanAFew) {
+  constexpr int kThreads = 20000;
+  constexpr int kWarmUp = 500;
+  void* left[16] = {};
+  size_t mapped = 0;
+  size_t open = 0;
+  for (int i = 0; i < kThreads; ++i) {
+    OnAnotherThread([&] {
+      for (size_t bytes : {size_t{16}, kBytes, size_t{1000}}) {
+        void* const p = Allocate(bytes);
+        memset(p, 1, bytes);
+        Free(p);
+      }
+      // One block of each thread outlives the 15 next.
+      void*& slot = left[i % 16];
+      if (slot != nullptr) Free(slot);
+      slot = Allocate(kBytes + static_cast<size_t>(i) % 5 * 100);
+    });
+    if (i == kWarmUp) {
+      mapped = MappedBytes();
+      open = cache_registry.OpenCaches();
+    }
+  }
+  EXPECT_EQ(MappedBytes(), mapped);
+  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_LE(CountOrphans(), 16u);
+  size_t caches = 0;
+  cache_registry.ForEach([&](ThreadCache*) { ++caches; });
+  EXPECT_LT(caches, 50u);
+  for (void* p : left) Free(p);
+}
+
+// One thread allocates what another frees.
+TEST_F(ThreadLifeTest, BlocksHandedOverForEverNeedBoundedMemory) {
+  constexpr size_t kCycles = 100000;
+  constexpr size_t kBatch = 8;
+  constexpr size_t kPlaces = 32;
+  struct Place {
+    std::atomic<bool> full{false};
+    char* blocks[kBatch];
+  };
+  Place ring[kPlaces];
+  std::thread consumer([&] {
+    for (size_t cycle = 0; cycle < kCycles; ++cycle) {
+      Place& place = ring[cycle % kPlaces];
+      while (!place.full.load(std::memory_order_acquire)) {
+        std::this_thread::yield();
+      }
+      for (char* p : place.blocks) {
+        ASSERT_EQ(*p, static_cast<char>(cycle));
+        Free(p);
+      }
+      place.full.store(false, std::memory_order_release);
+    }
+  });
+  size_t mapped = 0;
+  for (size_t cycle = 0; cycle < kCycles; ++cycle) {
+    Place& place = ring[cycle % kPlaces];
+    while (place.full.load(std::memory_order_acquire)) {
+      std::this_thread::yield();
+    }
+    for (size_t i = 0; i < kBatch; ++i) {
+      place.blocks[i] = static_cast<char*>(Allocate((cycle % 10 + 1) * 100));
+      *place.blocks[i] = static_cast<char>(cycle);
+    }
+    place.full.store(true, std::memory_order_release);
+    if (cycle == kCycles / 10) mapped = MappedBytes();
+  }
+  consumer.join();
+  // A few slabs more or less in flight; a leak would take hundreds of MiB.
+  EXPECT_LE(MappedBytes(), mapped + (size_t{16} << 20));
+}
+
+// Blocks wander between threads that come and go, so that every way in which a
+// slab changes hands meets every other.
+TEST_F(ThreadLifeTest, NoBlockIsLostInAStormOfThreads) {
+  constexpr size_t kSlots = 256;
+  constexpr int kThreads = 3;
+  constexpr int kLives = kUnderTsan ? 50 : 150;
+  struct Block {
+    size_t bytes;
+    unsigned char* begin() {
+      return reinterpret_cast<unsigned char*>(this + 1);
+    }
+    unsigned char* end() {
+      return reinterpret_cast<unsigned char*>(this) + bytes;
+    }
+  };
+  static std::atomic<Block*> slots[kSlots];
+  const auto make = [](size_t bytes) {
+    Block* const block = static_cast<Block*>(Allocate(bytes));
+    block->bytes = bytes;
+    memset(block->begin(), static_cast<int>(bytes % 255),
+           bytes - sizeof(Block));
+    return block;
+  };
+  const auto discard = [](Block* block) {
+    if (block == nullptr) return;
+    for (const unsigned char* p = block->begin(); p < block->end(); ++p) {
+      QUARRY_CHECK(*p == block->bytes % 255);
+    }
+    Free(block);
+  };
+  const auto live = [&](uint64_t seed) {
+    std::mt19937_64 random(seed);
+    for (int i = 0; i < 400; ++i) {
+      std::atomic<Block*>& slot = slots[random() % kSlots];
+      if (random() % 3 == 0) {
+        discard(slot.exchange(nullptr, std::memory_order_acq_rel));
+      } else {
+        const size_t bytes = random() % 8 == 0 ? 10000 + random() % 20000
+                                               : 16 + random() % 600;
+        discard(slot.exchange(make(bytes), std::memory_order_acq_rel));
+      }
+      if (random() % 200 == 0) ThreadCache::FlushThread();
+    }
+    // Some end early, and go on with the stray cache and remote frees.
+    if (random() % 4 == 0) {
+      EndThread();
+      for (std::atomic<Block*>& slot : slots) {
+        if (random() % 4 != 0) continue;
+        discard(slot.exchange(random() % 2 == 0 ? make(kBytes) : nullptr,
+                              std::memory_order_acq_rel));
+      }
+    }
+  };
+  const uint64_t seed = TestSeed();
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < kThreads; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (int life = 0; life < kLives; ++life) {
+        OnAnotherThread([&] {
+          live(seed + static_cast<uint64_t>(thread * kLives + life));
+        });
+      }
+    });
+  }
+  for (int i = 0; i < 20; ++i) {
+    std::this_thread::yield();
+    VerifyAll();
+  }
+  for (std::thread& thread : threads) thread.join();
+  VerifyAll();
+  for (std::atomic<Block*>& slot : slots) discard(slot.exchange(nullptr));
+}
+
+// --- Without the fast path. ---
+
+TEST_F(ThreadLifeTest, EveryCallIsSlowAfterLeavingTheFastPath) {
+  OnAnotherThread([] {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 100; ++i) blocks.push_back(Allocate(kBytes));
+    for (int i = 0; i < 50; ++i) {
+      Free(blocks.back());
+      blocks.pop_back();
+    }
+    LeaveFastPath();
+    for (void* p : blocks) {
+      EXPECT_EQ(OwnerOf(p), thread_state.cache);
+      EXPECT_FALSE(ThreadCache::TryPush(p));
+      Free(p);
+      EXPECT_EQ(ThreadCache::TryPop(kBytes), nullptr);
+    }
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+      void* const p = AllocateOfClass(c);
+      EXPECT_EQ(thread_state.cache->MagazineBlocks(c), 0u);
+      EXPECT_FALSE(ThreadCache::TryPush(p));
+      Free(p);
+      EXPECT_EQ(thread_state.cache->MagazineBlocks(c), 0u);
+    }
+    VerifyAll();
+  });
+}
+
+TEST_F(ThreadLifeTest, AThreadThatStartsPerturbedHasNoFastPath) {
+  settings.perturb_byte = 1;
+  OnAnotherThread([] {
+    void* const p = Allocate(kBytes);
+    EXPECT_NE(thread_state.cache, &no_cache);
+    EXPECT_EQ(thread_state.tag, 0u);
+    EXPECT_EQ(ThreadCache::TryPop(kBytes), nullptr);
+    EXPECT_FALSE(ThreadCache::TryPush(p));
+    Free(p);
+  });
+  settings.perturb_byte = 0;
+}
+
+// --- Fork. ---
+
+int StatusOfChild(pid_t child) {
+  int status = -1;
+  while (waitpid(child, &status, 0) != child && errno == EINTR) {
+  }
+  return status;
+}
+
+TEST_F(ThreadLifeTest, AForksChildHasTheHeapOfItsThread) {
+  void* const p = Allocate(kBytes);
+  memset(p, 5, kBytes);
+  const pid_t child = fork();
+  if (child == 0) {
+    QUARRY_CHECK(OwnerOf(p) == thread_state.cache);
+    QUARRY_CHECK(static_cast<char*>(p)[kBytes - 1] == 5);
+    QUARRY_CHECK(ThreadCache::TryPush(p));
+    Free(Allocate(kBytes));
+    VerifyAll();
+    _exit(0);
+  }
+  EXPECT_EQ(StatusOfChild(child), 0);
+  Free(p);
+}
+
+TEST_F(ThreadLifeTest, AThreadWithoutACacheMayFork) {
+  OnAnotherThread([] {
+    const pid_t child = fork();
+    if (child == 0) {
+      Free(Allocate(kBytes));
+      VerifyAll();
+      _exit(0);
+    }
+    EXPECT_EQ(StatusOfChild(child), 0);
+  });
+}
+
+// Every mark that waits for a token is taken in, though the thread that had the
+// token stayed behind.
+TEST_F(ThreadLifeTest, AForksChildDrainsWithoutTokens) {
+  constexpr size_t kBlocks = 3;
+  void* mine[kBlocks];
+  void* other[kBlocks];
+  void* orphan[kBlocks];
+  Worker worker;
+  for (void*& p : mine) p = Allocate(kBytes);
+  worker.Do([&] {
+    for (void*& p : other) p = Allocate(2 * kBytes);
+  });
+  OnAnotherThread([&] {
+    for (void*& p : orphan) p = Allocate(3 * kBytes);
+  });
+  const auto mark = [](void* p) {
+    Slab* const slab = Slab::Of(p);
+    return slab->remote.MarkFreed(slab->IndexOf(p));
+  };
+  // One thread is between these calls and PassToken().
+  for (void** blocks : {mine, other, orphan}) {
+    EXPECT_EQ(mark(blocks[0]), RemoteBitmap::Mark::kFirst);
+    EXPECT_EQ(mark(blocks[1]), RemoteBitmap::Mark::kAdded);
+  }
+  const pid_t child = fork();
+  if (child == 0) {
+    VerifyAll();
+    QUARRY_CHECK(OwnerOf(mine[0]) == thread_state.cache);
+    QUARRY_CHECK(IsOrphan(Slab::Of(other[2])));
+    QUARRY_CHECK(IsOrphan(Slab::Of(orphan[2])));
+    for (void** blocks : {mine, other, orphan}) {
+      Slab* const slab = Slab::Of(blocks[2]);
+      QUARRY_CHECK(slab->IsFree(slab->IndexOf(blocks[0])));
+      QUARRY_CHECK(slab->IsFree(slab->IndexOf(blocks[1])));
+      Free(blocks[2]);
+    }
+    ThreadCache::FlushThread();
+    QUARRY_CHECK(CountOrphans() == 0);
+    QUARRY_CHECK(SlabBytesInUse() == 0);
+    _exit(0);
+  }
+  EXPECT_EQ(StatusOfChild(child), 0);
+  for (void** blocks : {mine, other, orphan}) {
+    PassToken(Slab::Of(blocks[0]));
+    Free(blocks[2]);
+  }
+  worker.Do([] { ThreadCache::FlushThread(); });
+}
+
+// A cache that was closed, but is not yet on the list of those that are free,
+// when its thread vanished.
+TEST_F(ThreadLifeTest, AForksChildEndsTheExitsOfOthers) {
+  ThreadCache* const cache = cache_registry.Take();
+  cache->Close();
+  const pid_t child = fork();
+  if (child == 0) {
+    QUARRY_CHECK(!cache->is_open);
+    VerifyAll();
+    QUARRY_CHECK(cache_registry.Take() == cache);
+    cache_registry.Give(cache);
+    VerifyAll();
+    _exit(0);
+  }
+  EXPECT_EQ(StatusOfChild(child), 0);
+  cache->Open(cache->tag(), cache->arena());
+  cache_registry.Give(cache);
+}
+
+// The blocks that helpers keep are the only ones of this size.
+constexpr size_t kKeptBytes = 208;
+constexpr size_t kHelpers = 3;
+constexpr size_t kKept = 40;
+
+struct ForkScene {
+  void* kept[kHelpers][kKept];
+  std::atomic<size_t> started{0};
+  std::atomic<bool> stop{false};
+  std::atomic<void*> slots[64] = {};
+};
+
+void HelpInScene(ForkScene* scene, size_t helper, uint64_t seed) {
+  std::mt19937_64 random(seed + helper);
+  for (void*& p : scene->kept[helper]) {
+    p = Allocate(kKeptBytes);
+    memset(p, static_cast<int>(helper + 1), kKeptBytes);
+  }
+  // No other thread gets a cache before, so that helpers are in both arenas.
+  scene->started.fetch_add(1, std::memory_order_release);
+  while (scene->started.load(std::memory_order_acquire) < kHelpers) {
+    std::this_thread::yield();
+  }
+  while (!scene->stop.load(std::memory_order_acquire)) {
+    // Some of it in threads that come and go.
+    const auto work = [&] {
+      for (int i = 0; i < 200; ++i) {
+        std::atomic<void*>& slot = scene->slots[random() % 64];
+        const size_t bytes = i % 16 == 0 ? 20000 : random() % 100;
+        void* const p =
+            slot.exchange(Allocate(bytes), std::memory_order_acq_rel);
+        if (p != nullptr) Free(p);
+      }
+    };
+    if (helper == 0) {
+      OnAnotherThread(work);
+    } else {
+      work();
+      if (random() % 8 == 0) ThreadCache::FlushThread();
+    }
+  }
+  for (void* p : scene->kept[helper]) Free(p);
+}
+
+void LiveAsChild(ForkScene* scene, bool with_threads) {
+  ThreadCache* const mine = thread_state.cache;
+  ThreadCache* const stray = StrayCache();
+  cache_registry.ForEach([&](ThreadCache* cache) {
+    QUARRY_CHECK(!cache->is_open || cache == mine || cache == stray);
+  });
+  VerifyAll();
+  // What the others kept is as it was, in orphans.
+  for (size_t helper = 0; helper < kHelpers; ++helper) {
+    for (void* p : scene->kept[helper]) {
+      QUARRY_CHECK(IsOrphan(Slab::Of(p)));
+      for (size_t i = 0; i < kKeptBytes; ++i) {
+        QUARRY_CHECK(static_cast<char*>(p)[i] ==
+                     static_cast<char>(helper + 1));
+      }
+    }
+  }
+  // At least one of the helpers was in our arena.
+  const uint64_t adoptions = mine->counters().adoptions;
+  void* const adopted = Allocate(kKeptBytes);
+  QUARRY_CHECK(mine->counters().adoptions == adoptions + 1);
+  QUARRY_CHECK(OwnerOf(adopted) == mine);
+  VerifyAll();
+  for (std::atomic<void*>& slot : scene->slots) {
+    if (void* const p = slot.load(std::memory_order_relaxed)) Free(p);
+  }
+  for (auto& blocks : scene->kept) {
+    for (void* p : blocks) Free(p);
+  }
+  Free(adopted);
+  std::vector<void*> blocks;
+  blocks.reserve(500);
+  for (size_t i = 0; i < 500; ++i) blocks.push_back(Allocate(i * 10));
+  VerifyAll();
+  for (void* p : blocks) Free(p);
+  if (with_threads) {
+    OnAnotherThread([] {
+      for (size_t i = 0; i < 500; ++i) Free(Allocate(i * 10));
+    });
+  }
+  ThreadCache::FlushThread();
+  VerifyAll();
+}
+
+TEST_F(ThreadLifeTest, ForksWhileOtherThreadsAllocate) {
+  // Under TSan a child of several threads runs unchecked, and slowly; it may
+  // not start threads.
+  const int kForks = kUnderTsan ? 20 : kUnderAsan ? 100 : 1000;
+  const uint64_t seed = TestSeed();
+  ForkScene scene;
+  Free(Allocate(16));
+  std::vector<std::thread> helpers;
+  for (size_t helper = 0; helper < kHelpers; ++helper) {
+    helpers.emplace_back(HelpInScene, &scene, helper, seed);
+  }
+  while (scene.started.load(std::memory_order_acquire) < kHelpers) {
+    std::this_thread::yield();
+  }
+  for (int i = 0; i < kForks; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      LiveAsChild(&scene, !kUnderTsan && i % 8 == 0);
+      _exit(0);
+    }
+    const int status = StatusOfChild(child);
+    EXPECT_EQ(status, 0) << "in child " << i;
+    if (status != 0) break;
+  }
+  scene.stop.store(true, std::memory_order_release);
+  for (std::thread& helper : helpers) helper.join();
+  for (std::atomic<void*>& slot : scene.slots) {
+    if (void* const p = slot.load()) Free(p);
+  }
+}
+
+}  // namespace
+}  // namespace quarry
