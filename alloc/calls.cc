@@ -1,0 +1,113 @@
+#include "alloc/calls.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <unistd.h>
+
+#include <bit>
+
+#include "alloc/options.h"
+#include "alloc/statistics.h"
+#include "arena/page_source.h"
+
+namespace quarry {
+namespace {
+
+constexpr size_t kLargestAlignment = SIZE_MAX / 2 + 1;
+
+// Sets errno where there is no block.
+void* OrNoMemory(void* block) {
+  if (ABSL_PREDICT_FALSE(block == nullptr)) errno = ENOMEM;
+  return block;
+}
+
+// What the first allocation sets up, a thread that only frees may read without
+// a lock, so it comes before any second thread.
+__attribute__((constructor)) void StartBeforeMain() {
+  Deallocate(AllocateSlow(0));
+}
+
+// Here, and not in the table of options: it is the heap's last user that asks
+// for the page, and this file is in every program that uses the heap.
+__attribute__((destructor)) void PrintStatisticsAtExit() {
+  LoadOptions();  // In a program that never allocated, too.
+  const int file_descriptor = OpenForStatisticsAtExit();
+  if (file_descriptor >= 0) PrintHeapStatistics(file_descriptor);
+}
+
+}  // namespace
+
+void* MallocSlow(size_t bytes) { return OrNoMemory(AllocateSlow(bytes)); }
+
+void* MallocAligned8(size_t bytes) {
+  return OrNoMemory(AllocateUnaligned8(bytes));
+}
+
+void* Calloc(size_t count, size_t bytes_each) {
+  size_t bytes;
+  if (ABSL_PREDICT_FALSE(__builtin_mul_overflow(count, bytes_each, &bytes))) {
+    return OrNoMemory(nullptr);
+  }
+  return OrNoMemory(AllocateZeroed(bytes));
+}
+
+void* Memalign(size_t alignment, size_t bytes) {
+  if (alignment <= kMinAlignmentBytes) return Malloc(bytes);
+  if (ABSL_PREDICT_FALSE(alignment > kLargestAlignment)) {
+    errno = EINVAL;
+    return nullptr;
+  }
+  return OrNoMemory(AllocateAligned(bytes, std::bit_ceil(alignment)));
+}
+
+int PosixMemalign(void** block, size_t alignment, size_t bytes) {
+  if (!std::has_single_bit(alignment) || alignment % sizeof(void*) != 0) {
+    return EINVAL;
+  }
+  void* aligned = Memalign(alignment, bytes);
+  if (ABSL_PREDICT_FALSE(aligned == nullptr)) return ENOMEM;
+  *block = aligned;
+  return 0;
+}
+
+void* Valloc(size_t bytes) { return Memalign(PageBytes(), bytes); }
+
+void* Pvalloc(size_t bytes) {
+  const size_t page_mask = PageBytes() - 1;
+  size_t rounded;
+  if (ABSL_PREDICT_FALSE(__builtin_add_overflow(bytes, page_mask, &rounded))) {
+    return OrNoMemory(nullptr);
+  }
+  return Memalign(page_mask + 1, rounded & ~page_mask);
+}
+
+void* Realloc(void* block, size_t bytes) {
+  if (ABSL_PREDICT_FALSE(block == nullptr)) return Malloc(bytes);
+  if (ABSL_PREDICT_FALSE(bytes == 0)) {
+    Deallocate(block);
+    return nullptr;
+  }
+  return OrNoMemory(Reallocate(block, bytes));
+}
+
+void* Reallocarray(void* block, size_t count, size_t bytes_each) {
+  size_t bytes;
+  if (ABSL_PREDICT_FALSE(__builtin_mul_overflow(count, bytes_each, &bytes))) {
+    return OrNoMemory(nullptr);
+  }
+  return Realloc(block, bytes);
+}
+
+void* Reallocf(void* block, size_t bytes) {
+  void* moved = Realloc(block, bytes);
+  // With 0 bytes the block is gone already.
+  if (ABSL_PREDICT_FALSE(moved == nullptr && bytes != 0)) Deallocate(block);
+  return moved;
+}
+
+void PrintHeapStatistics(int file_descriptor) {
+  PrintStatistics(GatherStatistics(), file_descriptor);
+}
+
+}  // namespace quarry

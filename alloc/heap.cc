@@ -1,0 +1,436 @@
+#include "alloc/heap.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "alloc/options.h"
+#include "arena/huge.h"
+#include "arena/page_source.h"
+#include "arena/process_arenas.h"
+#include "arena/report.h"
+#include "arena/settings.h"
+#include "tcache/cache_registry.h"
+#include "tcache/orphans.h"
+#include "tcache/remote_free.h"
+#include "tcache/thread_life.h"
+
+namespace quarry {
+namespace {
+
+// Page runs above this would need segments larger than an arena maps.
+constexpr size_t kMostRunBytes = size_t{32} << 20;
+
+uint8_t PerturbByte() {
+  return settings.perturb_byte.load(std::memory_order_relaxed);
+}
+
+void* Perturb(void* block, size_t bytes) {
+  const uint8_t byte = PerturbByte();
+  if (ABSL_PREDICT_FALSE(byte != 0) && block != nullptr) {
+    memset(block, byte ^ 0xff, bytes);
+  }
+  return block;
+}
+
+bool ServedByArena(size_t bytes) {
+  return bytes <= kMostRunBytes &&
+         bytes < std::max(
+                     settings.mmap_threshold_bytes.load(std::memory_order_relaxed),
+                     kSmallMaxBytes + 1);
+}
+
+size_t PagesFor(size_t bytes) {
+  return (bytes + PageBytes() - 1) / PageBytes();
+}
+
+Arena& ArenaOfThread() {
+  ThreadCache* cache = CurrentCache();
+  return cache != nullptr ? *cache->arena() : ArenaAt(0);
+}
+
+constexpr char kSizedFree[] = "sized free";
+
+// What a pointer is, as its tag says.
+enum class Room { kNone, kSlab, kRun, kHuge };
+
+Room RoomOf(Tag tag) {
+  if (tag == kNoTag) return Room::kNone;
+  if (tag == kRunTag) return Room::kRun;
+  if (tag == kHugeTag) return Room::kHuge;
+  return Room::kSlab;
+}
+
+struct Large {
+  void* start;
+  bool zeroed;
+};
+
+Large TryAllocateLarge(size_t bytes, size_t alignment) {
+  if (ABSL_PREDICT_FALSE(bytes > PTRDIFF_MAX || alignment > PTRDIFF_MAX)) {
+    return {nullptr, false};
+  }
+  if (ServedByArena(std::max(bytes, alignment))) {
+    const size_t pages = std::max<size_t>(PagesFor(bytes), 1);
+    if (Run* run = ArenaOfThread().Allocate(pages, alignment)) {
+      return {run->start, run->zeroed};
+    }
+    return {nullptr, false};
+  }
+  if (Huge* huge = huge_blocks.Allocate(std::max<size_t>(bytes, 1),
+                                        alignment)) {
+    return {huge->start, huge->zeroed};
+  }
+  return {nullptr, false};
+}
+
+// What the heap keeps for later may be what the system will not give, so it goes
+// back before a request fails; but not for a request that is larger than all
+// that could come free.
+bool ReleasedFor(size_t bytes) {
+  return bytes <= OsPages().statistics().mapped_bytes && ReleaseMemory(0) != 0;
+}
+
+Large AllocateLarge(size_t bytes, size_t alignment) {
+  const Large large = TryAllocateLarge(bytes, alignment);
+  if (ABSL_PREDICT_TRUE(large.start != nullptr) || !ReleasedFor(bytes)) {
+    return large;
+  }
+  return TryAllocateLarge(bytes, alignment);
+}
+
+void* AllocateBlock(SizeClass size_class) {
+  void* block = ThreadCache::Allocate(size_class);
+  if (ABSL_PREDICT_TRUE(block != nullptr) ||
+      !ReleasedFor(BlockBytes(size_class))) {
+    return block;
+  }
+  return ThreadCache::Allocate(size_class);
+}
+
+// Aborts with what can be said about `p`, which is no block in use.
+[[noreturn]] void ReportWildPointer(const char* call, const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(void*) != 0) {
+    ReportMisalignedPointer(call, p);
+  }
+  if (const Run* run = Arena::RunContaining(p)) {
+    if (!run->in_use.load(std::memory_order_relaxed)) {
+      ReportFreedLargeBlock(call, p);
+    }
+    ReportInteriorPointer(call, p, run->start, run->bytes());
+  }
+  if (const Huge* huge = huge_blocks.Containing(p)) {
+    if (!huge->in_use.load(std::memory_order_relaxed)) {
+      ReportFreedLargeBlock(call, p);
+    }
+    ReportInteriorPointer(call, p, huge->start, huge->bytes);
+  }
+  if (PageMap::TagOf(p) == kNoTag) ReportUnmanagedPointer(call, p);
+  ReportForeignPointer(call, p);
+}
+
+// The run or huge block that starts at `p` and is in use; aborts if there is
+// none.
+Run* RunAt(const char* call, const void* p) {
+  Run* run = Arena::RunOf(p);
+  if (ABSL_PREDICT_FALSE(run == nullptr)) ReportWildPointer(call, p);
+  return run;
+}
+
+Huge* HugeAt(const char* call, const void* p) {
+  Huge* huge = HugeBlocks::Of(p);
+  if (ABSL_PREDICT_FALSE(huge == nullptr)) ReportWildPointer(call, p);
+  return huge;
+}
+
+size_t UsableBytesFor(const char* call, const void* p) {
+  switch (RoomOf(PageMap::TagOf(p))) {
+    case Room::kSlab: {
+      const Slab* slab = Slab::Of(p);
+      CheckIsBlock(call, slab, p);
+      return slab->block_bytes();
+    }
+    case Room::kRun:
+      return RunAt(call, p)->bytes();
+    case Room::kHuge:
+      return HugeAt(call, p)->bytes;
+    case Room::kNone:
+      break;
+  }
+  ReportWildPointer(call, p);
+}
+
+// Whether a slab's block of `usable` bytes is what a request for `bytes` got.
+bool BlockServes(size_t usable, size_t bytes) {
+  if (bytes > kSmallMaxBytes) return false;
+  return usable == BlockBytes(ClassOf(bytes)) ||
+         (usable == BlockBytes(kEightByteClass) && bytes <= usable);
+}
+
+// The same for a run or huge block, which an alignment may have put there
+// however few bytes were asked for.
+bool LargeBlockServes(const void* p, size_t usable, size_t bytes) {
+  const size_t needed = RoundUp(std::max<size_t>(bytes, 1), PageBytes());
+  // A huge block may be larger than was asked for: kept mappings serve again.
+  const size_t slack =
+      RoomOf(PageMap::TagOf(p)) == Room::kHuge ? needed / 8 : 0;
+  return needed <= usable && usable - needed <= slack;
+}
+
+void* Move(void* p, size_t old_bytes, size_t new_bytes) {
+  void* moved = TryPop(new_bytes);
+  if (moved == nullptr) moved = AllocateSlow(new_bytes);
+  if (moved == nullptr) return nullptr;
+  memcpy(moved, p, std::min(old_bytes, new_bytes));
+  Deallocate(p);
+  return moved;
+}
+
+// Whether `run` has, or could be made to have, room for `bytes` in its place.
+bool ResizeRun(Run* run, size_t bytes) {
+  const size_t pages = PagesFor(bytes);
+  if (pages == run->pages) return true;
+  if (pages > run->pages) return run->arena()->Grow(run, pages);
+  run->arena()->Shrink(run, pages);
+  // Not when there is no memory for a record. A block that is larger than its
+  // last realloc() said would be one that its sized free does not fit.
+  return pages == run->pages;
+}
+
+}  // namespace
+
+void* AllocateSlow(size_t bytes) {
+  if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
+  void* block = bytes <= kSmallMaxBytes
+                    ? AllocateBlock(ClassOf(bytes))
+                    : AllocateLarge(bytes, kMinAlignmentBytes).start;
+  return Perturb(block, bytes);
+}
+
+void* AllocateZeroed(size_t bytes) {
+  if (ABSL_PREDICT_TRUE(bytes <= kSmallMaxBytes)) {
+    void* block = TryPop(bytes);
+    if (ABSL_PREDICT_FALSE(block == nullptr)) {
+      block = AllocateSlow(bytes);
+      if (block == nullptr) return nullptr;
+    }
+    return memset(block, 0, bytes);
+  }
+  if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
+  const Large large = AllocateLarge(bytes, kMinAlignmentBytes);
+  if (large.start != nullptr && !large.zeroed) memset(large.start, 0, bytes);
+  return large.start;
+}
+
+void* AllocateAligned(size_t bytes, size_t alignment) {
+  if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
+  const SizeClass size_class = ClassOf(bytes, alignment);
+  void* block = size_class != kNoClass ? AllocateBlock(size_class)
+                                       : AllocateLarge(bytes, alignment).start;
+  return Perturb(block, bytes);
+}
+
+void* AllocateUnaligned8(size_t bytes) {
+  if (bytes > BlockBytes(kEightByteClass)) {
+    void* block = TryPop(bytes);
+    return block != nullptr ? block : AllocateSlow(bytes);
+  }
+  if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
+  return Perturb(AllocateBlock(kEightByteClass), bytes);
+}
+
+void* Reallocate(void* p, size_t bytes) {
+  constexpr char kCall[] = "realloc";
+  switch (RoomOf(PageMap::TagOf(p))) {
+    case Room::kSlab: {
+      const Slab* slab = Slab::Of(p);
+      CheckIsBlock(kCall, slab, p);
+      if (bytes <= kSmallMaxBytes && ClassOf(bytes) == slab->size_class()) {
+        return p;
+      }
+      return Move(p, slab->block_bytes(), bytes);
+    }
+    case Room::kRun: {
+      Run* run = RunAt(kCall, p);
+      if (bytes > kSmallMaxBytes && ServedByArena(bytes) &&
+          ResizeRun(run, bytes)) {
+        return p;
+      }
+      return Move(p, run->bytes(), bytes);
+    }
+    case Room::kHuge: {
+      Huge* huge = HugeAt(kCall, p);
+      // Down to half of what would make it huge, so that a block whose size
+      // varies about the threshold is not copied each time.
+      if (bytes > PTRDIFF_MAX) return nullptr;
+      if (!ServedByArena(bytes * 2)) {
+        return huge_blocks.Resize(huge, bytes) ? huge->start : nullptr;
+      }
+      return Move(p, huge->bytes, bytes);
+    }
+    case Room::kNone:
+      break;
+  }
+  ReportWildPointer(kCall, p);
+}
+
+void DeallocateSlow(void* p) {
+  constexpr char kCall[] = "free";
+  if (p == nullptr || ThreadCache::TryPushCold(p)) return;
+  const Tag tag = PageMap::TagOf(p);
+  const Room room = RoomOf(tag);
+  if (ABSL_PREDICT_TRUE(room == Room::kSlab)) {
+    Slab* slab = Slab::Of(p);
+    if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
+      CheckIsBlock(kCall, slab, p);
+      memset(p, PerturbByte(), slab->block_bytes());
+    }
+    return ThreadCache::Free(slab, p);
+  }
+  if (room == Room::kRun) {
+    Run* run = RunAt(kCall, p);
+    if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
+      memset(p, PerturbByte(), run->bytes());
+    }
+    return run->arena()->Deallocate(run);
+  }
+  if (room == Room::kHuge) return huge_blocks.Deallocate(HugeAt(kCall, p));
+  ReportWildPointer(kCall, p);
+}
+
+void DeallocateSizedSlow(void* p, size_t bytes) {
+  if (p == nullptr) return;
+  const size_t usable = UsableBytesFor(kSizedFree, p);
+  const bool fits = RoomOf(PageMap::TagOf(p)) == Room::kSlab
+                        ? BlockServes(usable, bytes)
+                        : LargeBlockServes(p, usable, bytes);
+  if (ABSL_PREDICT_FALSE(!fits)) ReportSizeMismatch(p, bytes, usable);
+  Deallocate(p);
+}
+
+void DeallocateAlignedSized(void* p, size_t bytes, size_t alignment) {
+  if (p == nullptr) return;
+  const SizeClass size_class = ClassOf(bytes, alignment);
+  const Tag tag = PageMap::TagOf(p);
+  const bool fits =
+      size_class != kNoClass
+          ? (tag & (kOwnerUnit - 1)) == MagazineOffset(size_class)
+          : RoomOf(tag) != Room::kSlab &&
+                LargeBlockServes(p, UsableBytesFor(kSizedFree, p), bytes);
+  if (ABSL_PREDICT_FALSE(!fits)) {
+    ReportSizeMismatch(p, bytes, UsableBytesFor(kSizedFree, p));
+  }
+  Deallocate(p);
+}
+
+size_t UsableBytes(const void* p) {
+  if (p == nullptr) return 0;
+  return UsableBytesFor("usable size", p);
+}
+
+size_t GoodBytes(size_t bytes) {
+  if (bytes <= kSmallMaxBytes) return BlockBytes(ClassOf(bytes));
+  if (bytes > PTRDIFF_MAX) return bytes;
+  return RoundUp(bytes, PageBytes());
+}
+
+void FlushThread() { ThreadCache::FlushThread(); }
+
+size_t ReleaseMemory(size_t pad_bytes) {
+  FlushThread();
+  size_t released = huge_blocks.Purge();
+  Arena& own = ArenaOfThread();
+  for (size_t i = 0; i < kMaxArenas; ++i) {
+    Arena& arena = ArenaAt(i);
+    released += arena.Purge(&arena == &own ? pad_bytes : 0);
+  }
+  return released;
+}
+
+void ApplyPerturbation() {
+  if (PerturbByte() != 0) LeaveFastPath();
+}
+
+HeapStatistics GatherStatistics() {
+  HeapStatistics s;
+  ThreadCache::ClassStatistics classes[kClasses] = {};
+  ThreadCache* const mine = thread_state.cache;
+
+  cache_registry.ForEach([&](ThreadCache* cache) {
+    cache->AddStatistics(classes);
+    const ThreadCache::Counters counters = cache->counters();
+    s.refills += counters.refills;
+    s.flushes += counters.flushes;
+    s.drained_blocks += counters.drained_blocks;
+    s.slabs_made += counters.slabs_made;
+    s.slabs_returned += counters.slabs_returned;
+    s.adoptions += counters.adoptions;
+    s.remote_frees += cache->remote_frees.load(std::memory_order_relaxed);
+    if (cache->is_open) ++s.threads;
+  });
+  s.remote_frees += RemoteFreesWithoutCache();
+  for (size_t i = 0; i < kMaxArenas; ++i) {
+    OrphansOf(i).ForEach([&](Slab* slab) {
+      ThreadCache::ClassStatistics& c = classes[slab->size_class()];
+      ++c.slabs;
+      c.used_blocks += slab->used();
+      c.free_blocks += slab->free_blocks();
+      ++s.slabs_orphaned;
+    });
+  }
+
+  static_assert(kClasses - kEightByteClass <= HeapStatistics::kMaxSizeClasses);
+  size_t slab_bytes = 0;
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    const ThreadCache::ClassStatistics& from = classes[c];
+    const size_t cached = from.depot_blocks + mine->MagazineBlocks(c);
+    const size_t live = from.used_blocks - cached;
+    slab_bytes += from.slabs * SlabBytes(c);
+    s.slabs += from.slabs;
+    s.live_small_bytes += live * BlockBytes(c);
+    s.cached_bytes += cached * BlockBytes(c);
+    s.slab_free_bytes +=
+        from.slabs * SlabBytes(c) - from.used_blocks * BlockBytes(c);
+    s.by_class[s.size_classes++] = {BlockBytes(c), from.slabs, live,
+                                    from.free_blocks + cached};
+  }
+
+  size_t run_bytes = 0;
+  for (size_t i = 0; i < kMaxArenas; ++i) {
+    const Arena::Statistics arena = ArenaAt(i).statistics();
+    run_bytes += arena.in_use_bytes;
+    s.arena_free_bytes += arena.free_bytes;
+    s.segments += arena.segments;
+    if (arena.mapped_bytes != 0) ++s.arenas;
+  }
+  s.live_medium_bytes = run_bytes - slab_bytes;
+
+  const HugeBlocks::Statistics huge = huge_blocks.statistics();
+  s.live_huge_bytes = huge.live_bytes;
+  s.live_huge_blocks = huge.live_blocks;
+  s.huge_cached_bytes = huge.cached_bytes;
+
+  s.live_bytes = s.live_small_bytes + s.live_medium_bytes + s.live_huge_bytes;
+  s.metadata_bytes = metadata_pool.mapped_bytes() + PageMap::LeafBytes();
+
+  const PageSource::Statistics os = OsPages().statistics();
+  s.mapped_bytes = os.mapped_bytes;
+  s.peak_mapped_bytes = os.peak_mapped_bytes;
+  s.os_map_calls = os.map_calls;
+  s.os_unmap_calls = os.unmap_calls;
+  s.os_purge_calls = os.purge_calls;
+  return s;
+}
+
+void VerifyHeap() {
+  ThreadCache* const mine = thread_state.cache;
+  cache_registry.ForEach(
+      [&](ThreadCache* cache) { cache->Verify(cache == mine); });
+  for (size_t i = 0; i < kMaxArenas; ++i) {
+    OrphansOf(i).ForEach([](Slab* slab) { slab->Verify(); });
+    ArenaAt(i).Verify();
+  }
+  huge_blocks.Verify();
+}
+
+}  // namespace quarry

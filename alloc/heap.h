@@ -1,0 +1,98 @@
+// The heap: which room serves a request, and which one a pointer came from.
+//
+//   bytes           room
+//   0 .. 32 KiB     thread cache (slabs)
+//   .. threshold    arena (page runs); settings.mmap_threshold_bytes
+//   more            huge blocks (mappings of their own)
+//
+// These functions know neither errno nor the new_handler: they return nullptr
+// when there is no memory, with the heap as it was, and leave the rest to their
+// callers (calls.h, operator_new.cc).
+//
+// Thread-safety: all functions on any thread at any time.
+// Errors: a pointer that is not the start of a block in use aborts with a
+//   report (arena/report.h).
+#ifndef QUARRY_ALLOC_HEAP_H_
+#define QUARRY_ALLOC_HEAP_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "absl/base/attributes.h"
+#include "absl/base/optimization.h"
+#include "alloc/statistics.h"
+#include "tcache/thread_cache.h"
+
+namespace quarry {
+
+// --- Allocating. Blocks are aligned to 16 bytes, and distinct for 0 bytes. ---
+
+// A block if there is one at hand, else nullptr: then AllocateSlow().
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPop(size_t bytes) {
+  return ThreadCache::TryPop(bytes);
+}
+[[nodiscard]] void* AllocateSlow(size_t bytes);
+
+// All bytes are zero.
+[[nodiscard]] void* AllocateZeroed(size_t bytes);
+
+// At a multiple of `alignment`, a power of two.
+[[nodiscard]] void* AllocateAligned(size_t bytes, size_t alignment);
+
+// For a caller who needs an alignment of 8 bytes only.
+[[nodiscard]] void* AllocateUnaligned8(size_t bytes);
+
+// `p`, or another block with its content up to the smaller of both sizes; on
+// nullptr p is as it was. Requires p != nullptr and bytes > 0.
+[[nodiscard]] void* Reallocate(void* p, size_t bytes);
+
+// --- Freeing. All take nullptr, and leave errno alone. ---
+
+void DeallocateSlow(void* p);
+void DeallocateSizedSlow(void* p, size_t bytes);
+
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
+  if (ABSL_PREDICT_TRUE(ThreadCache::TryPush(p))) return;
+  return DeallocateSlow(p);
+}
+
+// `bytes` is what was asked for, or any size up to what was given.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateSized(void* p,
+                                                         size_t bytes) {
+  if (ABSL_PREDICT_TRUE(ThreadCache::TryPushSized(p, bytes))) return;
+  return DeallocateSizedSlow(p, bytes);
+}
+
+// The same for a block from AllocateAligned().
+void DeallocateAlignedSized(void* p, size_t bytes, size_t alignment);
+
+// --- Asking. ---
+
+// What the caller may write; 0 for nullptr.
+size_t UsableBytes(const void* p);
+
+// UsableBytes() of a block that is allocated with `bytes`.
+size_t GoodBytes(size_t bytes);
+
+HeapStatistics GatherStatistics();
+
+// Aborts when an invariant does not hold anywhere. Looks into the calling
+// thread's magazines, and no other's.
+void VerifyHeap();
+
+// --- Giving back. ---
+
+// The calling thread's magazines to their slabs, empty slabs to the arena.
+void FlushThread();
+
+// The same, and free memory to the OS but for `pad_bytes`. Returns how many
+// bytes were given back.
+size_t ReleaseMemory(size_t pad_bytes);
+
+// To be called after settings.perturb_byte was set: from now on it holds for
+// the calling thread, and for threads that start later.
+void ApplyPerturbation();
+
+}  // namespace quarry
+
+#endif  // QUARRY_ALLOC_HEAP_H_

@@ -1,0 +1,298 @@
+#include "alloc/options.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <atomic>
+
+#include "arena/report.h"
+#include "arena/settings.h"
+
+namespace quarry {
+namespace {
+
+enum class Unit { kSwitch, kByteValue, kCount, kBytes };
+
+constexpr const char* kVariable = "QUARRY_OPTIONS";
+
+std::atomic<bool> options_loaded{false};
+std::atomic<bool> help_wanted{false};
+std::atomic<bool> statistics_at_exit{false};
+
+// The stderr that the process started with, under a number that the program
+// does not use: many programs close their stderr before the very end, to see
+// whether all of it was written.
+struct FirstStderr {
+  pid_t process = 0;
+  int descriptor = -1;
+  struct stat identity = {};
+};
+constinit FirstStderr first_stderr;
+
+void KeepStderr() {
+  constexpr int kOutOfTheWay = 1000;
+  first_stderr.process = getpid();
+  first_stderr.descriptor = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, kOutOfTheWay);
+  if (first_stderr.descriptor < 0) first_stderr.descriptor = STDERR_FILENO;
+  if (fstat(first_stderr.descriptor, &first_stderr.identity) != 0) {
+    first_stderr.descriptor = -1;
+  }
+}
+
+struct Option {
+  const char* name;
+  Unit unit;
+  const char* meaning;
+  void (*set)(size_t value);
+  size_t (*value_of)(const Settings& settings);
+};
+
+constexpr Option kOptions[] = {
+    {"help", Unit::kSwitch, "Print this table to stderr.",
+     [](size_t value) {
+       help_wanted.store(value != 0, std::memory_order_relaxed);
+     },
+     [](const Settings&) { return size_t{0}; }},
+    {"stats_at_exit", Unit::kSwitch,
+     "Print a page of statistics to stderr when the process ends.",
+     [](size_t value) {
+       const bool wanted = value != 0;
+       const bool was_wanted =
+           statistics_at_exit.exchange(wanted, std::memory_order_relaxed);
+       if (wanted && !was_wanted) KeepStderr();
+     },
+     [](const Settings&) { return size_t{0}; }},
+    {"mmap_threshold", Unit::kBytes,
+     "Blocks of at least this size get a mapping of their own.",
+     [](size_t value) {
+       settings.mmap_threshold_bytes.store(value, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return from.mmap_threshold_bytes.load(std::memory_order_relaxed);
+     }},
+    {"trim_threshold", Unit::kBytes,
+     "Free memory that an arena keeps before it gives any back.",
+     [](size_t value) {
+       settings.trim_threshold_bytes.store(value, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return from.trim_threshold_bytes.load(std::memory_order_relaxed);
+     }},
+    {"arenas_max", Unit::kCount,
+     "At most this many arenas; 0 is one for each processor.",
+     [](size_t value) {
+       settings.arenas_max.store(value, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return from.arenas_max.load(std::memory_order_relaxed);
+     }},
+    {"perturb", Unit::kByteValue,
+     "Fill freed blocks with this byte and fresh ones with its complement; 0 "
+     "is off.",
+     [](size_t value) {
+       settings.perturb_byte.store(static_cast<uint8_t>(value),
+                                   std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return size_t{from.perturb_byte.load(std::memory_order_relaxed)};
+     }},
+};
+
+const char* UnitName(Unit unit) {
+  switch (unit) {
+    case Unit::kSwitch:
+      return "0 or 1";
+    case Unit::kByteValue:
+      return "0 to 255";
+    case Unit::kCount:
+      return "a count";
+    case Unit::kBytes:
+      return "bytes";
+  }
+  __builtin_unreachable();
+}
+
+size_t LargestOf(Unit unit) {
+  switch (unit) {
+    case Unit::kSwitch:
+      return 1;
+    case Unit::kByteValue:
+      return 255;
+    case Unit::kCount:
+    case Unit::kBytes:
+      return PTRDIFF_MAX;
+  }
+  __builtin_unreachable();
+}
+
+// A part of the text of the options, not terminated.
+struct Piece {
+  const char* text;
+  size_t bytes;
+
+  bool operator==(const char* other) const {
+    return strlen(other) == bytes && memcmp(text, other, bytes) == 0;
+  }
+
+  // What stands before the first `separator`; all of it where there is none.
+  Piece Before(char separator) const {
+    const void* end = memchr(text, separator, bytes);
+    if (end == nullptr) return *this;
+    return {text, static_cast<size_t>(static_cast<const char*>(end) - text)};
+  }
+
+  Piece From(size_t start) const { return {text + start, bytes - start}; }
+};
+
+// Binary exponents of k, m and g; -1 for any other character.
+int SuffixShift(char suffix) {
+  switch (suffix) {
+    case 'k':
+    case 'K':
+      return 10;
+    case 'm':
+    case 'M':
+      return 20;
+    case 'g':
+    case 'G':
+      return 30;
+    default:
+      return -1;
+  }
+}
+
+bool ParseValue(Piece piece, Unit unit, size_t* value) {
+  int shift = 0;
+  if (unit == Unit::kBytes && piece.bytes > 1) {
+    const int suffix_shift = SuffixShift(piece.text[piece.bytes - 1]);
+    if (suffix_shift > 0) {
+      shift = suffix_shift;
+      --piece.bytes;
+    }
+  }
+  if (piece.bytes == 0) return false;
+  size_t number = 0;
+  for (size_t i = 0; i < piece.bytes; ++i) {
+    const char digit = piece.text[i];
+    if (digit < '0' || digit > '9') return false;
+    if (__builtin_mul_overflow(number, size_t{10}, &number)) return false;
+    if (__builtin_add_overflow(number, size_t(digit - '0'), &number)) {
+      return false;
+    }
+  }
+  if (number > LargestOf(unit) >> shift) return false;
+  *value = number << shift;
+  return true;
+}
+
+LineBuffer& Begin(LineBuffer& line) {
+  return line.AppendText("quarry: ").AppendText(kVariable).AppendText(": ");
+}
+
+void ApplyOne(Piece item, int report_descriptor) {
+  LineBuffer line;
+  const Piece name = item.Before(':');
+  if (name.bytes == item.bytes) {
+    Begin(line).AppendText("\"").AppendText(item.text, item.bytes);
+    line.AppendText("\" is not name:value, ignored").Flush(report_descriptor);
+    return;
+  }
+  const Piece text = item.From(name.bytes + 1);
+  for (const Option& option : kOptions) {
+    if (!(name == option.name)) continue;
+    size_t value;
+    if (ParseValue(text, option.unit, &value)) return option.set(value);
+    Begin(line).AppendText("\"").AppendText(text.text, text.bytes);
+    line.AppendText("\" is no value for ").AppendText(option.name);
+    line.AppendText(" (").AppendText(UnitName(option.unit));
+    line.AppendText("), ignored").Flush(report_descriptor);
+    return;
+  }
+  Begin(line).AppendText("there is no option \"");
+  line.AppendText(name.text, name.bytes);
+  line.AppendText("\" (help:1 lists them), ignored").Flush(report_descriptor);
+}
+
+// Blanks up to `column`, and at least one.
+void PadTo(LineBuffer& line, size_t column) {
+  do {
+    line.AppendText(" ");
+  } while (line.bytes() < column);
+}
+
+// The environment's entry for the options; null where there is none, or where
+// the first malloc comes before libc knows the environment.
+const char* TextFromEnvironment() {
+  if (environ == nullptr || getauxval(AT_SECURE) != 0) return nullptr;
+  const size_t length = strlen(kVariable);
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    if (strncmp(*entry, kVariable, length) == 0 && (*entry)[length] == '=') {
+      return *entry + length + 1;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+void ApplyOptions(const char* text, int report_descriptor) {
+  Piece rest{text, strlen(text)};
+  while (rest.bytes != 0) {
+    const Piece item = rest.Before(',');
+    if (item.bytes != 0) ApplyOne(item, report_descriptor);
+    rest = rest.From(item.bytes == rest.bytes ? item.bytes : item.bytes + 1);
+  }
+  // Once, and after the complaints about the same text.
+  if (help_wanted.exchange(false, std::memory_order_relaxed)) {
+    PrintOptions(report_descriptor);
+  }
+}
+
+void PrintOptions(int file_descriptor) {
+  static constexpr Settings kDefaults;
+  LineBuffer line;
+  line.AppendText(
+      "quarry: options, as in QUARRY_OPTIONS=name:value,name:value");
+  line.Flush(file_descriptor);
+  line.AppendText("  name            default    unit      meaning");
+  line.Flush(file_descriptor);
+  for (const Option& option : kOptions) {
+    PadTo(line.AppendText("  ").AppendText(option.name), 18);
+    PadTo(line.AppendDecimal(option.value_of(kDefaults)), 29);
+    PadTo(line.AppendText(UnitName(option.unit)), 39);
+    line.AppendText(option.meaning).Flush(file_descriptor);
+  }
+  line.AppendText("  bytes may end in k, m or g: 64k is 65536");
+  line.Flush(file_descriptor);
+}
+
+int OpenForStatisticsAtExit() {
+  if (!statistics_at_exit.load(std::memory_order_relaxed)) return -1;
+  if (getpid() != first_stderr.process) return -1;
+  struct stat now;
+  if (fstat(first_stderr.descriptor, &now) != 0) return -1;
+  const bool is_the_same = now.st_dev == first_stderr.identity.st_dev &&
+                           now.st_ino == first_stderr.identity.st_ino;
+  return is_the_same ? first_stderr.descriptor : -1;
+}
+
+void LoadOptions() {
+  // A second thread that comes meanwhile is not made to wait: until its first
+  // allocation a process has one thread, since making another allocates.
+  if (options_loaded.load(std::memory_order_relaxed)) return;
+  if (options_loaded.exchange(true, std::memory_order_relaxed)) return;
+  const char* text = TextFromEnvironment();
+  if (text == nullptr) return;
+  const int saved_errno = errno;
+  ApplyOptions(text, STDERR_FILENO);
+  errno = saved_errno;
+}
+
+}  // namespace quarry

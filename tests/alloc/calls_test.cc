@@ -1,0 +1,92 @@
+#include "alloc/calls.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "alloc/heap.h"
+#include "alloc/options.h"
+#include "gtest/gtest.h"
+#include "tests/alloc/malloc_contract.h"
+
+namespace quarry {
+namespace {
+
+void* MallocCall(size_t bytes) { return Malloc(bytes); }
+void FreeCall(void* block) { Free(block); }
+size_t UsableBytesCall(void* block) { return UsableBytes(block); }
+void FreeAlignedSizedCall(void* block, size_t alignment, size_t bytes) {
+  DeallocateAlignedSized(block, bytes, alignment);
+}
+
+constexpr Surface kCalls = {
+    .name = "Calls",
+    .malloc = MallocCall,
+    .free = FreeCall,
+    .calloc = Calloc,
+    .realloc = Realloc,
+    .reallocarray = Reallocarray,
+    .reallocf = Reallocf,
+    .memalign = Memalign,
+    .aligned_alloc = Memalign,
+    .posix_memalign = PosixMemalign,
+    .valloc = Valloc,
+    .pvalloc = Pvalloc,
+    .usable_size = UsableBytesCall,
+    .free_sized = DeallocateSized,
+    .free_aligned_sized = FreeAlignedSizedCall,
+};
+
+INSTANTIATE_TEST_SUITE_P(Calls, MallocContract, testing::Values(kCalls),
+                         testing::PrintToStringParamName());
+
+TEST(Calls, TheSlowPathServesEverySize) {
+  for (const size_t bytes : {0, 1, 100, 10000, 100000, 10000000}) {
+    void* block = MallocSlow(bytes);
+    ASSERT_NE(block, nullptr);
+    EXPECT_GE(UsableBytes(block), bytes);
+    Free(block);
+  }
+}
+
+TEST(Calls, BlocksAlignedTo8AreFreedLikeAnyOther) {
+  for (size_t bytes = 0; bytes <= 100; ++bytes) {
+    void* block = MallocAligned8(bytes);
+    ASSERT_NE(block, nullptr);
+    EXPECT_TRUE(IsAligned(block, 8));
+    memset(block, 1, bytes);
+    block = Realloc(block, bytes + 1);
+    EXPECT_TRUE(AllBytesAre(block, bytes, 1));
+    Free(block);
+  }
+  errno = 0;
+  EXPECT_EQ(MallocAligned8(Opaque(SIZE_MAX)), nullptr);
+  EXPECT_EQ(errno, ENOMEM);
+}
+
+TEST(Calls, ThePageOfStatisticsIsThatOfTheHeap) {
+  testing::internal::CaptureStderr();
+  PrintHeapStatistics(STDERR_FILENO);
+  const std::string page = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(page.find("quarry: memory of process "), 0u);
+  EXPECT_NE(page.find("= mapped from the system"), std::string::npos);
+}
+
+// Ends the process as `main` does, so that destructors run.
+[[noreturn]] void ExitWithOption(const char* option) {
+  ApplyOptions(option, STDERR_FILENO);
+  exit(0);
+}
+
+TEST(CallsDeathTest, StatisticsArePrintedAtExitIfAskedFor) {
+  EXPECT_EXIT(ExitWithOption("stats_at_exit:1"), testing::ExitedWithCode(0),
+              "^quarry: memory of process [0-9]+\n");
+  EXPECT_EXIT(ExitWithOption("stats_at_exit:0"), testing::ExitedWithCode(0),
+              "^$");
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,392 @@
+// What the heap says of each misuse before it aborts, word for word.
+#include <sys/mman.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "alloc/heap.h"
+#include "arena/page_source.h"
+#include "arena/report.h"
+#include "gtest/gtest.h"
+#include "tcache/size_classes.h"
+#include "tcache/slab.h"
+#include "tests/alloc/heap_support.h"
+
+namespace quarry {
+namespace {
+
+// The whole of what goes to stderr, and the way the process ends.
+#define EXPECT_REPORT(statement, text)                     \
+  EXPECT_EXIT(statement, testing::KilledBySignal(SIGABRT), \
+              testing::Eq("quarry: " + (text) + ", aborting\n"))
+
+std::string Hex(const void* p) {
+  LineBuffer line;
+  line.AppendHex(p);
+  return std::string(line.text(), line.bytes());
+}
+
+std::string Number(size_t number) { return std::to_string(number); }
+
+// "free of 0x…"
+std::string Of(const std::string& call, const void* p) {
+  return call + " of " + Hex(p);
+}
+
+std::string DoubleFree(const char* p) {
+  const Slab* const slab = Slab::Of(p);
+  return Of("double free", p) + " (class " + Number(slab->block_bytes()) +
+         ", slab " + Hex(slab->start()) + ")";
+}
+
+std::string Interior(const std::string& call, const char* p, const char* block,
+                     size_t block_bytes) {
+  return Of(call, p) + ", which is " +
+         Number(static_cast<size_t>(p - block)) + " bytes inside the " +
+         Number(block_bytes) + "-byte block " + Hex(block);
+}
+
+std::string Foreign(const std::string& call, const void* p) {
+  return Of(call, p) + ", which Quarry did not allocate";
+}
+
+std::string OnStack(const std::string& call, const void* p) {
+  return Of(call, p) + ", which is on the stack of this thread";
+}
+
+std::string Misaligned(const std::string& call, const void* p) {
+  return Of(call, p) + ", which is not a multiple of 8";
+}
+
+std::string AlreadyFree(const std::string& call, const void* p) {
+  return Of(call, p) + ", a large block that is already free";
+}
+
+std::string WrongSize(const void* p, size_t given, size_t block_bytes) {
+  return Of("sized free", p) + " as " + Number(given) +
+         " bytes, but its block has " + Number(block_bytes);
+}
+
+// Frees `p` as a thread that does not own its slab.
+void FreeElsewhere(void* p) {
+  std::thread([p] { Deallocate(p); }).join();
+}
+
+void FreeAll(const std::vector<char*>& blocks) {
+  for (char* block : blocks) Deallocate(block);
+}
+
+// Classes that the fast path serves, and one that it does not.
+constexpr size_t kSmallBytes[] = {16, 48, 1000, 8192, 10000, 32768};
+constexpr size_t kRunBytes = 400000;
+constexpr size_t kHugeBytes = 8 * kMiB;
+
+// --- Double frees. ---
+
+TEST(HeapDeathTest, DoubleFreeAtOnce) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    EXPECT_REPORT((Deallocate(p), Deallocate(p)), DoubleFree(p));
+    EXPECT_REPORT((Deallocate(p), DeallocateSized(p, bytes)), DoubleFree(p));
+    EXPECT_REPORT((DeallocateSized(p, bytes), DeallocateSized(p, bytes)),
+                  DoubleFree(p));
+    Deallocate(p);
+  }
+}
+
+TEST(HeapDeathTest, DoubleFreeOfABlockThatIsBackInItsSlab) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    char* const other = Allocate(bytes);  // Keeps the slab.
+    EXPECT_REPORT((Deallocate(p), FlushThread(), Deallocate(p), FlushThread()),
+                  DoubleFree(p));
+    FreeAll({p, other});
+  }
+}
+
+TEST(HeapDeathTest, DoubleFreeAtFlush) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    char* const q = Allocate(bytes);
+    char* const r = Allocate(bytes);
+    EXPECT_REPORT((FreeAll({p, q, r, p}), FlushThread()), DoubleFree(p));
+    EXPECT_REPORT((FreeAll({r, p, q, p}), FlushThread()), DoubleFree(p));
+    EXPECT_REPORT((FreeAll({p, q, p, r}), FlushThread()), DoubleFree(p));
+    FreeAll({p, q, r});
+  }
+}
+
+TEST(HeapDeathTest, DoubleFreeAtTheExitOfTheThread) {
+  EXPECT_EXIT(std::thread([] {
+                char* const p = Allocate(48);
+                char* const q = Allocate(48);
+                FreeAll({p, q, p});
+              }).join(),
+              testing::KilledBySignal(SIGABRT), "^quarry: double free of ");
+}
+
+TEST(HeapDeathTest, DoubleFreeElsewhere) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    EXPECT_REPORT((FreeElsewhere(p), FreeElsewhere(p)), DoubleFree(p));
+    Deallocate(p);
+  }
+}
+
+TEST(HeapDeathTest, DoubleFreeHereAndElsewhere) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    EXPECT_REPORT((Deallocate(p), FreeElsewhere(p), FlushThread()),
+                  DoubleFree(p));
+    EXPECT_REPORT((FreeElsewhere(p), Deallocate(p), FlushThread()),
+                  DoubleFree(p));
+    Deallocate(p);
+  }
+}
+
+TEST(HeapDeathTest, DoubleFreeOfAPageRun) {
+  char* const p = Allocate(kRunBytes);
+  EXPECT_REPORT((Deallocate(p), Deallocate(p)), AlreadyFree("free", p));
+  EXPECT_REPORT((Deallocate(p), DeallocateSized(p, kRunBytes)),
+                AlreadyFree("sized free", p));
+  EXPECT_REPORT((Deallocate(p), FreeElsewhere(p)), AlreadyFree("free", p));
+  // Joined with a neighbour, it is the start of no run any more.
+  char* const q = Allocate(kRunBytes);
+  EXPECT_REPORT((FreeAll({p, q, q})), AlreadyFree("free", q));
+  FreeAll({p, q});
+}
+
+TEST(HeapDeathTest, DoubleFreeOfAHugeBlock) {
+  char* const p = Allocate(kHugeBytes);
+  EXPECT_REPORT((Deallocate(p), Deallocate(p)), AlreadyFree("free", p));
+  EXPECT_REPORT((Deallocate(p), DeallocateSized(p, kHugeBytes)),
+                AlreadyFree("sized free", p));
+  Deallocate(p);
+  // One that is not kept for reuse is gone at once, and its address with it.
+  char* const unmapped = Allocate(100 * kMiB);
+  EXPECT_REPORT((Deallocate(unmapped), Deallocate(unmapped)),
+                Foreign("free", unmapped));
+  Deallocate(unmapped);
+}
+
+// --- Pointers that are not the start of a block. ---
+
+TEST(HeapDeathTest, InteriorPointerOfASmallBlock) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    const size_t usable = UsableBytes(p);
+    for (const size_t offset : {size_t{1}, size_t{8}, usable - 1}) {
+      char* const inside = p + offset;
+      EXPECT_REPORT(Deallocate(inside), Interior("free", inside, p, usable));
+      EXPECT_REPORT(FreeElsewhere(inside), Interior("free", inside, p, usable));
+      EXPECT_REPORT(static_cast<void>(Reallocate(inside, 100)),
+                    Interior("realloc", inside, p, usable));
+      EXPECT_REPORT(UsableBytes(inside),
+                    Interior("usable size", inside, p, usable));
+      // A size of another class, so that the pointer is looked at.
+      EXPECT_REPORT(DeallocateSized(inside, 2 * bytes),
+                    Interior("sized free", inside, p, usable));
+    }
+    Deallocate(p);
+  }
+}
+
+TEST(HeapDeathTest, InteriorPointerOfALargeBlock) {
+  for (const size_t bytes : {kRunBytes, kHugeBytes}) {
+    char* const p = Allocate(bytes);
+    const size_t usable = UsableBytes(p);
+    for (const size_t offset :
+         {size_t{16}, PageBytes(), (usable / 2) & ~size_t{7}, usable - 8}) {
+      char* const inside = p + offset;
+      EXPECT_REPORT(Deallocate(inside), Interior("free", inside, p, usable));
+      EXPECT_REPORT(DeallocateSized(inside, bytes),
+                    Interior("sized free", inside, p, usable));
+      EXPECT_REPORT(static_cast<void>(Reallocate(inside, 100)),
+                    Interior("realloc", inside, p, usable));
+      EXPECT_REPORT(UsableBytes(inside),
+                    Interior("usable size", inside, p, usable));
+    }
+    EXPECT_REPORT(Deallocate(p + 3), Misaligned("free", p + 3));
+    EXPECT_REPORT(static_cast<void>(Reallocate(p + 3, 100)),
+                  Misaligned("realloc", p + 3));
+    EXPECT_REPORT(UsableBytes(p + 3), Misaligned("usable size", p + 3));
+    Deallocate(p);
+  }
+}
+
+// What is left of a slab behind its last block.
+TEST(HeapDeathTest, PointerBehindTheLastBlockOfASlab) {
+  for (const size_t bytes : {size_t{48}, size_t{1280}, size_t{20000}}) {
+    char* const p = Allocate(bytes);
+    const Slab* const slab = Slab::Of(p);
+    char* const tail = slab->BlockAt(slab->blocks());
+    ASSERT_LT(tail, slab->start() + SlabBytes(slab->size_class()));
+    EXPECT_REPORT((Deallocate(tail), FlushThread()), Foreign("free", tail));
+    EXPECT_REPORT(Deallocate(tail + 8), Foreign("free", tail + 8));
+    EXPECT_REPORT(FreeElsewhere(tail), Foreign("free", tail));
+    EXPECT_REPORT(static_cast<void>(Reallocate(tail, 100)),
+                  Foreign("realloc", tail));
+    EXPECT_REPORT(UsableBytes(tail), Foreign("usable size", tail));
+    Deallocate(p);
+  }
+}
+
+TEST(HeapDeathTest, ABlockThatWasNeverGivenOut) {
+  for (const size_t bytes : {48, 20000}) {
+    char* const p = Allocate(bytes);
+    const Slab* const slab = Slab::Of(p);
+    char* const fresh = slab->BlockAt(slab->blocks() - 1);
+    ASSERT_FALSE(slab->IsGivenOut(fresh));
+    EXPECT_REPORT((Deallocate(fresh), FlushThread()), DoubleFree(fresh));
+    EXPECT_REPORT((FreeElsewhere(fresh), FlushThread()), DoubleFree(fresh));
+    Deallocate(p);
+  }
+}
+
+TEST(HeapDeathTest, AddressOfAFreePage) {
+  char* const p = Allocate(kRunBytes);
+  char* const q = Allocate(kRunBytes);
+  Deallocate(q);
+  char* const page = q + 4 * PageBytes();
+  EXPECT_REPORT(Deallocate(page), AlreadyFree("free", page));
+  EXPECT_REPORT(DeallocateSized(page, 100), AlreadyFree("sized free", page));
+  EXPECT_REPORT(static_cast<void>(Reallocate(page, 100)),
+                AlreadyFree("realloc", page));
+  EXPECT_REPORT(UsableBytes(page), AlreadyFree("usable size", page));
+  Deallocate(p);
+}
+
+void ExpectForeign(char* p) {
+  SCOPED_TRACE(Hex(p));
+  EXPECT_REPORT(Deallocate(p), Foreign("free", p));
+  EXPECT_REPORT(DeallocateSized(p, 48), Foreign("sized free", p));
+  EXPECT_REPORT(DeallocateAlignedSized(p, 100, 32), Foreign("sized free", p));
+  EXPECT_REPORT(DeallocateAlignedSized(p, 100, kMiB), Foreign("sized free", p));
+  EXPECT_REPORT(static_cast<void>(Reallocate(p, 100)), Foreign("realloc", p));
+  EXPECT_REPORT(UsableBytes(p), Foreign("usable size", p));
+  EXPECT_REPORT(FreeElsewhere(p), Foreign("free", p));
+}
+
+TEST(HeapDeathTest, PointersThatQuarryNeverGaveOut) {
+  alignas(16) static char global[64];
+  ExpectForeign(global);
+  for (const uintptr_t address :
+       {uintptr_t{8}, uintptr_t{0x10000}, uintptr_t{0xdeadbee8},
+        uintptr_t{0x600000000008}, uintptr_t{0xfffffffffffffff8},
+        uintptr_t{0xffff800000000000}, uintptr_t{0x8000000000000000},
+        uintptr_t{0x1000000000000}}) {
+    ExpectForeign(reinterpret_cast<char*>(address));
+  }
+  void* const mapping = mmap(nullptr, 65536, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ExpectForeign(static_cast<char*>(mapping));
+  munmap(mapping, 65536);
+  // Another malloc's.
+  void* const other = malloc(100);
+  ExpectForeign(static_cast<char*>(other));
+  free(other);
+}
+
+TEST(HeapDeathTest, PointersToTheStack) {
+  char* const p = static_cast<char*>(__builtin_frame_address(0)) + 64;
+  EXPECT_REPORT(Deallocate(p), OnStack("free", p));
+  EXPECT_REPORT(DeallocateSized(p, 48), OnStack("sized free", p));
+  EXPECT_REPORT(static_cast<void>(Reallocate(p, 100)), OnStack("realloc", p));
+  EXPECT_REPORT(UsableBytes(p), OnStack("usable size", p));
+  EXPECT_REPORT(Deallocate(p + 1), Misaligned("free", p + 1));
+}
+
+// --- Sizes. ---
+
+TEST(HeapDeathTest, WrongSizeOfASmallBlock) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    const size_t usable = UsableBytes(p);
+    std::vector<size_t> wrong = {usable + 1, 100 * kMiB};
+    if (bytes > 16) {
+      wrong.push_back(MinRequestBytes(ClassOf(bytes)) - 1);
+      wrong.push_back(0);
+    }
+    for (const size_t given : wrong) {
+      EXPECT_REPORT(DeallocateSized(p, given), WrongSize(p, given, usable));
+      EXPECT_REPORT(std::thread([&] { DeallocateSized(p, given); }).join(),
+                    WrongSize(p, given, usable));
+      EXPECT_REPORT(DeallocateAlignedSized(p, given, 16),
+                    WrongSize(p, given, usable));
+    }
+    EXPECT_REPORT(DeallocateAlignedSized(p, bytes, kMiB),
+                  WrongSize(p, bytes, usable));
+    DeallocateSized(p, bytes);
+  }
+}
+
+TEST(HeapDeathTest, WrongSizeOfABlockWithAnAlignmentOf8) {
+  char* const p = static_cast<char*>(AllocateUnaligned8(8));
+  EXPECT_REPORT(DeallocateSized(p, 9), WrongSize(p, 9, 8));
+  DeallocateSized(p, 8);
+}
+
+TEST(HeapDeathTest, WrongSizeOfALargeBlock) {
+  for (const size_t bytes : {kRunBytes, kHugeBytes}) {
+    char* const p = Allocate(bytes);
+    const size_t usable = UsableBytes(p);
+    for (const size_t given :
+         {size_t{0}, size_t{100}, bytes / 2, usable + 1, ~size_t{0}}) {
+      EXPECT_REPORT(DeallocateSized(p, given), WrongSize(p, given, usable));
+      EXPECT_REPORT(DeallocateAlignedSized(p, given, kMiB),
+                    WrongSize(p, given, usable));
+    }
+    DeallocateSized(p, bytes);
+  }
+}
+
+TEST(HeapDeathTest, WrongSizeOfAnAlignedBlock) {
+  for (const size_t alignment : {size_t{64}, 64 * kKiB, 8 * kMiB}) {
+    char* const p = static_cast<char*>(AllocateAligned(100, alignment));
+    const size_t usable = UsableBytes(p);
+    EXPECT_REPORT(DeallocateAlignedSized(p, 100000, alignment),
+                  WrongSize(p, 100000, usable));
+    DeallocateAlignedSized(p, 100, alignment);
+  }
+}
+
+// --- Use after free. ---
+
+TEST(HeapDeathTest, ReallocationOfAFreeBlock) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    EXPECT_REPORT((Deallocate(p), static_cast<void>(Reallocate(p, 3 * bytes))),
+                  DoubleFree(p));
+    Deallocate(p);
+  }
+  char* const run = Allocate(kRunBytes);
+  EXPECT_REPORT((Deallocate(run), static_cast<void>(Reallocate(run, 10))),
+                AlreadyFree("realloc", run));
+  EXPECT_REPORT((Deallocate(run), UsableBytes(run)),
+                AlreadyFree("usable size", run));
+  Deallocate(run);
+  char* const huge = Allocate(kHugeBytes);
+  EXPECT_REPORT((Deallocate(huge), static_cast<void>(Reallocate(huge, 10))),
+                AlreadyFree("realloc", huge));
+  EXPECT_REPORT((Deallocate(huge), UsableBytes(huge)),
+                AlreadyFree("usable size", huge));
+  Deallocate(huge);
+}
+
+TEST(HeapDeathTest, AFreeBlockThatWasWrittenTo) {
+  for (const size_t bytes : kSmallBytes) {
+    char* const p = Allocate(bytes);
+    char* const q = Allocate(bytes);
+    EXPECT_REPORT((FreeAll({q, p}), memset(p, 0x41, 16), FlushThread()),
+                  "the free block " + Hex(p) +
+                      " was written to after its free");
+    FreeAll({p, q});
+  }
+}
+
+}  // namespace
+}  // namespace quarry

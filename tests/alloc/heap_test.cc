@@ -1,0 +1,412 @@
+#include "alloc/heap.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <random>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "arena/page_source.h"
+#include "gtest/gtest.h"
+#include "tcache/size_classes.h"
+#include "tests/alloc/heap_support.h"
+#include "tests/arena/test_seed.h"
+
+namespace quarry {
+namespace {
+
+// A number that the compiler cannot know.
+size_t Opaque(size_t number) {
+  asm("" : "+r"(number));
+  return number;
+}
+
+void ExpectGoodBlock(size_t bytes) {
+  const size_t good = GoodBytes(bytes);
+  char* const block = Allocate(bytes);
+  ASSERT_NE(block, nullptr) << bytes;
+  ASSERT_TRUE(IsAligned(block, 16)) << bytes;
+  ASSERT_GE(good, bytes);
+  ASSERT_EQ(GoodBytes(good), good) << bytes;
+  // A huge block may be larger than it must be: kept mappings serve again.
+  const size_t usable = UsableBytes(block);
+  ASSERT_GE(usable, good) << bytes;
+  ASSERT_LE(usable, bytes < 4 * kMiB ? good : good + good / 8) << bytes;
+  if (bytes > kLinearMaxBytes && bytes <= kSmallMaxBytes) {
+    ASSERT_LE((good - bytes) * 8, bytes);
+  }
+  block[0] = 1;
+  block[usable - 1] = 2;
+  switch (bytes % 3) {
+    case 0:
+      Deallocate(block);
+      break;
+    case 1:
+      DeallocateSized(block, bytes);
+      break;
+    default:
+      DeallocateSized(block, usable);
+  }
+}
+
+TEST(Heap, ServesEverySmallSize) {
+  for (size_t bytes = 0; bytes <= kSmallMaxBytes + 2 * PageBytes(); ++bytes) {
+    ASSERT_NO_FATAL_FAILURE(ExpectGoodBlock(bytes));
+  }
+  VerifyHeap();
+}
+
+TEST(Heap, ServesEveryNumberOfPagesUpToBeyondTheThreshold) {
+  const size_t most = 4 * kMiB + 16 * PageBytes();
+  for (size_t bytes = kSmallMaxBytes; bytes <= most; bytes += PageBytes()) {
+    for (const size_t nearby : {bytes - 1, bytes, bytes + 1}) {
+      ASSERT_NO_FATAL_FAILURE(ExpectGoodBlock(nearby));
+    }
+  }
+  for (size_t bytes = 8 * kMiB; bytes <= 1024 * kMiB; bytes *= 2) {
+    for (const size_t nearby : {bytes - 1, bytes, bytes + 1}) {
+      ASSERT_NO_FATAL_FAILURE(ExpectGoodBlock(nearby));
+    }
+  }
+  VerifyHeap();
+}
+
+TEST(Heap, BlocksOfNoBytesAreDistinct) {
+  std::set<char*> blocks;
+  for (int i = 0; i < 5000; ++i) blocks.insert(Allocate(0));
+  EXPECT_EQ(blocks.size(), 5000u);
+  for (char* block : blocks) DeallocateSized(block, 0);
+}
+
+TEST(Heap, AnAlignmentOf8MakesSmallBlocksSmaller) {
+  std::set<char*> blocks;
+  for (size_t i = 0; i < 20000; ++i) {
+    const size_t bytes = i % 12;
+    char* const block = static_cast<char*>(AllocateUnaligned8(bytes));
+    ASSERT_TRUE(IsAligned(block, bytes <= 8 ? 8 : 16));
+    ASSERT_EQ(UsableBytes(block), bytes <= 8 ? 8u : 16u);
+    memset(block, static_cast<int>(i), bytes);
+    blocks.insert(block);
+  }
+  EXPECT_EQ(blocks.size(), 20000u);
+  VerifyHeap();
+  size_t way = 0;
+  for (char* block : blocks) {
+    const size_t usable = UsableBytes(block);
+    switch (++way % 3) {
+      case 0:
+        Deallocate(block);
+        break;
+      case 1:
+        DeallocateSized(block, usable);
+        break;
+      default:
+        block = static_cast<char*>(Reallocate(block, 8));
+        ASSERT_TRUE(IsAligned(block, 16));
+        DeallocateSized(block, 8);
+    }
+  }
+  VerifyHeap();
+}
+
+TEST(Heap, NullIsNoBlock) {
+  Deallocate(nullptr);
+  DeallocateSized(nullptr, 0);
+  DeallocateSized(nullptr, 100);
+  DeallocateSized(nullptr, 100 * kMiB);
+  DeallocateAlignedSized(nullptr, 0, 64);
+  DeallocateAlignedSized(nullptr, 100, 64 * kMiB);
+  EXPECT_EQ(UsableBytes(nullptr), 0u);
+}
+
+TEST(Heap, MoreThanPtrdiffMaxIsNoMemory) {
+  for (const size_t number :
+       {size_t{PTRDIFF_MAX} + 1, ~size_t{0} - 4096, ~size_t{0}}) {
+    const size_t bytes = Opaque(number);
+    EXPECT_EQ(Allocate(bytes), nullptr);
+    EXPECT_EQ(AllocateZeroed(bytes), nullptr);
+    EXPECT_EQ(AllocateUnaligned8(bytes), nullptr);
+    EXPECT_EQ(AllocateAligned(bytes, 16), nullptr);
+    EXPECT_EQ(AllocateAligned(bytes, 64 * kMiB), nullptr);
+    EXPECT_GE(GoodBytes(bytes), bytes);
+  }
+  for (const size_t bytes : {size_t{0}, size_t{100}, size_t{PTRDIFF_MAX}}) {
+    EXPECT_EQ(AllocateAligned(bytes, size_t{1} << 63), nullptr);
+    EXPECT_EQ(AllocateAligned(bytes, size_t{1} << 62), nullptr);
+  }
+  VerifyHeap();
+}
+
+// --- Alignment. ---
+
+constexpr int kWaysToFree = 6;
+
+void FreeInWay(int way, char* block, size_t bytes, size_t alignment) {
+  const char first = bytes > 0 ? block[0] : 0;
+  switch (way) {
+    case 0:
+      Deallocate(block);
+      break;
+    case 1:
+      DeallocateAlignedSized(block, bytes, alignment);
+      break;
+    case 2:  // Any size up to what there is.
+      DeallocateAlignedSized(block, UsableBytes(block), alignment);
+      break;
+    case 3:
+      block = static_cast<char*>(Reallocate(block, 100));
+      ASSERT_NE(block, nullptr);
+      ASSERT_TRUE(bytes == 0 || block[0] == first);
+      DeallocateSized(block, 100);
+      break;
+    case 4: {
+      const size_t more = bytes + 40000;
+      block = static_cast<char*>(Reallocate(block, more));
+      ASSERT_NE(block, nullptr);
+      ASSERT_TRUE(bytes == 0 || block[0] == first);
+      ASSERT_GE(UsableBytes(block), more);
+      block[more - 1] = 1;
+      DeallocateSized(block, more);
+      break;
+    }
+    case 5:
+      std::thread([&] {
+        DeallocateAlignedSized(block, bytes, alignment);
+      }).join();
+      break;
+  }
+}
+
+TEST(Heap, EveryAlignmentWithEverySizeAndEveryWayToFree) {
+  for (size_t alignment = 1; alignment <= 1024 * kMiB; alignment *= 2) {
+    for (const size_t bytes :
+         {size_t{0}, size_t{1}, size_t{24}, size_t{100}, size_t{3000},
+          size_t{32768}, size_t{40000}, alignment / 2, alignment - 1, alignment,
+          alignment + 1, 5 * kMiB}) {
+      for (int way = 0; way < kWaysToFree; ++way) {
+        SCOPED_TRACE(testing::Message() << bytes << " bytes at " << alignment
+                                        << ", freed in way " << way);
+        char* const block =
+            static_cast<char*>(AllocateAligned(bytes, alignment));
+        ASSERT_NE(block, nullptr);
+        ASSERT_TRUE(IsAligned(block, alignment));
+        const size_t usable = UsableBytes(block);
+        ASSERT_GE(usable, bytes);
+        if (alignment > kSmallMaxBytes) {
+          // No more than the needed pages.
+          const size_t needed = RoundUp(std::max<size_t>(bytes, 1),
+                                        PageBytes());
+          ASSERT_LE(usable, needed + needed / 8);
+        }
+        if (bytes > 0) block[0] = block[bytes - 1] = 7;
+        ASSERT_NO_FATAL_FAILURE(FreeInWay(way, block, bytes, alignment));
+      }
+    }
+    VerifyHeap();
+  }
+  ReleaseMemory(0);
+}
+
+TEST(Heap, ManyAlignedBlocksOfOneKindDoNotOverlap) {
+  for (size_t alignment = 32; alignment <= 256 * kKiB; alignment *= 2) {
+    std::vector<char*> blocks;
+    for (size_t i = 0; i < 40; ++i) {
+      const size_t bytes = alignment / 2 + i;
+      blocks.push_back(static_cast<char*>(AllocateAligned(bytes, alignment)));
+      ASSERT_TRUE(IsAligned(blocks[i], alignment));
+      Content::Write(blocks[i], bytes, i);
+    }
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const size_t bytes = alignment / 2 + i;
+      ASSERT_TRUE(Content::IsIntact(blocks[i], bytes, i)) << alignment;
+      DeallocateAlignedSized(blocks[i], bytes, alignment);
+    }
+  }
+  VerifyHeap();
+}
+
+// --- Zero. ---
+
+TEST(Heap, ZeroedBlocksAreZeroWhereDirtyOnesWere) {
+  for (const size_t bytes : kSizes) {
+    SCOPED_TRACE(bytes);
+    std::vector<char*> blocks;
+    const size_t count = bytes > kMiB ? 3 : 20;
+    for (size_t i = 0; i < count; ++i) {
+      blocks.push_back(Allocate(bytes));
+      memset(blocks[i], 0xff, UsableBytes(blocks[i]));
+    }
+    for (char* block : blocks) Deallocate(block);
+    blocks.clear();
+    for (size_t i = 0; i < count; ++i) {
+      blocks.push_back(static_cast<char*>(AllocateZeroed(bytes)));
+      ASSERT_TRUE(AllBytesAre(blocks[i], bytes, 0));
+    }
+    for (char* block : blocks) Deallocate(block);
+  }
+}
+
+TEST(Heap, ZeroedBlocksAreZeroWhereverTheyAreCutFrom) {
+  std::mt19937_64 random(TestSeed());
+  std::vector<char*> blocks;
+  for (size_t step = 0; step < Steps(3000); ++step) {
+    const size_t bytes = random() % (size_t{1} << (5 + random() % 19));
+    char* block = random() % 2 == 0
+                      ? Allocate(bytes)
+                      : static_cast<char*>(AllocateZeroed(bytes));
+    Deallocate(block);
+    block = static_cast<char*>(AllocateZeroed(bytes));
+    ASSERT_TRUE(AllBytesAre(block, bytes, 0)) << bytes;
+    if (random() % 4 == 0) {
+      block = static_cast<char*>(
+          Reallocate(block, 1 + random() % (2 * bytes + 1)));
+    }
+    memset(block, 0xff, UsableBytes(block));
+    blocks.push_back(block);
+    if (blocks.size() > 20) {
+      std::swap(blocks[random() % blocks.size()], blocks.back());
+      Deallocate(blocks.back());
+      blocks.pop_back();
+    }
+    if (random() % 500 == 0) ReleaseMemory(0);
+  }
+  for (char* block : blocks) Deallocate(block);
+  VerifyHeap();
+}
+
+// --- Reallocation. ---
+
+TEST(Heap, ReallocationKeepsTheContentFromAnyRoomToAnyOther) {
+  for (const size_t before : kSizes) {
+    for (const size_t after : kSizes) {
+      if (after == 0) continue;
+      SCOPED_TRACE(testing::Message() << before << " to " << after);
+      char* block = Allocate(before);
+      Content::Write(block, before, before + after);
+      block = static_cast<char*>(Reallocate(block, after));
+      ASSERT_NE(block, nullptr);
+      ASSERT_TRUE(Content::IsIntact(block, before, before + after, after));
+      ASSERT_TRUE(IsAligned(block, 16));
+      ASSERT_GE(UsableBytes(block), after);
+      block[UsableBytes(block) - 1] = 1;
+      DeallocateSized(block, after);
+    }
+  }
+  VerifyHeap();
+}
+
+TEST(Heap, ReallocationWithinAClassStaysInPlace) {
+  for (SizeClass c = kFirstClass; c < kClasses; ++c) {
+    char* const block = Allocate(BlockBytes(c));
+    const size_t fewest = std::max<size_t>(MinRequestBytes(c), 1);
+    for (const size_t bytes : {fewest, BlockBytes(c), fewest}) {
+      ASSERT_EQ(Reallocate(block, bytes), block) << bytes;
+    }
+    char* const moved =
+        static_cast<char*>(Reallocate(block, BlockBytes(c) + 1));
+    ASSERT_NE(moved, block);
+    Deallocate(moved);
+  }
+}
+
+TEST(Heap, ReallocationOfAPageRunStaysInPlaceWhereItCan) {
+  char* const block = Allocate(kMiB);
+  Content::Write(block, 100 * kKiB, 1);
+  EXPECT_EQ(Reallocate(block, 100 * kKiB), block);
+  EXPECT_EQ(UsableBytes(block), 100 * kKiB);
+  // Behind it is what it gave back.
+  EXPECT_EQ(Reallocate(block, kMiB), block);
+  EXPECT_EQ(UsableBytes(block), kMiB);
+  EXPECT_TRUE(Content::IsIntact(block, 100 * kKiB, 1));
+  VerifyHeap();
+  DeallocateSized(block, kMiB);
+}
+
+TEST(Heap, ReallocationOfAHugeBlockCopiesNothing) {
+  char* block = Allocate(64 * kMiB);
+  char* const other = Allocate(64 * kMiB);  // In the way, if anything is.
+  block[0] = 1;
+  block[64 * kMiB - 1] = 2;
+  block = static_cast<char*>(Reallocate(block, 512 * kMiB));
+  ASSERT_NE(block, nullptr);
+  EXPECT_EQ(block[0], 1);
+  EXPECT_EQ(block[64 * kMiB - 1], 2);
+  EXPECT_EQ(block[512 * kMiB - 1], 0);
+  EXPECT_EQ(Reallocate(block, 16 * kMiB), block);
+  EXPECT_EQ(UsableBytes(block), 16 * kMiB);
+  // A size that varies about the threshold does not move the block each time.
+  EXPECT_EQ(Reallocate(block, 3 * kMiB), block);
+  EXPECT_EQ(UsableBytes(block), 3 * kMiB);
+  EXPECT_EQ(block[0], 1);
+  VerifyHeap();
+  DeallocateSized(block, 3 * kMiB);
+  DeallocateSized(other, 64 * kMiB);
+}
+
+TEST(Heap, AReallocationThatCannotBeLeavesTheBlock) {
+  for (const size_t bytes : kSizes) {
+    char* const block = Allocate(bytes);
+    Content::Write(block, bytes, bytes);
+    EXPECT_EQ(Reallocate(block, Opaque(~size_t{0})), nullptr);
+    EXPECT_EQ(Reallocate(block, Opaque(size_t{PTRDIFF_MAX} + 1)), nullptr);
+    EXPECT_EQ(Reallocate(block, Opaque(size_t{1} << 60)), nullptr);
+    EXPECT_TRUE(Content::IsIntact(block, bytes, bytes));
+    DeallocateSized(block, bytes);
+  }
+  VerifyHeap();
+}
+
+// --- errno. ---
+
+TEST(Heap, NoCallChangesErrno) {
+  errno = 1234;
+  for (const size_t bytes : kSizes) {
+    char* block = Allocate(bytes);
+    block = static_cast<char*>(Reallocate(block, bytes + 1));
+    Deallocate(block);
+    DeallocateSized(AllocateZeroed(bytes), bytes);
+    DeallocateAlignedSized(AllocateAligned(bytes, kMiB), bytes, kMiB);
+    EXPECT_EQ(errno, 1234) << bytes;
+  }
+  EXPECT_EQ(Allocate(Opaque(size_t{1} << 60)), nullptr);
+  FlushThread();
+  ReleaseMemory(0);
+  VerifyHeap();
+  EXPECT_EQ(errno, 1234);
+}
+
+// --- Giving back. ---
+
+TEST(Heap, ReleasedMemoryServesAgain) {
+  std::vector<char*> blocks;
+  for (size_t i = 0; i < 20000; ++i) {
+    blocks.push_back(Allocate(1000));
+    memset(blocks.back(), 1, 1000);
+  }
+  for (char* block : blocks) Deallocate(block);
+  EXPECT_GE(ReleaseMemory(0), 16 * kMiB);
+  EXPECT_EQ(ReleaseMemory(0), 0u);
+  VerifyHeap();
+  char* const block = static_cast<char*>(AllocateZeroed(kMiB));
+  EXPECT_TRUE(AllBytesAre(block, kMiB, 0));
+  Deallocate(block);
+}
+
+TEST(Heap, TheThreadMayFlushAtAnyTime) {
+  std::thread([] {
+    FlushThread();
+    char* const block = Allocate(100);
+    FlushThread();
+    VerifyHeap();
+    Deallocate(block);
+    FlushThread();
+    FlushThread();
+    Deallocate(Allocate(100));
+  }).join();
+  VerifyHeap();
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,345 @@
+// The heap under threads that free what others allocated, that exit with blocks
+// alive, or that have no cache.
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "alloc/heap.h"
+#include "arena/page_source.h"
+#include "gtest/gtest.h"
+#include "tcache/thread_life.h"
+#include "tests/alloc/heap_support.h"
+#include "tests/arena/test_seed.h"
+
+namespace quarry {
+namespace {
+
+// What an arena that has its first segment may add before it counts as growth.
+constexpr size_t kNextSegments = 24 * kMiB;
+
+struct Block {
+  char* start;
+  size_t bytes;
+  uint64_t stamp;
+};
+
+using Batch = std::vector<Block>;
+
+// A few batches on their way from one thread to another.
+class Channel {
+ public:
+  void Send(Batch batch) {
+    std::unique_lock<std::mutex> hold(mutex_);
+    changed_.wait(hold, [this] { return batches_.size() < kMostBatches; });
+    batches_.push_back(std::move(batch));
+    changed_.notify_all();
+  }
+
+  Batch Receive() {
+    std::unique_lock<std::mutex> hold(mutex_);
+    changed_.wait(hold, [this] { return !batches_.empty(); });
+    Batch batch = std::move(batches_.front());
+    batches_.pop_front();
+    changed_.notify_all();
+    return batch;
+  }
+
+ private:
+  static constexpr size_t kMostBatches = 16;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Batch> batches_;
+};
+
+Batch MakeBatch(std::mt19937_64& random, size_t blocks) {
+  Batch batch;
+  for (size_t i = 0; i < blocks; ++i) {
+    // One in 500 is of another room than the slabs.
+    const size_t bytes =
+        random() % 500 == 0 ? random() % kMiB : random() % 2000;
+    batch.push_back({Allocate(bytes), bytes, random()});
+    Content::Write(batch[i].start, bytes, batch[i].stamp);
+  }
+  return batch;
+}
+
+void CheckAndFree(const Batch& batch) {
+  for (const Block& block : batch) {
+    ASSERT_TRUE(Content::IsIntact(block.start, block.bytes, block.stamp));
+    if (block.stamp % 2 == 0) {
+      Deallocate(block.start);
+    } else {
+      DeallocateSized(block.start, block.bytes);
+    }
+  }
+}
+
+// The consumer never allocates, so that all it frees has to find its way back.
+TEST(HeapThreads, AHandOverOfBlocksNeedsNoMoreAndMoreMemory) {
+  FlushThread();
+  const size_t live_before = GatherStatistics().live_bytes;
+  const uint64_t seed = TestSeed();
+  const size_t cycles = Steps(100000);
+  Channel channel;
+  size_t mapped_early = 0;
+  size_t mapped_at_end = 0;
+  std::thread producer([&] {
+    std::mt19937_64 random(seed);
+    for (size_t cycle = 0; cycle < cycles; ++cycle) {
+      channel.Send(MakeBatch(random, 8));
+      if (cycle == cycles / 10) mapped_early = GatherStatistics().mapped_bytes;
+    }
+    mapped_at_end = GatherStatistics().mapped_bytes;
+  });
+  std::thread consumer([&] {
+    for (size_t cycle = 0; cycle < cycles; ++cycle) {
+      CheckAndFree(channel.Receive());
+    }
+  });
+  producer.join();
+  consumer.join();
+  // Some 150 blocks of 1 KB were on their way at any time, of 800,000.
+  EXPECT_LE(mapped_at_end, mapped_early + kNextSegments);
+  VerifyHeap();
+  const HeapStatistics after = GatherStatistics();
+  EXPECT_EQ(after.live_bytes, live_before);
+  EXPECT_EQ(after.slabs_orphaned, 0u);
+}
+
+TEST(HeapThreads, BlocksInBothDirections) {
+  FlushThread();
+  const size_t live_before = GatherStatistics().live_bytes;
+  std::mt19937_64 seeds(TestSeed());
+  const size_t cycles = Steps(20000);
+  Channel there, back;
+  const auto work = [&](uint64_t seed, Channel& out, Channel& in) {
+    std::mt19937_64 random(seed);
+    for (size_t cycle = 0; cycle < cycles; ++cycle) {
+      out.Send(MakeBatch(random, 8));
+      CheckAndFree(in.Receive());
+    }
+  };
+  std::thread a(work, seeds(), std::ref(there), std::ref(back));
+  std::thread b(work, seeds(), std::ref(back), std::ref(there));
+  a.join();
+  b.join();
+  VerifyHeap();
+  EXPECT_EQ(GatherStatistics().live_bytes, live_before);
+}
+
+// --- Exit. ---
+
+TEST(HeapThreads, BlocksOutliveTheThreadThatAllocatedThem) {
+  FlushThread();
+  const size_t live_before = GatherStatistics().live_bytes;
+  std::mt19937_64 seeds(TestSeed());
+  std::vector<Batch> batches(20);
+  for (Batch& batch : batches) {
+    std::thread([&, seed = seeds()] {
+      std::mt19937_64 random(seed);
+      batch = MakeBatch(random, 500);
+    }).join();
+  }
+  VerifyHeap();
+  EXPECT_GT(GatherStatistics().slabs_orphaned, 0u);
+  ExpectBalanced(GatherStatistics());
+  for (const Batch& batch : batches) CheckAndFree(batch);
+  FlushThread();
+  VerifyHeap();
+  const HeapStatistics after = GatherStatistics();
+  EXPECT_EQ(after.live_bytes, live_before);
+  EXPECT_EQ(after.slabs_orphaned, 0u);
+}
+
+TEST(HeapThreads, ThreadsThatComeAndGoNeedNoMoreAndMoreMemory) {
+  std::mt19937_64 seeds(TestSeed());
+  const size_t threads = Steps(2000);
+  Batch last;
+  size_t mapped_early = 0;
+  for (size_t i = 0; i < threads; ++i) {
+    std::thread([&, seed = seeds()] {
+      std::mt19937_64 random(seed);
+      CheckAndFree(last);
+      last = MakeBatch(random, 100);
+    }).join();
+    if (i == threads / 10) mapped_early = GatherStatistics().mapped_bytes;
+  }
+  EXPECT_LE(GatherStatistics().mapped_bytes, mapped_early + kNextSegments);
+  CheckAndFree(last);
+  VerifyHeap();
+}
+
+// --- Without a cache. ---
+
+TEST(HeapThreads, AThreadThatOnlyFreesGetsNoCache) {
+  std::mt19937_64 random(TestSeed());
+  Deallocate(Allocate(0));  // This thread has a cache.
+  const size_t live_before = GatherStatistics().live_bytes;
+  const size_t threads_before = GatherStatistics().threads;
+  for (int round = 0; round < 20; ++round) {
+    const Batch batch = MakeBatch(random, 1000);
+    std::thread([&] {
+      CheckAndFree(batch);
+      Deallocate(nullptr);
+      EXPECT_EQ(GatherStatistics().threads, threads_before);
+    }).join();
+  }
+  VerifyHeap();
+  FlushThread();
+  EXPECT_EQ(GatherStatistics().live_bytes, live_before);
+  VerifyHeap();
+}
+
+TEST(HeapThreads, AThreadThatGaveItsCacheUpStillAllocatesAndFrees) {
+  FlushThread();
+  const size_t live_before = GatherStatistics().live_bytes;
+  std::mt19937_64 seeds(TestSeed());
+  std::vector<Batch> left(4);
+  std::vector<std::thread> threads;
+  for (Batch& batch : left) {
+    threads.emplace_back([&, seed = seeds()] {
+      std::mt19937_64 random(seed);
+      const Batch before = MakeBatch(random, 300);
+      EndThread();
+      const Batch after = MakeBatch(random, 300);
+      CheckAndFree(before);
+      batch = MakeBatch(random, 300);
+      CheckAndFree(after);
+      char* block = static_cast<char*>(AllocateZeroed(1000));
+      EXPECT_TRUE(AllBytesAre(block, 1000, 0));
+      block = static_cast<char*>(Reallocate(block, 5 * kMiB));
+      Deallocate(Reallocate(block, 10));
+      FlushThread();
+      EndThread();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  VerifyHeap();
+  ExpectBalanced(GatherStatistics());
+  for (const Batch& batch : left) CheckAndFree(batch);
+  // What was freed is back in the shared cache once a thread allocates there.
+  std::thread([] {
+    Deallocate(Allocate(0));
+    EndThread();
+    Deallocate(Allocate(1000));
+  }).join();
+  FlushThread();
+  VerifyHeap();
+  EXPECT_LE(GatherStatistics().live_bytes, live_before + GoodBytes(1000));
+}
+
+pthread_key_t late_key;
+
+// Comes back until the C library has called it as often as it does at most, so
+// that it runs before and after the heap's own destructor.
+void AllocateLate(void* value) {
+  Deallocate(value);
+  char* const block = Allocate(100);
+  Content::Write(block, 100, 1);
+  Deallocate(Reallocate(Allocate(10), 40000));
+  EXPECT_TRUE(Content::IsIntact(block, 100, 1));
+  static thread_local int left = PTHREAD_DESTRUCTOR_ITERATIONS - 1;
+  if (left-- > 0) {
+    pthread_setspecific(late_key, block);
+  } else {
+    Deallocate(block);
+  }
+}
+
+TEST(HeapThreads, DestructorsOfOtherKeysAllocateAndFree) {
+  ASSERT_EQ(pthread_key_create(&late_key, AllocateLate), 0);
+  for (size_t i = 0; i < Steps(500); ++i) {
+    std::thread([] { pthread_setspecific(late_key, Allocate(50)); }).join();
+  }
+  VerifyHeap();
+  ExpectBalanced(GatherStatistics());
+  pthread_key_delete(late_key);
+}
+
+// --- Figures and checks beside other threads. ---
+
+TEST(HeapThreads, StatisticsAndChecksRunBesideEverything) {
+  std::mt19937_64 seeds(TestSeed());
+  std::atomic<int> running{3};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&, seed = seeds()] {
+      std::mt19937_64 random(seed);
+      for (size_t step = 0; step < Steps(300); ++step) {
+        CheckAndFree(MakeBatch(random, 100));
+        if (step % 10 == 0) FlushThread();
+        if (step % 50 == 0) ReleaseMemory(0);
+      }
+      running.fetch_sub(1);
+    });
+  }
+  while (running.load() > 0) {
+    VerifyHeap();
+    const HeapStatistics s = GatherStatistics();
+    EXPECT_GE(s.peak_mapped_bytes, s.metadata_bytes);
+  }
+  for (std::thread& thread : threads) thread.join();
+  VerifyHeap();
+  ExpectBalanced(GatherStatistics());
+}
+
+// --- Giving back. ---
+
+size_t ResidentBytes() {
+  // The second number of statm, in pages.
+  unsigned long total = 0, resident = 0;
+  FILE* const file = fopen("/proc/self/statm", "r");
+  EXPECT_EQ(fscanf(file, "%lu %lu", &total, &resident), 2);
+  fclose(file);
+  return resident * PageBytes();
+}
+
+TEST(HeapThreads, ReleasedMemoryIsNotResident) {
+  for (const size_t bytes : {size_t{100}, size_t{3000}, 100 * kKiB, 5 * kMiB}) {
+    SCOPED_TRACE(bytes);
+    const size_t count = 64 * kMiB / bytes;
+    std::vector<char*> blocks;
+    blocks.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      blocks.push_back(Allocate(bytes));
+      memset(blocks[i], 1, bytes);
+    }
+    const size_t resident = ResidentBytes();
+    const size_t mapped = GatherStatistics().mapped_bytes;
+    // Half of them elsewhere: a release takes those in, too.
+    std::thread([&] {
+      for (size_t i = 0; i < count; i += 2) Deallocate(blocks[i]);
+    }).join();
+    for (size_t i = 1; i < count; i += 2) Deallocate(blocks[i]);
+    EXPECT_GE(ReleaseMemory(0), 56 * kMiB - 48 * kMiB * (bytes > 4 * kMiB));
+    EXPECT_LE(ResidentBytes() + 48 * kMiB, resident);
+    EXPECT_LE(GatherStatistics().mapped_bytes + 48 * kMiB, mapped);
+  }
+}
+
+TEST(HeapThreads, APadStaysMapped) {
+  std::vector<char*> blocks;
+  for (int i = 0; i < 640; ++i) {
+    blocks.push_back(Allocate(100 * kKiB));
+    memset(blocks.back(), 1, 100 * kKiB);
+  }
+  for (char* block : blocks) Deallocate(block);
+  ReleaseMemory(16 * kMiB);
+  EXPECT_GE(GatherStatistics().arena_free_bytes, 16 * kMiB);
+  ReleaseMemory(0);
+  EXPECT_LT(GatherStatistics().arena_free_bytes, 16 * kMiB);
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,194 @@
+// Linked with //alloc:malloc: operator new is Quarry's in this process.
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "alloc/quarry.h"
+#include "gtest/gtest.h"
+
+// P0901, as LLVM calls it; no header has it.
+extern "C" {
+struct __sized_ptr_t {
+  void* p;
+  size_t n;
+};
+enum class __hot_cold_t : uint8_t;
+__sized_ptr_t __size_returning_new(size_t bytes);
+__sized_ptr_t __size_returning_new_aligned(size_t bytes,
+                                           std::align_val_t alignment);
+__sized_ptr_t __size_returning_new_hot_cold(size_t bytes, __hot_cold_t hot);
+__sized_ptr_t __size_returning_new_aligned_hot_cold(
+    size_t bytes, std::align_val_t alignment, __hot_cold_t hot);
+}
+
+namespace quarry {
+namespace {
+
+using std::align_val_t;
+using std::nothrow;
+
+size_t Opaque(size_t number) {
+  asm("" : "+r"(number));
+  return number;
+}
+
+const size_t kTooMany = Opaque(size_t{1} << 62);
+
+bool IsAligned(const void* block, size_t alignment) {
+  return reinterpret_cast<uintptr_t>(block) % alignment == 0;
+}
+
+class OperatorNew : public testing::Test {
+ protected:
+  ~OperatorNew() override { std::set_new_handler(nullptr); }
+};
+
+TEST_F(OperatorNew, EveryFormIsQuarrys) {
+  for (const size_t bytes : {0, 1, 24, 100, 5000, 100000, 5000000}) {
+    for (void* block : {
+             ::operator new(bytes),
+             ::operator new[](bytes),
+             ::operator new(bytes, nothrow),
+             ::operator new[](bytes, nothrow),
+             ::operator new(bytes, align_val_t{64}),
+             ::operator new[](bytes, align_val_t{64}),
+             ::operator new(bytes, align_val_t{64}, nothrow),
+             ::operator new[](bytes, align_val_t{64}, nothrow),
+         }) {
+      ASSERT_NE(block, nullptr);
+      EXPECT_TRUE(IsAligned(block, 16));
+      EXPECT_GE(quarry_malloc_usable_size(block), bytes);
+      memset(block, 1, bytes);
+      quarry_free(block);
+    }
+  }
+}
+
+TEST_F(OperatorNew, EveryAlignmentIsHonoured) {
+  for (size_t alignment = 1; alignment <= size_t{1} << 30; alignment *= 2) {
+    for (const size_t bytes : {size_t{0}, size_t{1}, size_t{100}, alignment}) {
+      void* block = ::operator new(bytes, align_val_t{alignment});
+      EXPECT_TRUE(IsAligned(block, alignment)) << bytes << ", " << alignment;
+      ::operator delete(block, bytes, align_val_t{alignment});
+      block = ::operator new(bytes, align_val_t{alignment}, nothrow);
+      EXPECT_TRUE(IsAligned(block, alignment)) << bytes << ", " << alignment;
+      ::operator delete(block, align_val_t{alignment});
+    }
+  }
+}
+
+TEST_F(OperatorNew, AnAlignmentThatIsNoPowerOfTwoIsRefused) {
+  for (const size_t alignment : {0, 3, 24, 4097}) {
+    const align_val_t bad{Opaque(alignment)};
+    EXPECT_THROW((void)::operator new(8, bad), std::bad_alloc);
+    EXPECT_EQ(::operator new(8, bad, nothrow), nullptr);
+  }
+}
+
+TEST_F(OperatorNew, ThrowsWhenThereIsNoMemory) {
+  EXPECT_THROW((void)::operator new(kTooMany), std::bad_alloc);
+  EXPECT_THROW((void)::operator new[](kTooMany), std::bad_alloc);
+  EXPECT_THROW((void)::operator new(SIZE_MAX - Opaque(0)), std::bad_alloc);
+  EXPECT_THROW((void)::operator new(kTooMany, align_val_t{64}), std::bad_alloc);
+  EXPECT_THROW((void)::operator new[](kTooMany, align_val_t{64}),
+               std::bad_alloc);
+  EXPECT_THROW(std::string(kTooMany, 'x'), std::bad_alloc);
+}
+
+TEST_F(OperatorNew, NothrowFormsReturnNullWhenThereIsNoMemory) {
+  EXPECT_EQ(::operator new(kTooMany, nothrow), nullptr);
+  EXPECT_EQ(::operator new[](kTooMany, nothrow), nullptr);
+  EXPECT_EQ(::operator new(kTooMany, align_val_t{64}, nothrow), nullptr);
+  EXPECT_EQ(::operator new[](kTooMany, align_val_t{64}, nothrow), nullptr);
+}
+
+int handler_calls = 0;
+
+TEST_F(OperatorNew, CallsTheHandlerUntilItGivesUp) {
+  handler_calls = 0;
+  std::set_new_handler([] {
+    if (++handler_calls == 3) std::set_new_handler(nullptr);
+  });
+  EXPECT_THROW((void)::operator new(kTooMany), std::bad_alloc);
+  EXPECT_EQ(handler_calls, 3);
+
+  handler_calls = 0;
+  std::set_new_handler([] {
+    if (++handler_calls == 3) std::set_new_handler(nullptr);
+  });
+  EXPECT_EQ(::operator new(kTooMany, align_val_t{64}, nothrow), nullptr);
+  EXPECT_EQ(handler_calls, 3);
+}
+
+TEST_F(OperatorNew, WhatTheHandlerThrowsPassesThrough) {
+  std::set_new_handler([] { throw std::out_of_range("handler"); });
+  EXPECT_THROW((void)::operator new(kTooMany), std::out_of_range);
+  EXPECT_THROW((void)::operator new(kTooMany, align_val_t{64}),
+               std::out_of_range);
+}
+
+TEST_F(OperatorNew, NothrowFormsReturnNullWhenTheHandlerThrows) {
+  std::set_new_handler([] { throw std::out_of_range("handler"); });
+  EXPECT_EQ(::operator new(kTooMany, nothrow), nullptr);
+  EXPECT_EQ(::operator new[](kTooMany, nothrow), nullptr);
+  EXPECT_EQ(::operator new(kTooMany, align_val_t{64}, nothrow), nullptr);
+  EXPECT_EQ(::operator new[](kTooMany, align_val_t{64}, nothrow), nullptr);
+}
+
+void* reserve = nullptr;
+
+// Address space for one block of 512 MiB and not for two.
+[[noreturn]] void AllocateTwiceWithAReserve() {
+  constexpr size_t kBytes = size_t{512} << 20;
+  reserve = malloc(kBytes);
+  rlimit limit = {kBytes + kBytes / 2, RLIM_INFINITY};
+  setrlimit(RLIMIT_AS, &limit);
+  std::set_new_handler([] {
+    if (reserve == nullptr) _exit(1);
+    free(reserve);
+    reserve = nullptr;
+  });
+  static_cast<char*>(::operator new(kBytes))[kBytes - 1] = 1;
+  _exit(reserve == nullptr ? 0 : 2);
+}
+
+TEST(OperatorNewDeathTest, RetriesAfterAHandlerThatFreesMemory) {
+  EXPECT_EXIT(AllocateTwiceWithAReserve(), testing::ExitedWithCode(0), "");
+}
+
+TEST_F(OperatorNew, SizeReturningFormsTellTheUsableBytes) {
+  for (const size_t bytes : {0, 1, 33, 1000, 40000, 5000000}) {
+    for (const __sized_ptr_t result :
+         {__size_returning_new(bytes),
+          __size_returning_new_hot_cold(bytes, __hot_cold_t{255})}) {
+      ASSERT_NE(result.p, nullptr);
+      EXPECT_GE(result.n, bytes);
+      EXPECT_EQ(result.n, quarry_malloc_usable_size(result.p));
+      memset(result.p, 1, result.n);
+      ::operator delete(result.p, result.n);
+    }
+    const align_val_t alignment{256};
+    for (const __sized_ptr_t result :
+         {__size_returning_new_aligned(bytes, alignment),
+          __size_returning_new_aligned_hot_cold(bytes, alignment,
+                                                __hot_cold_t{0})}) {
+      ASSERT_NE(result.p, nullptr);
+      EXPECT_TRUE(IsAligned(result.p, 256));
+      EXPECT_GE(result.n, bytes);
+      memset(result.p, 1, result.n);
+      ::operator delete(result.p, result.n, alignment);
+    }
+  }
+  EXPECT_THROW(__size_returning_new(kTooMany), std::bad_alloc);
+  EXPECT_THROW(__size_returning_new_aligned(kTooMany, align_val_t{64}),
+               std::bad_alloc);
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,218 @@
+#include "alloc/options.h"
+
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "arena/settings.h"
+#include "gtest/gtest.h"
+
+namespace quarry {
+namespace {
+
+// What `write` writes to the file descriptor that it is given.
+template <typename Write>
+std::string Written(const Write& write) {
+  int ends[2];
+  EXPECT_EQ(pipe(ends), 0);
+  write(ends[1]);
+  close(ends[1]);
+  std::string text;
+  char part[512];
+  for (ssize_t bytes; (bytes = read(ends[0], part, sizeof(part))) > 0;) {
+    text.append(part, static_cast<size_t>(bytes));
+  }
+  close(ends[0]);
+  return text;
+}
+
+std::string Complaints(const char* text) {
+  return Written([text](int file) { ApplyOptions(text, file); });
+}
+
+class Options : public testing::Test {
+ protected:
+  ~Options() override {
+    const Settings defaults;
+    settings.mmap_threshold_bytes = defaults.mmap_threshold_bytes.load();
+    settings.trim_threshold_bytes = defaults.trim_threshold_bytes.load();
+    settings.arenas_max = defaults.arenas_max.load();
+    settings.perturb_byte = defaults.perturb_byte.load();
+    ApplyOptions("stats_at_exit:0", STDERR_FILENO);
+  }
+};
+
+TEST_F(Options, EachOneSetsItsSetting) {
+  EXPECT_EQ(Complaints("mmap_threshold:100000,trim_threshold:7,arenas_max:3,"
+                       "perturb:90,stats_at_exit:1"),
+            "");
+  EXPECT_EQ(settings.mmap_threshold_bytes, 100000u);
+  EXPECT_EQ(settings.trim_threshold_bytes, 7u);
+  EXPECT_EQ(settings.arenas_max, 3u);
+  EXPECT_EQ(settings.perturb_byte, 90);
+  EXPECT_GE(OpenForStatisticsAtExit(), 0);
+}
+
+TEST_F(Options, StatisticsAtExitReachTheFirstStderr) {
+  EXPECT_EQ(OpenForStatisticsAtExit(), -1);
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const int real_stderr = dup(STDERR_FILENO);
+  dup2(ends[1], STDERR_FILENO);
+  ApplyOptions("stats_at_exit:1", STDERR_FILENO);
+  // The program now closes it, and opens something else.
+  dup2(real_stderr, STDERR_FILENO);
+  close(real_stderr);
+  close(ends[1]);
+
+  const int file = OpenForStatisticsAtExit();
+  ASSERT_GE(file, 0);
+  EXPECT_EQ(write(file, "page", 4), 4);
+  char text[4];
+  EXPECT_EQ(read(ends[0], text, 4), 4);
+  EXPECT_EQ(std::string(text, 4), "page");
+  EXPECT_EQ(fcntl(file, F_GETFD), FD_CLOEXEC);
+
+  // A child that was forked prints nothing.
+  EXPECT_EXIT(_exit(OpenForStatisticsAtExit() == -1 ? 0 : 1),
+              testing::ExitedWithCode(0), "");
+
+  // Nor is there a page when the program took the number for another file.
+  const int other = open("/dev/null", O_WRONLY);
+  dup2(other, file);
+  close(other);
+  EXPECT_EQ(OpenForStatisticsAtExit(), -1);
+  close(file);
+  EXPECT_EQ(OpenForStatisticsAtExit(), -1);
+  close(ends[0]);
+}
+
+TEST_F(Options, TheLastOfOneNameCounts) {
+  EXPECT_EQ(Complaints("arenas_max:3,arenas_max:4"), "");
+  EXPECT_EQ(settings.arenas_max, 4u);
+}
+
+TEST_F(Options, NothingIsNoMistake) {
+  EXPECT_EQ(Complaints(""), "");
+  EXPECT_EQ(Complaints(","), "");
+  EXPECT_EQ(Complaints(",,arenas_max:5,"), "");
+  EXPECT_EQ(settings.arenas_max, 5u);
+}
+
+TEST_F(Options, BytesMayHaveASuffix) {
+  EXPECT_EQ(Complaints("mmap_threshold:64k"), "");
+  EXPECT_EQ(settings.mmap_threshold_bytes, size_t{64} << 10);
+  EXPECT_EQ(Complaints("mmap_threshold:3M"), "");
+  EXPECT_EQ(settings.mmap_threshold_bytes, size_t{3} << 20);
+  EXPECT_EQ(Complaints("mmap_threshold:2g"), "");
+  EXPECT_EQ(settings.mmap_threshold_bytes, size_t{2} << 30);
+  EXPECT_EQ(Complaints("trim_threshold:9223372036854775807"), "");
+  EXPECT_EQ(settings.trim_threshold_bytes, size_t{PTRDIFF_MAX});
+}
+
+TEST_F(Options, AnUnknownNameIsReportedAndTheRestCounts) {
+  EXPECT_EQ(Complaints("arena_max:3,arenas_max:6"),
+            "quarry: QUARRY_OPTIONS: there is no option \"arena_max\" "
+            "(help:1 lists them), ignored\n");
+  EXPECT_EQ(settings.arenas_max, 6u);
+  EXPECT_EQ(Complaints(":3"),
+            "quarry: QUARRY_OPTIONS: there is no option \"\" "
+            "(help:1 lists them), ignored\n");
+  // A prefix of a name is another name.
+  EXPECT_EQ(Complaints("arenas:3"),
+            "quarry: QUARRY_OPTIONS: there is no option \"arenas\" "
+            "(help:1 lists them), ignored\n");
+}
+
+TEST_F(Options, WhatIsNoPairIsReported) {
+  EXPECT_EQ(Complaints("arenas_max"),
+            "quarry: QUARRY_OPTIONS: \"arenas_max\" is not name:value, "
+            "ignored\n");
+  EXPECT_EQ(Complaints("arenas_max=3"),
+            "quarry: QUARRY_OPTIONS: \"arenas_max=3\" is not name:value, "
+            "ignored\n");
+}
+
+TEST_F(Options, ABadValueIsReportedAndChangesNothing) {
+  for (const char* value : {"", "k", "-1", "+1", " 1", "1 ", "0x10", "12q",
+                            "1kk", "1.5", "9223372036854775808",
+                            "99999999999999999999999", "9007199254740992k",
+                            "8589934592g"}) {
+    EXPECT_EQ(Complaints(("mmap_threshold:" + std::string(value)).c_str()),
+              "quarry: QUARRY_OPTIONS: \"" + std::string(value) +
+                  "\" is no value for mmap_threshold (bytes), ignored\n");
+  }
+  EXPECT_EQ(settings.mmap_threshold_bytes,
+            Settings().mmap_threshold_bytes.load());
+  EXPECT_EQ(Complaints("arenas_max:4k"),
+            "quarry: QUARRY_OPTIONS: \"4k\" is no value for arenas_max "
+            "(a count), ignored\n");
+  EXPECT_EQ(Complaints("perturb:256"),
+            "quarry: QUARRY_OPTIONS: \"256\" is no value for perturb "
+            "(0 to 255), ignored\n");
+  EXPECT_EQ(Complaints("stats_at_exit:2"),
+            "quarry: QUARRY_OPTIONS: \"2\" is no value for stats_at_exit "
+            "(0 or 1), ignored\n");
+  EXPECT_EQ(Complaints("help:yes"),
+            "quarry: QUARRY_OPTIONS: \"yes\" is no value for help "
+            "(0 or 1), ignored\n");
+}
+
+TEST_F(Options, EveryMistakeHasItsLine) {
+  EXPECT_EQ(Complaints("a,b:1,perturb:c"),
+            "quarry: QUARRY_OPTIONS: \"a\" is not name:value, ignored\n"
+            "quarry: QUARRY_OPTIONS: there is no option \"b\" "
+            "(help:1 lists them), ignored\n"
+            "quarry: QUARRY_OPTIONS: \"c\" is no value for perturb "
+            "(0 to 255), ignored\n");
+}
+
+TEST_F(Options, AMistakeOfAnyLengthIsOneLine) {
+  const std::string complaint = Complaints(std::string(5000, 'x').c_str());
+  EXPECT_EQ(complaint.find("quarry: QUARRY_OPTIONS: \"xxx"), 0u);
+  EXPECT_EQ(complaint.find('\n'), complaint.size() - 1);
+}
+
+TEST_F(Options, HelpPrintsTheTableOnceAfterTheComplaints) {
+  const std::string table = Written(PrintOptions);
+  EXPECT_EQ(Complaints("help:1,help:1"), table);
+  EXPECT_EQ(Complaints("help:1,help:0"), "");
+  EXPECT_EQ(Complaints("help:1,a"),
+            "quarry: QUARRY_OPTIONS: \"a\" is not name:value, ignored\n" +
+                table);
+}
+
+TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
+  settings.arenas_max = 77;
+  EXPECT_EQ(
+      Written(PrintOptions),
+      "quarry: options, as in QUARRY_OPTIONS=name:value,name:value\n"
+      "  name            default    unit      meaning\n"
+      "  help            0          0 or 1    Print this table to stderr.\n"
+      "  stats_at_exit   0          0 or 1    "
+      "Print a page of statistics to stderr when the process ends.\n"
+      "  mmap_threshold  4194304    bytes     "
+      "Blocks of at least this size get a mapping of their own.\n"
+      "  trim_threshold  67108864   bytes     "
+      "Free memory that an arena keeps before it gives any back.\n"
+      "  arenas_max      0          a count   "
+      "At most this many arenas; 0 is one for each processor.\n"
+      "  perturb         0          0 to 255  "
+      "Fill freed blocks with this byte and fresh ones with its complement; "
+      "0 is off.\n"
+      "  bytes may end in k, m or g: 64k is 65536\n");
+}
+
+TEST_F(Options, TheEnvironmentIsReadOnce) {
+  LoadOptions();
+  settings.arenas_max = 77;
+  setenv("QUARRY_OPTIONS", "arenas_max:5", 1);
+  LoadOptions();
+  EXPECT_EQ(settings.arenas_max, 77u);
+}
+
+}  // namespace
+}  // namespace quarry

@@ -1,0 +1,211 @@
+#include "alloc/quarry.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/alloc/malloc_contract.h"
+
+namespace quarry {
+namespace {
+
+size_t UsableSize(void* block) { return quarry_malloc_usable_size(block); }
+
+constexpr Surface kPrefixed = {
+    .name = "Prefixed",
+    .malloc = quarry_malloc,
+    .free = quarry_free,
+    .calloc = quarry_calloc,
+    .realloc = quarry_realloc,
+    .reallocarray = quarry_reallocarray,
+    .reallocf = quarry_reallocf,
+    .memalign = quarry_memalign,
+    .aligned_alloc = quarry_aligned_alloc,
+    .posix_memalign = quarry_posix_memalign,
+    .valloc = quarry_valloc,
+    .pvalloc = quarry_pvalloc,
+    .usable_size = UsableSize,
+    .free_sized = quarry_free_sized,
+    .free_aligned_sized = quarry_free_aligned_sized,
+};
+
+INSTANTIATE_TEST_SUITE_P(Quarry, MallocContract, testing::Values(kPrefixed),
+                         testing::PrintToStringParamName());
+
+quarry_statistics_t Statistics() {
+  quarry_statistics_t statistics;
+  statistics.size = sizeof(statistics);
+  EXPECT_EQ(quarry_statistics(&statistics), 0);
+  return statistics;
+}
+
+void ExpectBalanced(const quarry_statistics_t& s) {
+  EXPECT_EQ(s.mapped_bytes, s.live_bytes + s.cached_bytes + s.slab_free_bytes +
+                                s.arena_free_bytes + s.huge_cached_bytes +
+                                s.metadata_bytes);
+  EXPECT_EQ(s.live_bytes,
+            s.live_small_bytes + s.live_medium_bytes + s.live_huge_bytes);
+  EXPECT_GE(s.peak_mapped_bytes, s.mapped_bytes);
+}
+
+TEST(Quarry, BlocksAlignedTo8SaveWhatTheAlignmentCosts) {
+  std::vector<void*> blocks;
+  for (int i = 0; i < 1000; ++i) {
+    blocks.push_back(quarry_malloc_aligned8(8));
+    ASSERT_NE(blocks.back(), nullptr);
+    EXPECT_TRUE(IsAligned(blocks.back(), 8));
+    memset(blocks.back(), i, 8);
+  }
+  EXPECT_EQ(quarry_malloc_usable_size(blocks[0]), 8u);
+  for (void* block : blocks) quarry_free(block);
+  errno = 0;
+  EXPECT_EQ(quarry_malloc_aligned8(Opaque(SIZE_MAX)), nullptr);
+  EXPECT_EQ(errno, ENOMEM);
+}
+
+TEST(Quarry, TheGoodSizeIsWhatMallocGives) {
+  for (size_t bytes = 0; bytes < 100000; bytes += bytes < 2000 ? 1 : 509) {
+    void* block = quarry_malloc(bytes);
+    const size_t good = quarry_good_size(bytes);
+    EXPECT_EQ(quarry_malloc_usable_size(block), good) << bytes;
+    EXPECT_GE(good, bytes);
+    EXPECT_EQ(quarry_good_size(good), good);
+    quarry_free(block);
+  }
+  EXPECT_EQ(quarry_good_size(Opaque(SIZE_MAX)), 0u);
+  EXPECT_EQ(quarry_good_size(Opaque(size_t{PTRDIFF_MAX} + 1)), 0u);
+}
+
+TEST(Quarry, AllocateAtLeastTellsAllTheBytesThereAre) {
+  for (const size_t bytes : {0, 1, 30, 1000, 40000, 5000000}) {
+    const quarry_allocation_t first = quarry_allocate_at_least(bytes);
+    ASSERT_NE(first.block, nullptr);
+    EXPECT_GE(first.bytes, bytes);
+    EXPECT_EQ(first.bytes, quarry_malloc_usable_size(first.block));
+    memset(first.block, 1, first.bytes);
+    quarry_free_sized(first.block, first.bytes);
+    const quarry_allocation_t second = quarry_allocate_at_least(bytes);
+    quarry_free_sized(second.block, bytes);
+  }
+  errno = 0;
+  const quarry_allocation_t none = quarry_allocate_at_least(Opaque(SIZE_MAX));
+  EXPECT_EQ(none.block, nullptr);
+  EXPECT_EQ(none.bytes, 0u);
+  EXPECT_EQ(errno, ENOMEM);
+}
+
+TEST(Quarry, StatisticsAddUpAndFollowTheProgram) {
+  const quarry_statistics_t before = Statistics();
+  ExpectBalanced(before);
+
+  void* small = quarry_malloc(100);
+  void* medium = quarry_malloc(200000);
+  void* huge = quarry_malloc(100 << 20);
+  const quarry_statistics_t during = Statistics();
+  ExpectBalanced(during);
+  EXPECT_GE(during.live_small_bytes, before.live_small_bytes + 100);
+  EXPECT_GE(during.live_medium_bytes, before.live_medium_bytes + 200000);
+  EXPECT_GE(during.live_huge_bytes, before.live_huge_bytes + (100 << 20));
+  EXPECT_EQ(during.live_huge_blocks, before.live_huge_blocks + 1);
+  EXPECT_GT(during.os_map_calls, before.os_map_calls);
+
+  quarry_free(small);
+  quarry_free(medium);
+  quarry_free(huge);
+  const quarry_statistics_t after = Statistics();
+  ExpectBalanced(after);
+  EXPECT_EQ(after.live_bytes, before.live_bytes);
+  EXPECT_EQ(after.live_huge_blocks, before.live_huge_blocks);
+  EXPECT_GE(after.peak_mapped_bytes, during.mapped_bytes);
+}
+
+TEST(Quarry, StatisticsKnowTheirEdition) {
+  struct {
+    quarry_statistics_t known;
+    size_t later[4];
+  } longer;
+  memset(&longer, 0xff, sizeof(longer));
+  longer.known.size = sizeof(longer);
+  ASSERT_EQ(quarry_statistics(&longer.known), 0);
+  EXPECT_EQ(longer.known.size, sizeof(longer));
+  EXPECT_NE(longer.known.mapped_bytes, 0u);
+  EXPECT_TRUE(AllBytesAre(longer.later, sizeof(longer.later), 0));
+
+  quarry_statistics_t shorter = {};
+  shorter.size = sizeof(size_t);
+  EXPECT_EQ(quarry_statistics(&shorter), EINVAL);
+  EXPECT_EQ(shorter.mapped_bytes, 0u);
+}
+
+TEST(Quarry, SizeClassesAreToldSmallestFirst) {
+  std::vector<void*> blocks;
+  for (int i = 0; i < 100; ++i) blocks.push_back(quarry_malloc(48));
+  const size_t count = quarry_size_class_statistics(nullptr, 0);
+  ASSERT_GT(count, 10u);
+  std::vector<quarry_size_class_statistics_t> classes(count + 1);
+  classes[count].block_bytes = 7;
+  EXPECT_EQ(quarry_size_class_statistics(classes.data(), count), count);
+  EXPECT_EQ(classes[count].block_bytes, 7u);
+  size_t live_in_48 = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (i > 0) {
+      EXPECT_LT(classes[i - 1].block_bytes, classes[i].block_bytes);
+    }
+    if (classes[i].block_bytes == 48) live_in_48 = classes[i].live_blocks;
+  }
+  EXPECT_GE(live_in_48, 100u);
+  for (void* block : blocks) quarry_free(block);
+}
+
+TEST(Quarry, ReleasedMemoryIsNoLongerMappedOrKept) {
+  std::vector<void*> blocks;
+  for (int i = 0; i < 20000; ++i) {
+    blocks.push_back(quarry_malloc(1000));
+    memset(blocks.back(), 1, 1000);
+  }
+  for (void* block : blocks) quarry_free(block);
+  EXPECT_GT(quarry_release_memory(0), 10u << 20);
+  ExpectBalanced(Statistics());
+  void* block = quarry_calloc(1, 1000);
+  EXPECT_TRUE(AllBytesAre(block, 1000, 0));
+  quarry_free(block);
+}
+
+TEST(Quarry, AThreadMayFlushAtAnyTime) {
+  std::thread([] {
+    quarry_thread_flush();
+    void* block = quarry_malloc(100);
+    quarry_thread_flush();
+    quarry_free(block);
+    quarry_thread_flush();
+    quarry_free(quarry_malloc(100));
+  }).join();
+  quarry_verify();
+}
+
+TEST(Quarry, ThePageOfStatisticsGoesWhereItIsSent) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  quarry_statistics_print(ends[1]);
+  close(ends[1]);
+  std::string page(100, '\0');
+  page.resize(static_cast<size_t>(read(ends[0], page.data(), page.size())));
+  close(ends[0]);
+  EXPECT_EQ(page.find("quarry: memory of process "), 0u) << page;
+}
+
+TEST(Quarry, AllCallsAcceptEachOthersBlocks) {
+  quarry_free(quarry_realloc(quarry_malloc_aligned8(24), 100));
+  quarry_free(quarry_realloc(quarry_memalign(256, 24), 100));
+  quarry_free(quarry_reallocarray(quarry_calloc(3, 7), 10, 10));
+  quarry_free_sized(quarry_realloc(quarry_valloc(1), 100), 100);
+  quarry_verify();
+}
+
+}  // namespace
+}  // namespace quarry
