@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# usage: preload_test.sh SHARED_LIBRARY PROGRAM
+# The program passes with the library preloaded: as it is, in 1 GiB of address
+# space, and in a shell of few resources.
+set -euo pipefail
+
+library=$(readlink -f "$1")
+program=$2
+failures=0
+
+passes_with() {
+  local what=$1
+  shift
+  if ! (
+    "$@"
+    # Several tests report to one file otherwise.
+    unset XML_OUTPUT_FILE
+    LD_PRELOAD=$library exec "$program"
+  ); then
+    echo "FAILED: $what"
+    failures=$((failures + 1))
+  fi
+}
+
+passes_with "preloaded" true
+passes_with "in 1 GiB of address space" ulimit -v 1048576
+passes_with "with 64 KiB of locked memory" ulimit -l 64
+passes_with "with a stack of 256 KiB" ulimit -s 256
+
+# A C program that preloads the library loads no C++ runtime.
+mapped=$(LD_PRELOAD=$library cat /proc/self/maps)
+grep -qF "$library" <<<"$mapped" || {
+  echo "FAILED: cat runs without the library"
+  failures=$((failures + 1))
+}
+! grep -F libstdc++ <<<"$mapped" || {
+  echo "FAILED: libstdc++ came along"
+  failures=$((failures + 1))
+}
+exit $((failures != 0))
