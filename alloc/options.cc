@@ -25,6 +25,7 @@ constexpr const char* kVariable = "QUARRY_OPTIONS";
 std::atomic<bool> options_loaded{false};
 std::atomic<bool> help_wanted{false};
 std::atomic<bool> statistics_at_exit{false};
+std::atomic<size_t> statistics_process{0};  // 0 is every process.
 
 // The stderr that the process started with, under a number that the program
 // does not use: many programs close their stderr before the very end, to see
@@ -67,6 +68,12 @@ constexpr Option kOptions[] = {
        const bool was_wanted =
            statistics_at_exit.exchange(wanted, std::memory_order_relaxed);
        if (wanted && !was_wanted) KeepStderr();
+     },
+     [](const Settings&) { return size_t{0}; }},
+    {"stats_process", Unit::kCount,
+     "Only the process with this id prints that page; 0 is every process.",
+     [](size_t value) {
+       statistics_process.store(value, std::memory_order_relaxed);
      },
      [](const Settings&) { return size_t{0}; }},
     {"mmap_threshold", Unit::kBytes,
@@ -275,7 +282,10 @@ void PrintOptions(int file_descriptor) {
 
 int OpenForStatisticsAtExit() {
   if (!statistics_at_exit.load(std::memory_order_relaxed)) return -1;
-  if (getpid() != first_stderr.process) return -1;
+  const pid_t self = getpid();
+  const size_t wanted = statistics_process.load(std::memory_order_relaxed);
+  if (self != first_stderr.process) return -1;
+  if (wanted != 0 && wanted != static_cast<size_t>(self)) return -1;
   struct stat now;
   if (fstat(first_stderr.descriptor, &now) != 0) return -1;
   const bool is_the_same = now.st_dev == first_stderr.identity.st_dev &&

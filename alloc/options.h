@@ -22,7 +22,8 @@ void LoadOptions();
 // Where a page of statistics goes when the process ends: the stderr that the
 // process started with, though the program may have closed it by then or opened
 // something else in its place. -1 when no page is wanted, in a child that the
-// process forked, and when that stderr can no longer be reached.
+// process forked, where another process is asked for, and when that stderr can
+// no longer be reached.
 int OpenForStatisticsAtExit();
 
 // Applies `text`, reporting to `report_descriptor`.

@@ -194,6 +194,8 @@ TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
       "  help            0          0 or 1    Print this table to stderr.\n"
       "  stats_at_exit   0          0 or 1    "
       "Print a page of statistics to stderr when the process ends.\n"
+      "  stats_process   0          a count   "
+      "Only the process with this id prints that page; 0 is every process.\n"
       "  mmap_threshold  4194304    bytes     "
       "Blocks of at least this size get a mapping of their own.\n"
       "  trim_threshold  67108864   bytes     "

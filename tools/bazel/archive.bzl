@@ -15,12 +15,13 @@ def _single_object_archive_impl(ctx):
     ctx.actions.run_shell(
         inputs = depset(archives, transitive = [toolchain.all_files]),
         outputs = [object, archive],
-        # What is hidden in a shared library is local to this object.
+        # What is hidden in a shared library is local to this object, so none
+        # of it may be left to a group of which a linker drops all but one.
         command = """
             set -e
             ld=$1 objcopy=$2 ar=$3 object=$4 archive=$5
             shift 5
-            "$ld" -r -o "$object" --whole-archive "$@"
+            "$ld" -r --force-group-allocation -o "$object" --whole-archive "$@"
             "$objcopy" --localize-hidden "$object"
             rm -f "$archive"
             "$ar" rcsD "$archive" "$object"
