@@ -35,6 +35,10 @@ CONFIGURATIONS = {
     "clang-ubsan": ["--config=clang-ubsan"],
 }
 
+# Without --all: each sanitizer once, and the compiler that checks locks once.
+# The rest finds the same faults with another compiler, and takes as long again.
+USUAL = ["default", "dbg", "asan", "tsan", "ubsan", "clang-default"]
+
 Counts = collections.namedtuple("Counts", "passed failed skipped")
 
 
@@ -154,6 +158,9 @@ def Main():
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--quick", action="store_true",
                       help="the default configuration alone")
+  parser.add_argument("--all", action="store_true",
+                      help="every configuration: with clang 19, too, each of "
+                      "those that g++ has")
   parser.add_argument("--config", action="append", choices=CONFIGURATIONS,
                       help="only this configuration; may be repeated")
   parser.add_argument("--no-battery", action="store_true",
@@ -162,7 +169,8 @@ def Main():
                       help="Bazel's targets; all by default")
   arguments = parser.parse_args()
 
-  names = arguments.config or list(CONFIGURATIONS)
+  names = arguments.config or (
+      list(CONFIGURATIONS) if arguments.all else USUAL)
   if arguments.quick:
     names = ["default"]
   total = Counts(0, 0, 0)
