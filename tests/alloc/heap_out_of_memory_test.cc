@@ -208,7 +208,7 @@ TEST(HeapOutOfMemory, AShorterBlockHasItsNewSizeOrNull) {
       blocks.push_back({Allocate(12 * PageBytes()), 12 * PageBytes()});
       *blocks.back().start = 1;
     }
-    source.RefuseFrom(1);
+    source.RefuseKind(ScriptedPageSource::Kind::kMap);
     size_t refused = 0;
     for (Block& block : blocks) {
       char* const shorter =
@@ -222,7 +222,6 @@ TEST(HeapOutOfMemory, AShorterBlockHasItsNewSizeOrNull) {
     }
     VerifyHeap();
     CheckBalanced();
-    source.RefuseNothing();
     for (const Block& block : blocks) DeallocateSized(block.start, block.bytes);
     VerifyHeap();
     QUARRY_CHECK(GatherStatistics().live_bytes == 0);
