@@ -302,7 +302,12 @@ size_t Arena::Purge(size_t keep_bytes) {
 void Arena::PurgeIfTooDirty() {
   const size_t most_bytes =
       settings.trim_threshold_bytes.load(std::memory_order_relaxed);
-  if (free_dirty_bytes() > most_bytes) PurgeDownTo(most_bytes / 2);
+  if (free_dirty_bytes() <= std::max(most_bytes, stubborn_dirty_bytes_)) return;
+  PurgeDownTo(most_bytes / 2);
+  // The system refuses to purge locked memory, and would be asked again with
+  // every free: not before there is twice as much.
+  stubborn_dirty_bytes_ =
+      free_dirty_bytes() > most_bytes ? 2 * free_dirty_bytes() : 0;
 }
 
 size_t Arena::PurgeDownTo(size_t keep_bytes) {

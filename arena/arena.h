@@ -168,6 +168,8 @@ class Arena {
   Run* victim_ ABSL_GUARDED_BY(lock_) = nullptr;
   Run* top_ ABSL_GUARDED_BY(lock_) = nullptr;
   Segment* segments_ ABSL_GUARDED_BY(lock_) = nullptr;
+  // After a purge that the system refused: what may be dirty until the next.
+  size_t stubborn_dirty_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   size_t next_segment_bytes_ ABSL_GUARDED_BY(lock_) = kFirstSegmentBytes;
 
   Run* spare_records_ ABSL_GUARDED_BY(lock_) = nullptr;  // Linked by next.

@@ -367,6 +367,28 @@ TEST_F(ArenaTest, StaysDirtyWhenThePurgeIsRefused) {
   Deallocate({again, guard});
 }
 
+TEST_F(ArenaTest, DoesNotAskForARefusedPurgeWithEveryFree) {
+  settings.trim_threshold_bytes = 2 * kMiB;
+  std::vector<PageRun*> runs, guards;
+  for (int i = 0; i < 32; ++i) {
+    runs.push_back(Allocate(kMiB / 4 / PageBytes()));
+    guards.push_back(Allocate(1));
+  }
+  source_.RefuseKind(Kind::kPurge);
+  // Asks at 2.25 and then at 4.75 MiB, each time for at most the 9 and 19 runs
+  // that are free; never again up to 8 MiB.
+  for (PageRun* run : runs) arena_.Deallocate(run);
+  EXPECT_GT(source_.CountOf(Kind::kPurge), 9u);
+  EXPECT_LE(source_.CountOf(Kind::kPurge), 9u + 19u);
+  // Once the system agrees, the threshold holds again.
+  source_.RefuseNothing();
+  EXPECT_GT(arena_.Purge(0), 0u);
+  source_.ForgetCalls();
+  for (PageRun*& run : runs) run = Allocate(kMiB / 4 / PageBytes());
+  for (PageRun* run : runs) arena_.Deallocate(run);
+  for (PageRun* guard : guards) arena_.Deallocate(guard);
+}
+
 TEST_F(ArenaTest, FindsARunByAnyAddress) {
   PageRun* const run = Allocate(3);
   PageRun* const single = Allocate(1);
