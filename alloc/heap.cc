@@ -276,8 +276,9 @@ void* Reallocate(void* p, size_t bytes) {
 
 void DeallocateSlow(void* p) {
   constexpr char kCall[] = "free";
-  if (p == nullptr || ThreadCache::TryPushCold(p)) return;
+  if (p == nullptr) return;
   const Tag tag = PageMap::TagOf(p);
+  if (ThreadCache::TryPushCold(p, tag)) return;
   const Room room = RoomOf(tag);
   if (ABSL_PREDICT_TRUE(room == Room::kSlab)) {
     Slab* slab = Slab::Of(p);

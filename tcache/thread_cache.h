@@ -152,9 +152,10 @@ class alignas(64) ThreadCache {
 
   // Frees `p` if it is a block of a fast class that is cold, and that this
   // thread owns. Otherwise false, with nothing changed.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(void* p) {
-    Tag offset;
-    if (!OwnOffsetOf(p, &offset)) return false;
+  // `tag` is the page map's for p.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(void* p, Tag tag) {
+    const Tag offset = tag ^ thread_state.tag;
+    if (offset >= kOwnerUnit) return false;
     const Magazine* magazine = MagazineAt(offset);
     if (magazine->start_limit != 0 || !magazine->IsBlockStartWhenWarm(p)) {
       return false;

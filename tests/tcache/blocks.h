@@ -46,7 +46,8 @@ inline void* AllocateOfClass(SizeClass size_class) {
 inline void* Allocate(size_t bytes) { return AllocateOfClass(ClassOf(bytes)); }
 
 inline void Free(void* p) {
-  if (ThreadCache::TryPush(p) || ThreadCache::TryPushCold(p)) return;
+  if (ThreadCache::TryPush(p)) return;
+  if (ThreadCache::TryPushCold(p, PageMap::TagOf(p))) return;
   ThreadCache::Free(Slab::Of(p), p);
 }
 

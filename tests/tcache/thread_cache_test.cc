@@ -72,7 +72,7 @@ TEST_F(ThreadCacheTest, NoClassServesNoSize) {
   ASSERT_EQ(PageMap::TagOf(foreign), kNoTag);
   const auto check = [&] {
     EXPECT_FALSE(ThreadCache::TryPush(foreign));
-    EXPECT_FALSE(ThreadCache::TryPushCold(foreign));
+    EXPECT_FALSE(ThreadCache::TryPushCold(foreign, PageMap::TagOf(foreign)));
     for (size_t bytes : {size_t{0}, size_t{1}, ~size_t{0}, size_t{1} << 32}) {
       EXPECT_FALSE(ThreadCache::TryPushSized(foreign, bytes));
     }
@@ -191,13 +191,14 @@ TEST_F(ThreadCacheTest, AClassTurnsColdWhenItsDepotIsFull) {
     if (is_warm) continue;
     was_cold = true;
     memset(p, 0x77, kBytes);
-    ASSERT_TRUE(ThreadCache::TryPushCold(p));
+    ASSERT_TRUE(ThreadCache::TryPushCold(p, PageMap::TagOf(p)));
     EXPECT_EQ(static_cast<char*>(p)[0], 0x77) << "a cold free touches nothing";
     EXPECT_EQ(static_cast<char*>(p)[kBytes - 1], 0x77);
   }
   EXPECT_TRUE(was_cold);
   EXPECT_FALSE(ThreadCache::TryPushSized(last, kBytes));
-  EXPECT_FALSE(ThreadCache::TryPushCold(static_cast<char*>(last) + 16));
+  char* const inside = static_cast<char*>(last) + 16;
+  EXPECT_FALSE(ThreadCache::TryPushCold(inside, PageMap::TagOf(inside)));
   // The notes are few, and so are the blocks at hand.
   const ThreadCache::ClassStatistics statistics = StatisticsOf(c);
   EXPECT_LE(statistics.used_blocks, statistics.depot_blocks + 64 + 1);
