@@ -152,7 +152,8 @@ diff -r tree a/tree && diff -r tree b/tree && echo equal
 """),
     Case("dpkg-deb", ("dpkg-deb",), r"""
 mkdir -p package/DEBIAN package/usr/share/doc
-printf 'Package: quarry-battery\nVersion: 1\nArchitecture: all\nMaintainer: q <q@example.com>\nDescription: none\n' > package/DEBIAN/control
+printf '%s\n' 'Package: quarry-battery' 'Version: 1' 'Architecture: all' \
+  'Maintainer: q <q@example.com>' 'Description: none' > package/DEBIAN/control
 seq 200000 > package/usr/share/doc/numbers
 export SOURCE_DATE_EPOCH=0
 dpkg-deb --root-owner-group -Zxz -b package one.deb
@@ -168,8 +169,10 @@ LC_ALL=en_US.UTF-8 sort -u data | sha256sum
 """),
     Case("awk", ("gawk",), r"""
 seq 1 300000 | gawk '{ words["w" ($1 * 31) % 5003] += $1 }
-  END { n = asorti(words, keys); for (i = 1; i <= n; i++) print keys[i], words[keys[i]] }' | sha256sum
-seq 1 50000 | gawk '{ s = s $1 } END { print length(s), gsub(/1[0-9]*2/, "", s), length(s) }'
+  END { n = asorti(words, keys)
+        for (i = 1; i <= n; i++) print keys[i], words[keys[i]] }' | sha256sum
+seq 1 50000 | gawk '{ s = s $1 }
+  END { print length(s), gsub(/1[0-9]*2/, "", s), length(s) }'
 """),
     Case("sed-grep-diff", ("sed", "grep", "diff", "patch"), r"""
 seq 1 60000 > a
@@ -181,7 +184,8 @@ sha256sum changes && patch -s a changes && cmp a b && echo patched
     Case("jq", ("jq",), r"""
 jq -n '[range(30000) | {id: ., name: ("n" + tostring), tags: [range(. % 5)]}]' > data.json
 sha256sum data.json
-jq '[.[] | select(.id % 3 == 0)] | group_by(.tags | length) | map({n: length, sum: (map(.id) | add)})' data.json
+jq '[.[] | select(.id % 3 == 0)] | group_by(.tags | length) |
+  map({n: length, sum: (map(.id) | add)})' data.json
 jq -r '.[] | [.id, .name] | @csv' data.json | sha256sum
 """),
     Case("vim", ("vim",), r"""
@@ -227,9 +231,9 @@ find copy -type f | wc -l
     # Mathematics and cryptography.
     Case("openssl", ("openssl",), r"""
 seq 1 300000 > data
-for cipher in aes-256-cbc chacha20 aes-128-ctr; do
-  openssl enc -$cipher -K $(printf '%064d' 7 | cut -c1-$([ $cipher = aes-128-ctr ] && echo 32 || echo 64)) \
-    -iv 00000000000000000000000000000001 -in data -out data.$cipher
+for cipher in aes-256-cbc chacha20 aes-256-ctr; do
+  openssl enc -$cipher -K "$(printf '%064d' 7)" -iv "$(printf '%032d' 1)" \
+    -in data -out data.$cipher
   sha256sum data.$cipher
 done
 openssl dgst -sha3-256 data

@@ -4,7 +4,8 @@ create table items(id integer primary key, n integer, name text, body blob);
 create index by_name on items(name);
 begin;
 with recursive series(i) as (select 1 union all select i + 1 from series where i < 120000)
-insert into items select i, (i * 7919) % 10007, 'name' || (i * 31) % 5003, zeroblob(i % 200) from series;
+insert into items select i, (i * 7919) % 10007, 'name' || (i * 31) % 5003, zeroblob(i % 200)
+from series;
 commit;
 delete from items where n % 7 = 3;
 update items set name = name || '-' || n where n % 5 = 0;

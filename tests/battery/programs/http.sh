@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Python's threading HTTP server, fetched by parallel curls; then file URLs.
 set -eu
 mkdir files

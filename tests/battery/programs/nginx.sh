@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # nginx with two workers, its files fetched by many connections at once.
 set -eu
 mkdir -p files logs

@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # A redis server under load, its data checked, saved, and read back.
 # redis-tools holds the server too: one binary that goes by its name.
 set -eu
