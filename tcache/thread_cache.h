@@ -279,6 +279,10 @@ class alignas(64) ThreadCache {
   void TurnWarm(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FlushNotes() ABSL_LOCKS_EXCLUDED(lock_);
   void FlushCold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Puts the notes from the i-th on that belong to word `index` of the bitmap of
+  // `slab`; returns where the others begin.
+  uint32_t GatherWord(Slab* slab, size_t index, uint32_t i)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void Flush(FreeBlock* first, SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FlushAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
