@@ -356,6 +356,8 @@ HeapStatistics GatherStatistics() {
   HeapStatistics s;
   ThreadCache::ClassStatistics classes[kClasses] = {};
   ThreadCache* const mine = thread_state.cache;
+  // Blocks that are noted as free are in use as far as their slabs know.
+  if (mine != &no_cache) mine->FlushNotes();
 
   cache_registry.ForEach([&](ThreadCache* cache) {
     cache->AddStatistics(classes);

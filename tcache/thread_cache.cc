@@ -106,7 +106,8 @@ void ThreadCache::Close() {
 void ThreadCache::DrainAllAfterFork() {
   LockHolder hold(lock_);
   // Tokens, in this stack or in the hands of threads that are gone, mean
-  // nothing once every slab is drained whole.
+  // nothing once every slab is drained whole. This also opens the stack again
+  // if its thread was just closing it, since Close() will be called for that.
   (void)pending_.TakeAll();
   SlabList all;
   for (Shelf& shelf : shelves_) {
@@ -206,8 +207,8 @@ void ThreadCache::TurnWarm(SizeClass size_class) {
 }
 
 void ThreadCache::GrowMagazine(Magazine* magazine) {
-  const int32_t capacity = std::min(magazine->capacity * 2,
-                                    int32_t{kMostBlocks[ClassOfMagazine(magazine)]});
+  const int32_t most = kMostBlocks[ClassOfMagazine(magazine)];
+  const int32_t capacity = std::min(magazine->capacity * 2, most);
   magazine->room += capacity - magazine->capacity;
   magazine->capacity = capacity;
 }

@@ -150,9 +150,8 @@ class alignas(64) ThreadCache {
 
   // --- The slow paths, of the calling thread. ---
 
-  // Frees `p` if it is a block of a fast class that is cold, and that this
-  // thread owns. Otherwise false, with nothing changed.
-  // `tag` is the page map's for p.
+  // Frees `p`, whose tag is `tag`, if it is a block of a fast class that is
+  // cold, and that this thread owns. Otherwise false, with nothing changed.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(void* p, Tag tag) {
     const Tag offset = tag ^ thread_state.tag;
     if (offset >= kOwnerUnit) return false;
@@ -182,6 +181,10 @@ class alignas(64) ThreadCache {
   // Gives the thread's magazines and depots back to its slabs, and empty slabs
   // to the arena.
   static void FlushThread();
+
+  // Gives the blocks of cold classes that are only noted to their slabs. The
+  // owner thread only.
+  void FlushNotes() ABSL_LOCKS_EXCLUDED(lock_);
 
   // --- Lifetime; see thread_life.h. ---
 
@@ -277,7 +280,6 @@ class alignas(64) ThreadCache {
   // Between cold and warm: whether the fast path takes frees of the class.
   void TurnCold(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TurnWarm(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  void FlushNotes() ABSL_LOCKS_EXCLUDED(lock_);
   void FlushCold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Puts the notes from the i-th on that belong to word `index` of the bitmap of
   // `slab`; returns where the others begin.

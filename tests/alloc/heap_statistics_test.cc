@@ -35,6 +35,22 @@ TEST(HeapStatistics, LiveBytesFollowEachCall) {
   }
 }
 
+// So many frees in a row that the class turns cold, and some are only noted: an
+// odd number, so that the notes are never all in their slabs by chance.
+TEST(HeapStatistics, LiveBytesFollowTheFreesOfAColdClass) {
+  const size_t before = GatherStatistics().live_bytes;
+  std::vector<void*> blocks(5001);
+  for (void*& block : blocks) block = AllocateSlow(48);
+  for (size_t freed = 0; freed < blocks.size(); ++freed) {
+    Deallocate(blocks[freed]);
+    if (freed % 101 == 0) {
+      ASSERT_EQ(GatherStatistics().live_bytes,
+                before + (blocks.size() - freed - 1) * 48);
+    }
+  }
+  EXPECT_EQ(GatherStatistics().live_bytes, before);
+}
+
 TEST(HeapStatistics, EachRoomHasItsFigure) {
   const HeapStatistics before = GatherStatistics();
   char* const small = Allocate(100);
