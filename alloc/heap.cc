@@ -114,7 +114,7 @@ void* AllocateBlock(SizeClass size_class) {
     ReportMisalignedPointer(call, p);
   }
   if (const Run* run = Arena::RunContaining(p)) {
-    if (!run->in_use.load(std::memory_order_relaxed)) {
+    if (!run->IsInUse()) {
       ReportFreedLargeBlock(call, p);
     }
     ReportInteriorPointer(call, p, run->start, run->bytes());

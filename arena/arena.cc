@@ -12,7 +12,7 @@ namespace quarry {
 namespace {
 
 bool IsFree(const Run* run) {
-  return run != nullptr && !run->in_use.load(std::memory_order_relaxed);
+  return run != nullptr && run->IsFree();
 }
 
 uint32_t DirtyPagesOf(const Run* run) {
@@ -197,7 +197,7 @@ Run* Arena::Carve(Run* run, uint32_t pages, size_t alignment) {
   run->pages = pages;
   const uint32_t dirty = DirtyPagesOf(run);
   run->zeroed = dirty == 0;
-  run->in_use.store(true, std::memory_order_relaxed);
+  run->state.store(Run::kInUse, std::memory_order_relaxed);
   segment->SetTags(run);
   free_dirty_pages_ -= dirty;
   in_use_pages_ += pages;
@@ -223,7 +223,7 @@ void Arena::Free(Run* run) {
   free_dirty_pages_ += run->pages;
   in_use_pages_ -= run->pages;
   --in_use_runs_;
-  run->in_use.store(false, std::memory_order_relaxed);
+  run->state.store(Run::kFree, std::memory_order_relaxed);
   segment->SetTags(run);
 
   Place place = Place::kBin;
@@ -279,7 +279,7 @@ Run* Arena::RunOf(const void* p) {
   const Segment* const segment =
       static_cast<const Segment*>(PageMap::DescriptorOf(p));
   Run* const run = segment->TagAt(segment->PageOf(p));
-  if (run == nullptr || run->start != p || IsFree(run)) return nullptr;
+  if (run == nullptr || run->start != p || !run->IsInUse()) return nullptr;
   return run;
 }
 

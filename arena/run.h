@@ -31,9 +31,20 @@ struct alignas(64) Run {
   Segment* segment = nullptr;
   uint32_t pages = 0;
 
-  // Atomic only so that a wrong free() that reads it beside the lock is
-  // reported and not a data race. Written under the arena's lock.
-  std::atomic<bool> in_use{false};
+  // Who holds the run. Atomic only so that a wrong free() that reads it beside
+  // the lock is reported and not a data race. Written under the arena's lock,
+  // but between kInUse and kCached, by the thread that holds the run.
+  enum State : uint8_t {
+    kFree,    // The arena: it is in one of its places.
+    kInUse,   // The program, or a slab.
+    kCached,  // A thread, for its next request of the size.
+  };
+  std::atomic<State> state{kFree};
+
+  bool IsFree() const { return state.load(std::memory_order_relaxed) == kFree; }
+  bool IsInUse() const {
+    return state.load(std::memory_order_relaxed) == kInUse;
+  }
 
   // Whether every byte was known to be zero when Arena::Allocate() gave the
   // run out.

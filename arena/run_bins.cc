@@ -247,7 +247,7 @@ void RunBins::Verify(size_t* runs, size_t* pages) const {
       QUARRY_CHECK(SmallBinOf(run->pages) == bin);
       QUARRY_CHECK(run->bin == bin);
       QUARRY_CHECK(run->next->previous == run);
-      QUARRY_CHECK(!run->in_use.load(std::memory_order_relaxed));
+      QUARRY_CHECK(run->IsFree());
       ++*runs;
       *pages += run->pages;
       run = run->next;
@@ -275,7 +275,7 @@ void RunBins::VerifyNode(const Run* node, uint32_t bin, uint32_t depth,
     QUARRY_CHECK(run->bin == kFirstTreeBin + bin);
     QUARRY_CHECK((run->parent != nullptr) == (run == node));
     QUARRY_CHECK(run->next->previous == run);
-    QUARRY_CHECK(!run->in_use.load(std::memory_order_relaxed));
+    QUARRY_CHECK(run->IsFree());
     ++*runs;
     *pages += run->pages;
     run = run->next;

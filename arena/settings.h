@@ -12,12 +12,42 @@
 
 namespace quarry {
 
+// Which memory may lie on huge pages. The allocator's own never does.
+enum class HugePagePolicy : uint8_t {
+  kNever,    // None.
+  kDefault,  // As the system is set.
+  kDense,    // As the system is set, and ranges that are almost wholly live.
+};
+
 struct Settings {
   // Blocks of at least this many bytes are mappings of their own.
   std::atomic<size_t> mmap_threshold_bytes{size_t{4} << 20};
 
+  // Whether that grows to the size of a huge block that is freed, as in glibc.
+  // No longer once either threshold was set.
+  std::atomic<bool> mmap_threshold_adapts{true};
+
   // Free dirty bytes that an arena keeps before it gives pages back.
   std::atomic<size_t> trim_threshold_bytes{size_t{64} << 20};
+
+  // For how long free memory may stay dirty before it goes back to the system;
+  // 0 means at once.
+  std::atomic<size_t> decay_ms{500};
+
+  // Whether a thread of the allocator's own sees to that while the program
+  // makes no calls.
+  std::atomic<bool> maintenance{true};
+
+  // Whether memory is given back by MADV_FREE: cheaper, but resident until the
+  // system needs it.
+  std::atomic<bool> lazy_purge{false};
+
+  std::atomic<HugePagePolicy> huge_pages{HugePagePolicy::kDefault};
+
+  // Above the first, memory goes back at once and the program is told; above
+  // the second, requests fail. 0 means no limit.
+  std::atomic<size_t> soft_limit_bytes{0};
+  std::atomic<size_t> hard_limit_bytes{0};
 
   // At most this many arenas; 0 means one for each processor.
   std::atomic<size_t> arenas_max{0};

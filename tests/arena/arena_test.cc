@@ -405,7 +405,7 @@ TEST_F(ArenaTest, FindsARunByAnyAddress) {
   char* const start = run->start;
   Deallocate({run});
   EXPECT_EQ(Arena::RunOf(start), nullptr);
-  EXPECT_FALSE(Arena::RunContaining(start)->in_use);
+  EXPECT_TRUE(Arena::RunContaining(start)->IsFree());
   Deallocate({single});
 }
 
