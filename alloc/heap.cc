@@ -71,11 +71,19 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
     return {nullptr, false};
   }
   if (ServedByArena(std::max(bytes, alignment))) {
-    const size_t pages = std::max<size_t>(PagesFor(bytes), 1);
-    if (Run* run = ArenaOfThread().Allocate(pages, alignment)) {
-      return {run->start, run->zeroed};
+    Run* run;
+    if (ABSL_PREDICT_TRUE(alignment <= PageBytes() && bytes > kSmallMaxBytes)) {
+      const size_t pages = MediumBytes(bytes) / PageBytes();
+      run = ThreadCache::TakeRun(pages);
+      if (run == nullptr) run = ArenaOfThread().Allocate(pages, PageBytes());
+    } else {
+      // No more than the needed pages: what is aligned widely seldom fits
+      // another request.
+      const size_t pages = std::max<size_t>(PagesFor(bytes), 1);
+      run = ArenaOfThread().Allocate(pages, alignment);
     }
-    return {nullptr, false};
+    if (run == nullptr) return {nullptr, false};
+    return {run->start, run->zeroed};
   }
   if (Huge* huge = huge_blocks.Allocate(std::max<size_t>(bytes, 1),
                                         alignment)) {
@@ -172,9 +180,10 @@ bool BlockServes(size_t usable, size_t bytes) {
 bool LargeBlockServes(const void* p, size_t usable, size_t bytes) {
   const size_t needed = RoundUp(std::max<size_t>(bytes, 1), PageBytes());
   // A huge block may be larger than was asked for: kept mappings serve again.
-  const size_t slack =
-      RoomOf(PageMap::TagOf(p)) == Room::kHuge ? needed / 8 : 0;
-  return needed <= usable && usable - needed <= slack;
+  const size_t most = RoomOf(PageMap::TagOf(p)) == Room::kHuge
+                          ? needed + needed / 8
+                          : std::max(needed, MediumBytes(needed));
+  return needed <= usable && usable <= most;
 }
 
 void* Move(void* p, size_t old_bytes, size_t new_bytes) {
@@ -188,9 +197,11 @@ void* Move(void* p, size_t old_bytes, size_t new_bytes) {
 
 // Whether `run` has, or could be made to have, room for `bytes` in its place.
 bool ResizeRun(Run* run, size_t bytes) {
-  const size_t pages = PagesFor(bytes);
+  const size_t pages = MediumBytes(bytes) / PageBytes();
   if (pages == run->pages) return true;
-  if (pages > run->pages) return run->arena()->Grow(run, pages);
+  if (pages > run->pages) {
+    return PagesFor(bytes) <= run->pages || run->arena()->Grow(run, pages);
+  }
   run->arena()->Shrink(run, pages);
   // Not when there is no memory for a record. A block that is larger than its
   // last realloc() said would be one that its sized free does not fit.
@@ -293,7 +304,7 @@ void DeallocateSlow(void* p) {
     if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
       memset(p, PerturbByte(), run->bytes());
     }
-    return run->arena()->Deallocate(run);
+    return ThreadCache::FreeRun(run);
   }
   if (room == Room::kHuge) return huge_blocks.Deallocate(HugeAt(kCall, p));
   ReportWildPointer(kCall, p);
@@ -332,7 +343,8 @@ size_t UsableBytes(const void* p) {
 size_t GoodBytes(size_t bytes) {
   if (bytes <= kSmallMaxBytes) return BlockBytes(ClassOf(bytes));
   if (bytes > PTRDIFF_MAX) return bytes;
-  return RoundUp(bytes, PageBytes());
+  return ServedByArena(bytes) ? MediumBytes(bytes)
+                              : RoundUp(bytes, PageBytes());
 }
 
 void FlushThread() { ThreadCache::FlushThread(); }
@@ -359,6 +371,7 @@ HeapStatistics GatherStatistics() {
   // Blocks that are noted as free are in use as far as their slabs know.
   if (mine != &no_cache) mine->FlushNotes();
 
+  size_t cached_run_bytes = 0;
   cache_registry.ForEach([&](ThreadCache* cache) {
     cache->AddStatistics(classes);
     const ThreadCache::Counters counters = cache->counters();
@@ -369,6 +382,8 @@ HeapStatistics GatherStatistics() {
     s.slabs_returned += counters.slabs_returned;
     s.adoptions += counters.adoptions;
     s.remote_frees += cache->remote_frees.load(std::memory_order_relaxed);
+    s.cached_bytes += cache->CachedRunBytes();
+    cached_run_bytes += cache->CachedRunBytes();
     if (cache->is_open) ++s.threads;
   });
   s.remote_frees += RemoteFreesWithoutCache();
@@ -406,7 +421,7 @@ HeapStatistics GatherStatistics() {
     s.segments += arena.segments;
     if (arena.mapped_bytes != 0) ++s.arenas;
   }
-  s.live_medium_bytes = run_bytes - slab_bytes;
+  s.live_medium_bytes = run_bytes - slab_bytes - cached_run_bytes;
 
   const HugeBlocks::Statistics huge = huge_blocks.statistics();
   s.live_huge_bytes = huge.live_bytes;

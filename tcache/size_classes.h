@@ -21,6 +21,7 @@
 #include <cstdint>
 
 #include "arena/page_map.h"
+#include "arena/page_source.h"
 
 namespace quarry {
 
@@ -83,6 +84,14 @@ constexpr SizeClass ClassOf(size_t bytes, size_t alignment) {
 // The fewest bytes that a request served by this class may have.
 constexpr size_t MinRequestBytes(SizeClass size_class) {
   return size_class <= kFirstClass ? 0 : BlockBytes(size_class - 1) + 1;
+}
+
+// What a request above kSmallMaxBytes gets: whole pages, in steps of eight for
+// each doubling as the classes above, so that a size which varies a little
+// meets runs of its size again, and a block that grows a little stays.
+inline size_t MediumBytes(size_t bytes) {
+  const size_t step = std::bit_floor(bytes - 1) / kClassesPerDoubling;
+  return RoundUp(bytes, step > PageBytes() ? step : PageBytes());
 }
 
 // Slabs are one granule, or, for classes of which that would hold only a few

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "absl/base/optimization.h"
+#include "arena/page_source.h"
 #include "arena/process_arenas.h"
 #include "arena/report.h"
 
@@ -69,6 +70,7 @@ void Slab::TakeFresh(size_t wanted, BlockList* list) {
   if (count > wanted) count = wanted;
   for (size_t i = 0; i < count; ++i, block += block_bytes_) list->Append(block);
   fresh_ = static_cast<uint16_t>(fresh_ + count);
+  if (fresh_ > resident_) resident_ = fresh_;
   used_ = static_cast<uint16_t>(used_ + count);
 }
 
@@ -112,6 +114,28 @@ void Slab::Reset() {
   for (size_t i = 0; i < words; ++i) local()[i] = 0;
   fresh_ = 0;
   first_word_ = 0;
+}
+
+bool Slab::PurgeTail() {
+  // The blocks behind the last one that is used.
+  size_t in_use = fresh_;
+  while (in_use > 0 && IsFree(in_use - 1)) --in_use;
+  const auto page_after = [this](size_t blocks) {
+    const uintptr_t end = reinterpret_cast<uintptr_t>(BlockAt(blocks));
+    return RoundUp(end, PageBytes());
+  };
+  const uintptr_t from = page_after(in_use);
+  const uintptr_t to = page_after(resident_);
+  if (to < from + kLeastTailPages * PageBytes() ||
+      !OsPages().Purge(reinterpret_cast<void*>(from), to - from)) {
+    return false;
+  }
+  for (size_t block = in_use; block < fresh_; ++block) {
+    local()[block / 64] &= ~(uint64_t{1} << (block % 64));
+  }
+  fresh_ = static_cast<uint16_t>(in_use);
+  resident_ = fresh_;
+  return true;
 }
 
 void Slab::SetFullness() {

@@ -9,7 +9,7 @@
 // overflow out of a block cannot reach them, a block is not touched to free it
 // or to find it, and blocks are as aligned as their size allows.
 //
-// A block is in one of four places: with the program or in a magazine (`used`
+// A block is in one of three places: with the program or in a magazine (`used`
 // counts both, as the slab cannot tell them apart), in the local bitmap, or
 // fresh, which is to say never given out since the slab was last empty. Fresh
 // blocks go out in order of address, so that pages are touched one by one.
@@ -62,7 +62,7 @@ class BlockList {
 class alignas(64) Slab {
  public:
   // How full a slab is, in quarters, which is how lists of slabs are kept.
-  enum Fullness : uint32_t {
+  enum Fullness : uint8_t {
     kFull,         // No free block.
     kThreeFourths, // At least three fourths used.
     kHalf,
@@ -86,7 +86,12 @@ class alignas(64) Slab {
   // The range of used_ in which fullness_ holds.
   uint16_t fullness_from_ = 0;
   uint16_t fullness_to_ = 0;
+  uint16_t resident_ = 0;  // No block from here on was ever given out, or
+                           // since its pages were purged.
   Fullness fullness_ = kEmpty;
+
+  // Fewer pages are not worth a system call, nor the fault of their next use.
+  static constexpr size_t kLeastTailPages = 4;
 
  public:
   // Neighbours in a list; the list's.
@@ -174,6 +179,10 @@ class alignas(64) Slab {
   // Drains all remote frees, with or without a token: see RemoteBitmap.
   size_t Drain();
   size_t DrainAll();
+
+  // Gives the pages behind the last block in use back to the system, if they
+  // are worth a call; their blocks are fresh again. Returns whether it did.
+  bool PurgeTail();
 
   // After used() changed: whether the slab belongs in another list.
   bool UpdateFullness() {

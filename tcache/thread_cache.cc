@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
 #include "arena/report.h"
 #include "arena/settings.h"
@@ -44,6 +45,15 @@ constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
     most[c] = static_cast<int16_t>(
         std::clamp(static_cast<int32_t>(kMostMagazineBytes / BlockBytes(c)),
                    kFewestMagazineBlocks, kMostMagazineBlocks));
+  }
+  return most;
+}();
+
+constexpr std::array<uint8_t, kClasses> ThreadCache::kMostMagazines = [] {
+  std::array<uint8_t, kClasses> most = {};
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    most[c] = static_cast<uint8_t>(std::clamp<size_t>(
+        kMostShelfBytes / DepotBytes(c), 1, kDepotMagazines));
   }
   return most;
 }();
@@ -104,6 +114,7 @@ void ThreadCache::Close() {
 }
 
 void ThreadCache::DrainAllAfterFork() {
+  runs_.ReopenAfterFork();
   LockHolder hold(lock_);
   // Tokens, in this stack or in the hands of threads that are gone, mean
   // nothing once every slab is drained whole. This also opens the stack again
@@ -142,11 +153,20 @@ void* ThreadCache::Allocate(SizeClass size_class) {
 }
 
 void* ThreadCache::Refill(SizeClass size_class) {
+  is_quiet_ = false;
   Magazine& magazine = magazines_[size_class];
   if (TakeFromDepot(size_class)) return magazine.Pop();
+  Shelf& shelf = shelves_[size_class];
+  if (shelf.is_cold) TurnWarm(size_class);
   if (cold_count_ > 0) FlushCold();
   if (!pending_.IsEmpty()) DrainPending();
-  GrowMagazine(&magazine);
+  if (ABSL_PREDICT_FALSE(shelf.was_idle)) {
+    shelf.was_idle = false;
+    magazine.capacity =
+        std::min(int32_t{kMostBlocks[size_class]}, kFirstMagazineBlocks);
+  } else {
+    GrowMagazine(&magazine);
+  }
   const size_t wanted = static_cast<size_t>(magazine.capacity) / 2;
   Slab* slab = BestSlab(size_class);
   if (slab == nullptr) slab = AcquireSlab(size_class);
@@ -177,12 +197,18 @@ void* ThreadCache::TakeOne(SizeClass size_class) {
 bool ThreadCache::TakeFromDepot(SizeClass size_class) {
   Shelf& shelf = shelves_[size_class];
   if (shelf.depot_count == 0) return false;
-  const uint32_t newest = --shelf.depot_count;
+  --shelf.depot_count;
+  if (shelf.depot_unused > shelf.depot_count) {
+    shelf.depot_unused = shelf.depot_count;
+  }
+  depot_bytes_ -= DepotBytes(size_class);
   Magazine& magazine = magazines_[size_class];
-  magazine.head = shelf.depot[newest];
-  magazine.room = magazine.capacity - shelf.depot_blocks[newest];
+  magazine.head = shelf.depot[shelf.depot_count];
+  magazine.capacity = kMostBlocks[size_class];
+  magazine.room =
+      magazine.capacity - static_cast<int32_t>(DepotBlocks(size_class));
   // Not at once, or a thread at the edge would turn with every other call.
-  if (shelf.is_cold && shelf.depot_count <= kDepotMagazines / 2) {
+  if (shelf.is_cold && shelf.depot_count <= kMostMagazines[size_class] / 2) {
     TurnWarm(size_class);
   }
   return true;
@@ -264,20 +290,47 @@ void ThreadCache::Free(Slab* slab, void* p) {
 }
 
 void ThreadCache::FreeLocally(Slab* slab, void* p) {
-  const size_t index = slab->IndexOf(p);
   CheckIsBlock("free", slab, p);
-  Magazine& magazine = magazines_[slab->size_class()];
-  if (magazine.head == p || !slab->IsGivenOut(p) || slab->IsFree(index) ||
-      (cold_count_ > 0 && cold_[cold_count_ - 1] == p)) {
-    ReportDoubleFree(p, slab->block_bytes(), slab->start());
-  }
-  if (ABSL_PREDICT_TRUE(thread_state.tag != 0)) {
+  const SizeClass size_class = slab->size_class();
+  Magazine& magazine = magazines_[size_class];
+  if (ABSL_PREDICT_TRUE(size_class >= kFastClasses && magazine.head != p &&
+                        thread_state.tag != 0)) {
     if (magazine.Push(p)) Overflow(&magazine);
     return;
   }
-  LockHolder hold(lock_);
-  QUARRY_CHECK(slab->PutBlock(index));
-  Relist(slab);
+  // Either every call of the thread comes here, or the fast path refused the
+  // block for a reason.
+  {
+    LockHolder hold(lock_);
+    const size_t index = slab->IndexOf(p);
+    if (magazine.head == p || !slab->IsGivenOut(p) || slab->IsFree(index) ||
+        (cold_count_ > 0 && cold_[cold_count_ - 1] == p)) {
+      ReportDoubleFree(p, slab->block_bytes(), slab->start());
+    }
+    if (thread_state.tag == 0) {
+      QUARRY_CHECK(slab->PutBlock(index));
+      Relist(slab);
+      return;
+    }
+  }
+  if (magazine.Push(p)) Overflow(&magazine);
+}
+
+void ThreadCache::FreeRun(Run* run) {
+  ThreadCache* cache = thread_state.cache;
+  if (cache == &no_cache || run->arena() != cache->arena_) {
+    return run->arena()->Deallocate(run);
+  }
+  // Two threads that free it at once may both get here; the arena then finds
+  // out when the second of them gives it back.
+  run->state.store(Run::kCached, std::memory_order_relaxed);
+  if (Run* other = cache->runs_.Put(run)) cache->arena_->Deallocate(other);
+  while (Run* other = cache->runs_.PopAbove(RunCache::kMostBytes)) {
+    cache->arena_->Deallocate(other);
+  }
+  if (cache->runs_.cached_bytes() >= kWorthTidyingBytes) {
+    maintenance_signal.NoteWork();
+  }
 }
 
 void ThreadCache::Overflow(Magazine* magazine) {
@@ -288,19 +341,24 @@ void ThreadCache::Overflow(Magazine* magazine) {
     return;
   }
   LockHolder hold(cache->lock_);
+  cache->is_quiet_ = false;
   Shelf& shelf = cache->shelves_[size_class];
-  if (shelf.depot_count == kDepotMagazines) {
-    // Filled up again by blocks of a class that is not fast, whose frees do not
-    // see that it is cold, or while it was turning warm.
+  if (shelf.depot_count == kMostMagazines[size_class] ||
+      cache->depot_bytes_ >= kMostDepotBytes) {
+    // Blocks of a class that is not fast come here again and again, since their
+    // frees do not see that it is cold.
     cache->Flush(magazine->head, size_class);
+    if (!shelf.is_cold) cache->TurnCold(size_class);
   } else {
-    shelf.depot[shelf.depot_count] = magazine->head;
-    shelf.depot_blocks[shelf.depot_count] =
-        static_cast<uint16_t>(magazine->capacity - magazine->room);
-    if (++shelf.depot_count == kDepotMagazines) cache->TurnCold(size_class);
+    shelf.depot[shelf.depot_count++] = magazine->head;
+    cache->depot_bytes_ += DepotBytes(size_class);
+    if (shelf.depot_count == kMostMagazines[size_class]) {
+      cache->TurnCold(size_class);
+    }
   }
   magazine->head = nullptr;
   magazine->room = magazine->capacity;
+  if (cache->depot_bytes_ >= kWorthTidyingBytes) maintenance_signal.NoteWork();
 }
 
 void ThreadCache::FlushNotes() {
@@ -309,6 +367,9 @@ void ThreadCache::FlushNotes() {
 }
 
 void ThreadCache::FlushCold() {
+  if (cold_count_ == 0) return;
+  is_quiet_ = false;
+  const SizeClass last = Slab::Of(cold_[cold_count_ - 1])->size_class();
   for (uint32_t i = 0; i < cold_count_;) {
     // A block noted twice, whose slab was given back after the first time.
     if (ABSL_PREDICT_FALSE((PageMap::TagOf(cold_[i]) ^ tag_) >= kOwnerUnit)) {
@@ -331,6 +392,12 @@ void ThreadCache::FlushCold() {
     Relist(slab);
   }
   cold_count_ = 0;
+  // The depot may have been given back meanwhile, by Tidy().
+  const Shelf& shelf = shelves_[last];
+  if (shelf.is_cold && shelf.depot_count <= kMostMagazines[last] / 2 &&
+      depot_bytes_ < kMostDepotBytes) {
+    TurnWarm(last);
+  }
 }
 
 uint32_t ThreadCache::GatherWord(Slab* slab, size_t index, uint32_t i) {
@@ -387,8 +454,11 @@ void ThreadCache::FlushAll() {
     Shelf& shelf = shelves_[c];
     for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(shelf.depot[i], c);
     shelf.depot_count = 0;
+    shelf.depot_unused = 0;
     if (shelf.is_cold) TurnWarm(c);
   }
+  depot_bytes_ = 0;
+  while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
 }
 
 void ThreadCache::FlushThread() {
@@ -416,6 +486,61 @@ void ThreadCache::Relist(Slab* slab) {
     return;
   }
   list.PushFront(slab);
+}
+
+bool ThreadCache::Tidy() {
+  // The owner is at work, and will be asked again.
+  if (!lock_.TryAcquire()) return true;
+  if (!pending_.IsEmpty()) {
+    DrainPending();
+    is_tidy_ = false;
+  }
+  if (!is_quiet_ || !is_tidy_) {
+    FlushUnusedDepots();
+    if (is_quiet_) {
+      ReturnEmptySlabs();
+      is_tidy_ = PurgeTails();
+    } else {
+      is_tidy_ = false;
+    }
+    is_quiet_ = true;
+  }
+  const bool has_runs =
+      runs_.StealIdle([](Run* run) { run->arena()->Deallocate(run); });
+  const bool more = has_runs || !is_tidy_;
+  lock_.Release();
+  return more;
+}
+
+void ThreadCache::FlushUnusedDepots() {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    Shelf& shelf = shelves_[c];
+    const uint8_t unused = shelf.depot_unused;
+    if (unused > 0) {
+      for (uint32_t i = 0; i < unused; ++i) Flush(shelf.depot[i], c);
+      std::copy(shelf.depot + unused, shelf.depot + shelf.depot_count,
+                shelf.depot);
+      shelf.depot_count = static_cast<uint8_t>(shelf.depot_count - unused);
+      depot_bytes_ -= unused * DepotBytes(c);
+    }
+    shelf.depot_unused = shelf.depot_count;
+  }
+}
+
+bool ThreadCache::PurgeTails() {
+  constexpr int kMostPurges = 256;
+  int purges = 0;
+  for (Shelf& shelf : shelves_) {
+    shelf.was_idle = true;
+    for (uint32_t f = Slab::kThreeFourths; f < Slab::kEmpty; ++f) {
+      for (Slab* slab = shelf.slabs[f].first(); slab != nullptr;
+           slab = slab->next) {
+        if (!slab->PurgeTail()) continue;
+        if (++purges == kMostPurges) return false;
+      }
+    }
+  }
+  return true;
 }
 
 void ThreadCache::ReturnEmptySlabs() {
@@ -482,10 +607,7 @@ void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses]) {
     statistics.free_blocks += slab->free_blocks();
   });
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    const Shelf& shelf = shelves_[c];
-    for (uint32_t i = 0; i < shelf.depot_count; ++i) {
-      classes[c].depot_blocks += shelf.depot_blocks[i];
-    }
+    classes[c].depot_blocks += shelves_[c].depot_count * DepotBlocks(c);
   }
 }
 
@@ -495,6 +617,7 @@ void ThreadCache::Verify(bool with_magazines) {
     slab->Verify();
     QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);
   });
+  size_t depot_bytes = 0;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     const auto check = [&](FreeBlock* block, int64_t blocks) {
       for (; block != nullptr; block = block->next, --blocks) {
@@ -509,11 +632,13 @@ void ThreadCache::Verify(bool with_magazines) {
     };
     const Shelf& shelf = shelves_[c];
     for (uint32_t i = 0; i < shelf.depot_count; ++i) {
-      check(shelf.depot[i], shelf.depot_blocks[i]);
+      check(shelf.depot[i], static_cast<int64_t>(DepotBlocks(c)));
     }
+    depot_bytes += shelf.depot_count * DepotBytes(c);
     const Magazine& magazine = magazines_[c];
     if (with_magazines) check(magazine.head, magazine.capacity - magazine.room);
   }
+  QUARRY_CHECK(depot_bytes == depot_bytes_);
 }
 
 }  // namespace quarry

@@ -16,13 +16,18 @@
 //                            | not ours
 //         FreeRemotely -> remote bitmap of the slab
 //
+//   TakeRun, FreeRun -> a few page runs  . . . . . no lock, no atomic
+//
 // Blocks of slabs that the thread does not own never enter its magazines, so
 // that two threads do not share a cache line because one freed what the other
 // allocated, and memory does not wander from thread to thread.
 //
 // A magazine that overflows moves to the depot whole, and a refill takes a
 // whole one back: neither walks a list of blocks. Capacities begin small and
-// double when a magazine runs empty or over, up to kMostMagazineBytes.
+// double when a magazine runs empty or over, up to kMostMagazineBytes. So what
+// a thread keeps out of reach of others is small, and most of what it keeps
+// lies in the depot, which is guarded by the lock: the maintenance thread takes
+// from there what was not used for a while (Tidy).
 //
 // When the depot is full, more is being freed than will be wanted soon, and the
 // class turns cold: its frees take the slow path, which notes the address of
@@ -33,8 +38,8 @@
 //
 // Thread-safety: magazines belong to the owner thread. Everything else is
 //   guarded by the cache's lock, which only the owner takes, but for fork,
-//   statistics and Verify(): it is free when it is asked for, and costs one
-//   exchange for each refill. The pending stack takes pushes of any thread.
+//   statistics, Verify() and Tidy(): it is free when it is asked for, and costs
+//   one exchange for each refill. The pending stack takes pushes of any thread.
 // Invariant: each slab in the lists has this cache as its owner.
 // Source: Bonwick and Adams 2001 (magazines, depot); Evans 2006 (thread cache).
 #ifndef QUARRY_TCACHE_THREAD_CACHE_H_
@@ -53,6 +58,7 @@
 #include "arena/page_map.h"
 #include "tcache/magazine.h"
 #include "tcache/pending_stack.h"
+#include "tcache/run_cache.h"
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
 
@@ -108,6 +114,9 @@ class alignas(64) ThreadCache {
     size_t free_blocks;  // In slabs.
     size_t depot_blocks;
   };
+
+  // Bytes of page runs that are kept.
+  size_t CachedRunBytes() const { return runs_.cached_bytes(); }
 
   constexpr ThreadCache() : lock_(LockRank::kCache) {}
   ThreadCache(const ThreadCache&) = delete;
@@ -178,8 +187,17 @@ class alignas(64) ThreadCache {
   // Frees a block of `slab`, whoever owns it. Aborts if `p` is no block in use.
   static void Free(Slab* slab, void* p);
 
+  // A page run of the thread's arena that it keeps, of exactly `pages` pages;
+  // nullptr if there is none. What it holds is not known.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t pages) {
+    return thread_state.cache->runs_.Take(static_cast<uint32_t>(pages));
+  }
+
+  // Frees a run in use: keeps it, or gives it to its arena.
+  static void FreeRun(Run* run);
+
   // Gives the thread's magazines and depots back to its slabs, and empty slabs
-  // to the arena.
+  // and kept runs to the arena.
   static void FlushThread();
 
   // Gives the blocks of cold classes that are only noted to their slabs. The
@@ -197,6 +215,13 @@ class alignas(64) ThreadCache {
 
   // In the child of a fork: takes in all remote frees, whoever had the tokens.
   void DrainAllAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
+
+  // For the maintenance thread, now and then: takes in remote frees, and gives
+  // back what the owner has not used since the last call: magazines that stayed
+  // in the depot, and, of a thread that does nothing, empty slabs, the untouched
+  // ends of others, and page runs. Returns whether there may be more to give
+  // back at the next call.
+  bool Tidy() ABSL_LOCKS_EXCLUDED(lock_);
 
   // --- For any thread. ---
 
@@ -233,20 +258,41 @@ class alignas(64) ThreadCache {
   static constexpr int32_t kMostMagazineBlocks = 256;
   static constexpr int32_t kFewestMagazineBlocks = 4;
   static constexpr int32_t kFirstMagazineBlocks = 8;
-  static constexpr uint32_t kDepotMagazines = 4;
+  // Of the depot: magazines of one class, and bytes of one class and of all. A
+  // collector that sweeps, or a phase that ends, frees more than a magazine or
+  // two at once, and soon wants it again.
+  static constexpr uint32_t kDepotMagazines = 32;
+  static constexpr size_t kMostShelfBytes = 512 * 1024;
+  static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
   static constexpr uint32_t kColdBlocks = 64;
+  // In depots or runs: from here on it is worth a thread to give it back.
+  static constexpr size_t kWorthTidyingBytes = 1024 * 1024;
 
   // The bounds above for each class.
   static const std::array<int16_t, kClasses> kMostBlocks;
+  static const std::array<uint8_t, kClasses> kMostMagazines;
+
+  // A magazine overflows with one block more than it may hold, and only one
+  // that cannot grow goes to the depot.
+  static constexpr size_t DepotBlocks(SizeClass size_class) {
+    return static_cast<size_t>(kMostBlocks[size_class]) + 1;
+  }
+  static constexpr size_t DepotBytes(SizeClass size_class) {
+    return DepotBlocks(size_class) * BlockBytes(size_class);
+  }
 
   // What stands behind the magazine of one class.
   struct Shelf {
     SlabList slabs[Slab::kFullnesses];
-    // Full magazines, the oldest first.
+    // Full magazines of DepotBlocks() blocks, the oldest first.
     FreeBlock* depot[kDepotMagazines] = {};
-    uint16_t depot_blocks[kDepotMagazines] = {};
-    uint32_t depot_count = 0;
+    uint8_t depot_count = 0;
+    // The fewest that there were since the last Tidy(): so many of the oldest
+    // were not wanted.
+    uint8_t depot_unused = 0;
     bool is_cold = false;
+    // Since Tidy() found the whole cache unused: the magazine starts small.
+    bool was_idle = false;
   };
 
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* MagazineAt(Tag offset) {
@@ -297,6 +343,10 @@ class alignas(64) ThreadCache {
   // Puts a slab whose used() changed into the list where it belongs, or gives
   // it back to the arena if it is empty and there is another.
   void Relist(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Gives back the ends of slabs that hold no block in use. At most so many
+  // slabs; returns false when there were more.
+  bool PurgeTails() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void ReturnEmptySlabs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void DrainPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Slabs of a pending stack that are another cache's, linked by pending_next:
@@ -311,6 +361,13 @@ class alignas(64) ThreadCache {
   Arena* arena_ = nullptr;
   Counters counters_ ABSL_GUARDED_BY(lock_);
   Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
+  size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  // Whether the owner took the lock since the last Tidy(), and whether that
+  // found nothing more to give back.
+  bool is_quiet_ ABSL_GUARDED_BY(lock_) = false;
+  bool is_tidy_ ABSL_GUARDED_BY(lock_) = false;
+
+  RunCache runs_;
 
   // Blocks of cold classes that are not in their slabs' bitmaps yet. The
   // owner's, as the magazines are.

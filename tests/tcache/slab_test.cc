@@ -3,6 +3,7 @@
 #include <csignal>
 #include <random>
 #include <set>
+#include <cstring>
 #include <vector>
 
 #include "arena/page_map.h"
@@ -118,6 +119,27 @@ TEST_P(EveryClass, FreshBlocksFollowEachOtherAndEndWithTheirPage) {
   EXPECT_EQ(slab->used(), slab->blocks());
   EXPECT_LE(expected, slab->start() + SlabBytes(GetParam()));
   EXPECT_TRUE(slab.Take(1).empty());
+}
+
+TEST_P(EveryClass, ThePagesBehindTheLastUsedBlockCanGoBack) {
+  TestSlab slab(GetParam());
+  const std::vector<char*> all = slab.TakeAll();
+  EXPECT_FALSE(slab->PurgeTail()) << "nothing is free";
+  for (char* block : all) memset(block, 0x55, slab->block_bytes());
+  // All but the first go back, and with them most pages.
+  for (size_t i = 1; i < all.size(); ++i) {
+    ASSERT_TRUE(slab->PutBlock(slab->IndexOf(all[i])));
+  }
+  EXPECT_TRUE(slab->PurgeTail());
+  slab->Verify();
+  EXPECT_EQ(slab->used(), 1u);
+  EXPECT_EQ(all[0][0], 0x55);
+  EXPECT_EQ(all.back()[slab->block_bytes() - 1], 0) << "was given back";
+  EXPECT_FALSE(slab->PurgeTail()) << "there is nothing more";
+  // They are fresh again, and all there.
+  std::vector<char*> again = slab.TakeAll();
+  EXPECT_EQ(again, std::vector<char*>(all.begin() + 1, all.end()));
+  slab->Verify();
 }
 
 TEST_P(EveryClass, KnowsItsBlocks) {

@@ -202,7 +202,7 @@ TEST_F(ThreadCacheTest, AClassTurnsColdWhenItsDepotIsFull) {
   // The notes are few, and so are the blocks at hand.
   const ThreadCache::ClassStatistics statistics = StatisticsOf(c);
   EXPECT_LE(statistics.used_blocks, statistics.depot_blocks + 64 + 1);
-  EXPECT_LE(statistics.depot_blocks * kBytes, 5 * 64 * 1024u);
+  EXPECT_LE(statistics.depot_blocks * kBytes, 512 * 1024u);
   VerifyAll();
   // Warm again once enough of them are used.
   std::vector<void*> again;
@@ -461,11 +461,91 @@ TEST_F(ThreadCacheDeathTest, ADoubleFreeAfterAFlushIsFoundAtTheNext) {
   Free(q);
 }
 
+TEST_F(ThreadCacheTest, TidyTakesFromTheDepotWhatStayedThere) {
+  const SizeClass c = ClassOf(kBytes);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 4000; ++i) blocks.push_back(Allocate(kBytes));
+  for (void* p : blocks) Free(p);
+  const size_t full = StatisticsOf(c).depot_blocks;
+  ASSERT_GT(full, 2000u);
+  ThreadCache* const cache = thread_state.cache;
+  EXPECT_TRUE(cache->Tidy()) << "the owner was at work";
+  EXPECT_EQ(StatisticsOf(c).depot_blocks, full);
+  // A third is used again and comes back, so only the rest was not wanted.
+  blocks.clear();
+  while (StatisticsOf(c).depot_blocks > full * 2 / 3) {
+    blocks.push_back(Allocate(kBytes));
+  }
+  const size_t unused = StatisticsOf(c).depot_blocks;
+  for (void* p : blocks) Free(p);
+  const size_t before = StatisticsOf(c).depot_blocks;
+  EXPECT_TRUE(cache->Tidy());
+  EXPECT_EQ(StatisticsOf(c).depot_blocks, before - unused);
+  VerifyAll();
+  // Left alone, it all goes, and there is nothing more to do.
+  EXPECT_FALSE(cache->Tidy());
+  EXPECT_EQ(StatisticsOf(c).depot_blocks, 0u);
+  EXPECT_FALSE(cache->Tidy());
+  VerifyAll();
+}
+
+TEST_F(ThreadCacheTest, TidyOfAnIdleThreadReturnsEmptySlabsAndTails) {
+  constexpr size_t kLarge = 4096;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 64; ++i) {
+    blocks.push_back(Allocate(kLarge));
+    memset(blocks.back(), 1, kLarge);
+  }
+  while (blocks.size() > 1) {
+    Free(blocks.back());
+    blocks.pop_back();
+  }
+  ThreadCache* const cache = thread_state.cache;
+  while (cache->Tidy()) {
+  }
+  const ThreadCache::ClassStatistics after = StatisticsOf(ClassOf(kLarge));
+  EXPECT_EQ(after.depot_blocks, 0u);
+  EXPECT_LE(after.slabs, 2u) << "one block, and what the magazine holds";
+  VerifyAll();
+  Free(blocks[0]);
+}
+
+TEST_F(ThreadCacheTest, TidyTakesRemoteFreesInForAnIdleOwner) {
+  const SizeClass c = ClassOf(kBytes);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 2000; ++i) blocks.push_back(Allocate(kBytes));
+  const size_t slabs = StatisticsOf(c).slabs;
+  ThreadCache* const cache = thread_state.cache;
+  OnAnotherThread([&] {
+    for (void* p : blocks) Free(p);
+    while (cache->Tidy()) {
+    }
+  });
+  EXPECT_LT(StatisticsOf(c).slabs, slabs / 2);
+  EXPECT_GE(counters().drained_blocks, 2000u - kGranuleBytes / kBytes);
+}
+
+TEST_F(ThreadCacheTest, AFreedRunComesBackToTheNextRequestOfItsSize) {
+  Arena* const arena = thread_state.cache->arena();
+  auto* const run = arena->Allocate(20, PageBytes());
+  ASSERT_NE(run, nullptr);
+  EXPECT_EQ(ThreadCache::TakeRun(20), nullptr);
+  ThreadCache::FreeRun(run);
+  EXPECT_FALSE(run->IsInUse());
+  EXPECT_FALSE(run->IsFree()) << "the thread keeps it";
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 20 * PageBytes());
+  EXPECT_EQ(ThreadCache::TakeRun(20), run);
+  ThreadCache::FreeRun(run);
+  ThreadCache::FlushThread();
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 0u);
+  EXPECT_EQ(arena->statistics().in_use_bytes, SlabBytesInUse());
+}
+
 class ColdClassDeathTest : public ThreadCacheTest {
  protected:
   ColdClassDeathTest() {
-    for (int i = 0; i < 3000; ++i) blocks_.push_back(Allocate(kBytes));
-    for (int i = 0; i < 2000; ++i) {
+    for (int i = 0; i < 20000; ++i) blocks_.push_back(Allocate(kBytes));
+    for (int i = 0; i < 15000; ++i) {
       Free(blocks_.back());
       blocks_.pop_back();
     }
@@ -524,8 +604,7 @@ TEST_F(ColdClassDeathTest, ADoubleFreeIsFoundWhenTheNotesAreFull) {
       testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p_)));
 }
 
-// Classes that are not fast are looked at in each free.
-TEST_F(ThreadCacheDeathTest, ADoubleFreeInASlabIsFoundAtOnceWithoutTheFastPath) {
+TEST_F(ThreadCacheDeathTest, ADoubleFreeOfALargeBlockIsFoundAtFlush) {
   void* const p = Allocate(kSmallMaxBytes);
   void* const q = Allocate(kSmallMaxBytes);
   EXPECT_EXIT(
@@ -533,6 +612,7 @@ TEST_F(ThreadCacheDeathTest, ADoubleFreeInASlabIsFoundAtOnceWithoutTheFastPath) 
         Free(p);
         ThreadCache::FlushThread();
         Free(p);
+        ThreadCache::FlushThread();
       },
       testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
   Free(p);
