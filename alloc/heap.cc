@@ -252,6 +252,18 @@ void* AllocateUnaligned8(size_t bytes) {
 
 void* Reallocate(void* p, size_t bytes) {
   constexpr char kCall[] = "realloc";
+  // What grows most often is small and the thread's own.
+  if (const Magazine* magazine = ThreadCache::WarmMagazineOf(p)) {
+    const size_t old_bytes = magazine->BlockBytesWhenWarm();
+    // Neither what begins behind the last whole block of a slab, nor a block
+    // that is aligned to 8 only.
+    const size_t offset = reinterpret_cast<uintptr_t>(p) % kGranuleBytes;
+    if (ABSL_PREDICT_TRUE(offset + old_bytes <= kGranuleBytes &&
+                          old_bytes >= kMinAlignmentBytes)) {
+      if (bytes <= kFastMaxBytes && magazine->ServesRequest(bytes)) return p;
+      return Move(p, old_bytes, bytes);
+    }
+  }
   switch (RoomOf(PageMap::TagOf(p))) {
     case Room::kSlab: {
       const Slab* slab = Slab::Of(p);

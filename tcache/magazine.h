@@ -79,6 +79,11 @@ struct Magazine {
     return offset * start_reciprocal < start_reciprocal;
   }
 
+  // The size of a block. Requires that the class is warm.
+  size_t BlockBytesWhenWarm() const {
+    return size_t{min_request_bytes} + request_sizes - 1;
+  }
+
   // By the low 32 bits of `bytes`, which tell all sizes up to 4 GiB apart.
   bool ServesRequest(size_t bytes) const {
     return static_cast<uint32_t>(bytes) - min_request_bytes < request_sizes;

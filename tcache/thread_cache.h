@@ -157,6 +157,16 @@ class alignas(64) ThreadCache {
     return true;
   }
 
+  // The magazine that TryPush(p) would use, or nullptr: p is then the start of a
+  // block of this thread's, of a class that is fast and warm.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static const Magazine* WarmMagazineOf(
+      const void* p) {
+    Tag offset;
+    if (ABSL_PREDICT_FALSE(!OwnOffsetOf(p, &offset))) return nullptr;
+    const Magazine* magazine = MagazineAt(offset);
+    return ABSL_PREDICT_TRUE(magazine->IsBlockStart(p)) ? magazine : nullptr;
+  }
+
   // --- The slow paths, of the calling thread. ---
 
   // Frees `p`, whose tag is `tag`, if it is a block of a fast class that is
