@@ -200,7 +200,8 @@ bool ResizeRun(Run* run, size_t bytes) {
   const size_t pages = MediumBytes(bytes) / PageBytes();
   if (pages == run->pages) return true;
   if (pages > run->pages) {
-    return PagesFor(bytes) <= run->pages || run->arena()->Grow(run, pages);
+    return PagesFor(bytes) <= run->pages ||
+           run->arena()->TryGrow(run, PagesFor(bytes), pages) != 0;
   }
   run->arena()->Shrink(run, pages);
   // Not when there is no memory for a record. A block that is larger than its

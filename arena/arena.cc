@@ -4,6 +4,9 @@
 #include <new>
 #include <utility>
 
+#include "absl/base/optimization.h"
+#include "arena/clock.h"
+#include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
 #include "arena/report.h"
 #include "arena/settings.h"
@@ -11,21 +14,46 @@
 namespace quarry {
 namespace {
 
-bool IsFree(const Run* run) {
-  return run != nullptr && run->IsFree();
+bool IsFree(const Run* run) { return run != nullptr && run->IsFree(); }
+
+// How many of the run's pages [before, before + pages) are dirty. It knows how
+// many are of all, which is often the answer.
+uint32_t DirtyPagesIn(const Run* run, uint32_t before, uint32_t pages) {
+  if (run->dirty_pages == 0) return 0;
+  if (run->dirty_pages == run->pages) return pages;
+  const Segment* const segment = run->segment;
+  return segment->CountDirty(segment->PageOf(run->start) + before, pages);
 }
 
-uint32_t DirtyPagesOf(const Run* run) {
-  return run->segment->CountDirty(run->segment->PageOf(run->start), run->pages);
+// Where in a run with room for it a request goes: to the low end; but to the
+// high end when there, and not here, pages are resident.
+char* PlaceIn(const Run* run, uint32_t pages, size_t alignment) {
+  const Segment* const segment = run->segment;
+  const uint32_t first = segment->PageOf(run->start);
+  if (run->dirty_pages == 0 || segment->IsDirty(first) ||
+      !segment->IsDirty(first + run->pages - 1)) {
+    return AlignedPlace(run, pages, alignment);
+  }
+  char* const last = run->end() - pages * PageBytes();
+  return last - (reinterpret_cast<uintptr_t>(last) & (alignment - 1));
 }
 
-// Low and high are neighbours and in no place; high's record is left over.
-void Join(Run* low, Run* high) {
-  Segment* const segment = low->segment;
-  segment->ClearTags(low);
-  segment->ClearTags(high);
-  low->pages += high->pages;
-  segment->SetTags(low);
+// What may be dirty before the thread that frees purges.
+size_t CapBytes() {
+  if (settings.decay_ms.load(std::memory_order_relaxed) == 0) return 0;
+  return settings.trim_threshold_bytes.load(std::memory_order_relaxed);
+}
+
+// Times are compared within half of the clock's range.
+constexpr uint32_t kLongestAgeMs = ~uint32_t{0} / 2;
+
+bool IsBefore(uint32_t then_ms, uint32_t time_ms) {
+  return then_ms != time_ms && AgeMs(then_ms, time_ms) <= kLongestAgeMs;
+}
+
+uint32_t MaintenanceState() {
+  // Relaxed: who acts on an old state purges once too often or too late.
+  return maintenance_signal.state().load(std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -34,58 +62,86 @@ Run* Arena::Allocate(size_t pages, size_t alignment) {
   QUARRY_DCHECK(pages > 0);
   if (pages > kMostPages) return nullptr;
   const uint32_t needed = static_cast<uint32_t>(pages);
+  bool wait = false;
+  Run* run = TryAllocate(needed, alignment, &wait);
+  if (ABSL_PREDICT_FALSE(wait)) {
+    { LockHolder until_the_step_is_done(purge_lock_); }
+    run = TryAllocate(needed, alignment, nullptr);
+  }
+  PurgeOldIfDue();
+  return run;
+}
+
+Run* Arena::TryAllocate(uint32_t pages, size_t alignment, bool* wait) {
   LockHolder hold(lock_);
   if (!StockRecords()) return nullptr;
-  Run* fit = FindFit(needed, alignment);
-  if (fit == nullptr) {
-    if (!AddSegment(needed, alignment)) return nullptr;
-    fit = top_;
+  Run* fit = FindFit(pages, alignment);
+  if (ABSL_PREDICT_FALSE(fit == nullptr)) {
+    if (wait != nullptr && purging_ != nullptr) {
+      // Once it is back it is joined with what is free beside it.
+      const Segment* const segment = purging_->segment;
+      size_t joined = purging_->pages;
+      for (const Run* side :
+           {segment->Before(purging_), segment->After(purging_)}) {
+        if (IsFree(side)) joined += side->pages;
+      }
+      if (joined >= pages) {
+        *wait = is_waited_for_ = true;
+        return nullptr;
+      }
+    }
+    fit = AddMapping(pages, alignment);
+    if (fit == nullptr) return nullptr;
   }
-  return Carve(fit, needed, alignment);
+  return Carve(fit, pages, alignment);
 }
 
-void Arena::Deallocate(Run* run) {
-  LockHolder hold(lock_);
-  if (IsFree(run)) ReportFreedLargeBlock("free", run->start);
-  Free(run);
-  PurgeIfTooDirty();
+void Arena::Deallocate(Run* run, size_t touched_pages) {
+  {
+    LockHolder hold(lock_);
+    if (run->WasFreed()) ReportFreedLargeBlock("free", run->start);
+    QUARRY_DCHECK(touched_pages <= run->pages);
+    Free(run, static_cast<uint32_t>(touched_pages));
+  }
+  SeeToDirtyRuns();
 }
 
-bool Arena::Grow(Run* run, size_t pages) {
+size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   LockHolder hold(lock_);
-  QUARRY_DCHECK(!IsFree(run) && pages >= run->pages);
-  if (pages == run->pages) return true;
+  QUARRY_DCHECK(!run->WasFreed() && run->pages <= least_pages);
+  QUARRY_DCHECK(least_pages <= most_pages);
+  if (most_pages == run->pages) return run->pages;
   Segment* const segment = run->segment;
   Run* const after = segment->After(run);
-  if (!IsFree(after) || after->pages < pages - run->pages) return false;
+  const size_t room = run->pages + (IsFree(after) ? after->pages : size_t{0});
+  const size_t pages = std::min(room, most_pages);
+  if (pages < least_pages) return 0;
+  if (pages == run->pages) return pages;
+  if (!StockRecords()) return least_pages == run->pages ? least_pages : 0;
 
   const uint32_t more = static_cast<uint32_t>(pages) - run->pages;
   const Place place = Take(after);
-  free_dirty_pages_ -= segment->CountDirty(segment->PageOf(after->start), more);
-  in_use_pages_ += more;
-  segment->ClearTags(after);
+  Run* const part = CutOut(after, 0, more, place);
+  segment->ClearTags(part);
   segment->MoveEnd(run, static_cast<uint32_t>(pages));
-  if (after->pages == more) {
-    RecycleRecord(after);
-    return true;
-  }
-  after->start = run->end();
-  after->pages -= more;
-  segment->SetTags(after);
-  Put(after, place);
-  return true;
+  in_use_pages_ += more;
+  RecycleRecord(part);
+  return pages;
 }
 
 void Arena::Shrink(Run* run, size_t pages) {
-  LockHolder hold(lock_);
-  QUARRY_DCHECK(!IsFree(run) && pages > 0 && pages <= run->pages);
-  if (pages == run->pages || !StockRecords()) return;
-  const uint32_t fewer = run->pages - static_cast<uint32_t>(pages);
-  run->segment->MoveEnd(run, static_cast<uint32_t>(pages));
-  Run* const rest = TakeRecord(run->segment, run->end(), fewer);
-  ++in_use_runs_;
-  Free(rest);
-  PurgeIfTooDirty();
+  {
+    LockHolder hold(lock_);
+    QUARRY_DCHECK(!run->WasFreed() && pages > 0 && pages <= run->pages);
+    if (pages == run->pages || !StockRecords()) return;
+    const uint32_t fewer = run->pages - static_cast<uint32_t>(pages);
+    run->segment->MoveEnd(run, static_cast<uint32_t>(pages));
+    Run* const rest = TakeRecord(run->segment, run->end(), fewer);
+    run->segment->SetTags(rest);
+    ++in_use_runs_;
+    Free(rest, fewer);
+  }
+  SeeToDirtyRuns();
 }
 
 bool Arena::StockRecords() {
@@ -104,6 +160,7 @@ Run* Arena::TakeRecord(Segment* segment, char* start, uint32_t pages) {
   run->segment = segment;
   run->start = start;
   run->pages = pages;
+  run->dirty_pages = 0;
   return run;
 }
 
@@ -113,7 +170,7 @@ void Arena::RecycleRecord(Run* run) {
   ++spares_;
 }
 
-bool Arena::AddSegment(uint32_t pages, size_t alignment) {
+Run* Arena::AddMapping(uint32_t pages, size_t alignment) {
   // A mapping that starts aligned wastes nothing before the request.
   alignment = std::max(alignment, kGranuleBytes);
   const size_t needed_bytes = RoundUp(pages * PageBytes(), kGranuleBytes);
@@ -123,47 +180,57 @@ bool Arena::AddSegment(uint32_t pages, size_t alignment) {
     bytes = std::max(needed_bytes, RoundUp(bytes / 2, kGranuleBytes));
     mapping = source_.Map(bytes, alignment);
   }
-  if (mapping == nullptr) return false;
+  if (mapping == nullptr) return nullptr;
 
   char* const start = static_cast<char*>(mapping);
-  const uint32_t segment_pages = static_cast<uint32_t>(bytes / PageBytes());
-  Segment* const segment =
-      PageMap::Reserve(start, bytes)
-          ? Segment::Make(metadata_, this, start, segment_pages)
-          : nullptr;
+  const uint32_t mapped_pages = static_cast<uint32_t>(bytes / PageBytes());
+  Segment* const segment = PageMap::Reserve(start, bytes)
+                               ? SegmentFor(start, mapped_pages)
+                               : nullptr;
   if (segment == nullptr) {
     source_.Unmap(start, bytes);
-    return false;
+    return nullptr;
   }
+  if (settings.huge_pages.load(std::memory_order_relaxed) ==
+      HugePagePolicy::kNever) {
+    source_.KeepSmallPages(start, bytes);
+  }
+  mapped_pages_ += mapped_pages;
+  next_segment_bytes_ = std::min(2 * next_segment_bytes_, kLargestSegmentBytes);
+  PageMap::Set(start, bytes, kRunTag, segment);
+
+  Run* const run = TakeRecord(segment, start, mapped_pages);
+  segment->SetTags(run);
+  return Settle(run, Place::kTop);
+}
+
+// The segment that a new mapping extends, or is.
+Segment* Arena::SegmentFor(char* start, uint32_t pages) {
+  for (Segment* segment = segments_; segment != nullptr;
+       segment = segment->next) {
+    if (segment->TryExtend(start, pages)) return segment;
+  }
+  Segment* const segment = Segment::Make(metadata_, this, start, pages);
+  if (segment == nullptr) return nullptr;
   segment->next = segments_;
   if (segments_ != nullptr) segments_->previous = segment;
   segments_ = segment;
   ++segment_count_;
-  mapped_pages_ += segment_pages;
-  next_segment_bytes_ = std::min(2 * next_segment_bytes_, kLargestSegmentBytes);
-  PageMap::Set(start, bytes, kRunTag, segment);
-
-  Run* const run = TakeRecord(segment, start, segment_pages);
-  segment->SetTags(run);
-  Put(run, Place::kTop);
-  return true;
+  return segment;
 }
 
 // The segment consists of one free run.
 void Arena::RemoveSegment(Segment* segment) {
-  Run* const run = segment->TagAt(0);
+  Run* const run = segment->TagAt(segment->first_page());
   Take(run);
-  free_dirty_pages_ -= DirtyPagesOf(run);
+  dirty_.Remove(run);
+  RecycleRecord(run);
   mapped_pages_ -= segment->pages();
   --segment_count_;
-  RecycleRecord(run);
   (segment->previous != nullptr ? segment->previous->next : segments_) =
       segment->next;
   if (segment->next != nullptr) segment->next->previous = segment->previous;
-  // The entries go first: once unmapped, the addresses may be another's.
   PageMap::Set(segment->start(), segment->bytes(), kNoTag, nullptr);
-  source_.Unmap(segment->start(), segment->bytes());
-  Segment::Discard(metadata_, segment);
 }
 
 Run* Arena::FindFit(uint32_t pages, size_t alignment) const {
@@ -183,65 +250,96 @@ Run* Arena::FindFit(uint32_t pages, size_t alignment) const {
   return nullptr;
 }
 
-//   run:   [   before   |   place: the request   |   rest   ]
 Run* Arena::Carve(Run* run, uint32_t pages, size_t alignment) {
-  Segment* const segment = run->segment;
-  char* const start = run->start;
-  char* const place = AlignedPlace(run, pages, alignment);
-  const uint32_t before = segment->PageOf(place) - segment->PageOf(start);
-  const uint32_t rest = run->pages - before - pages;
+  char* const place = PlaceIn(run, pages, alignment);
+  const uint32_t before =
+      run->segment->PageOf(place) - run->segment->PageOf(run->start);
   const Place origin = Take(run);
-  segment->ClearTags(run);
-
-  run->start = place;
-  run->pages = pages;
-  const uint32_t dirty = DirtyPagesOf(run);
-  run->zeroed = dirty == 0;
+  const bool becomes_victim =
+      origin == Place::kBin && pages <= RunBins::kMostSmallPages;
+  run = CutOut(run, before, pages, becomes_victim ? Place::kVictim : origin);
+  run->zeroed =
+      run->dirty_pages == 0 &&
+      run->segment->AreZero(run->segment->PageOf(run->start), pages);
   run->state.store(Run::kInUse, std::memory_order_relaxed);
-  segment->SetTags(run);
-  free_dirty_pages_ -= dirty;
   in_use_pages_ += pages;
   ++in_use_runs_;
-
-  if (before > 0) {
-    Run* const gap = TakeRecord(segment, start, before);
-    segment->SetTags(gap);
-    Put(gap, Place::kBin);
-  }
-  if (rest > 0) {
-    Run* const tail = TakeRecord(segment, run->end(), rest);
-    segment->SetTags(tail);
-    const bool small = pages <= RunBins::kMostSmallPages;
-    Put(tail, origin == Place::kBin && small ? Place::kVictim : origin);
-  }
   return run;
 }
 
-void Arena::Free(Run* run) {
+//   run:   [   before   |   part   |   rest   ]
+Run* Arena::CutOut(Run* run, uint32_t before, uint32_t pages, Place place) {
   Segment* const segment = run->segment;
-  segment->SetDirty(segment->PageOf(run->start), run->pages);
-  free_dirty_pages_ += run->pages;
+  const uint32_t rest = run->pages - before - pages;
+  if (before == 0 && rest == 0) {
+    dirty_.Remove(run);
+    return run;
+  }
+  // What is left keeps the record, and with it the place in the list by age.
+  const uint32_t dirty = DirtyPagesIn(run, before, pages);
+  Run* tail = nullptr;
+  Run* const part =
+      TakeRecord(segment, run->start + before * PageBytes(), pages);
+  if (before > 0 && rest > 0) {
+    tail = TakeRecord(segment, part->end(), rest);
+    dirty_.Split(run, tail, DirtyPagesIn(run, before + pages, rest));
+  }
+  dirty_.Reduce(run, dirty);
+  part->dirty_pages = dirty;
+
+  if (before == 0) run->start = part->end();
+  run->pages = before > 0 ? before : rest;
+  segment->SetTags(run);
+  segment->SetTags(part);
+  if (tail == nullptr) {
+    Put(run, place);
+    return part;
+  }
+  segment->SetTags(tail);
+  Put(run, before > rest ? place : Place::kBin);
+  Put(tail, before > rest ? Place::kBin : place);
+  return part;
+}
+
+void Arena::Free(Run* run, uint32_t touched_pages) {
+  Segment* const segment = run->segment;
+  const uint32_t first = segment->PageOf(run->start);
+  segment->SetDirty(first, touched_pages);
+  run->dirty_pages = touched_pages == run->pages
+                         ? touched_pages
+                         : segment->CountDirty(first, run->pages);
   in_use_pages_ -= run->pages;
   --in_use_runs_;
   run->state.store(Run::kFree, std::memory_order_relaxed);
-  segment->SetTags(run);
+  dirty_.Add(run, NowMs());
+  Settle(run, Place::kBin);
+}
 
-  Place place = Place::kBin;
-  Run* const before = segment->Before(run);
+Run* Arena::Settle(Run* run, Place place) {
+  // Of two places the later one in the list of kinds is kept.
+  Run* const before = run->segment->Before(run);
   if (IsFree(before)) {
-    place = Take(before);
-    Join(before, run);
-    RecycleRecord(run);
-    run = before;
+    place = std::max(place, Take(before));
+    run = Join(before, run);
   }
-  Run* const after = segment->After(run);
+  Run* const after = run->segment->After(run);
   if (IsFree(after)) {
-    // Of two places the later one in the list of kinds is kept.
     place = std::max(place, Take(after));
-    Join(run, after);
-    RecycleRecord(after);
+    run = Join(run, after);
   }
   Put(run, place);
+  return run;
+}
+
+Run* Arena::Join(Run* low, Run* high) {
+  Segment* const segment = low->segment;
+  segment->ClearTags(low);
+  segment->ClearTags(high);
+  low->pages += high->pages;
+  segment->SetTags(low);
+  dirty_.Join(low, high);
+  RecycleRecord(high);
+  return low;
 }
 
 void Arena::Put(Run* run, Place place) {
@@ -288,61 +386,233 @@ Run* Arena::RunContaining(const void* p) {
   const Segment* const segment =
       static_cast<const Segment*>(PageMap::DescriptorOf(p));
   LockHolder hold(segment->arena()->lock_);
+  // The pages may just have been unmapped.
+  if (PageMap::DescriptorOf(p) != segment) return nullptr;
   // A run in the midst of which p lies is found by its first page.
   uint32_t page = segment->PageOf(p);
   while (segment->TagAt(page) == nullptr) --page;
   return segment->TagAt(page);
 }
 
-size_t Arena::Purge(size_t keep_bytes) {
-  LockHolder hold(lock_);
-  return PurgeDownTo(keep_bytes);
+void Arena::SeeToDirtyRuns() {
+  const size_t dirty_bytes = FreeDirtyBytes();
+  const size_t cap_bytes = CapBytes();
+  if (ABSL_PREDICT_FALSE(dirty_bytes > cap_bytes) &&
+      dirty_bytes > stubborn_dirty_bytes_.load(std::memory_order_relaxed) &&
+      (MaintenanceState() != MaintenanceSignal::kAwake ||
+       dirty_bytes / 2 >= cap_bytes)) {
+    PurgeOverCap();
+  }
+  if (dirty_bytes >= kNotedDirtyBytes &&
+      settings.maintenance.load(std::memory_order_relaxed)) {
+    maintenance_signal.NoteWork();
+  }
+  PurgeOldIfDue();
 }
 
-void Arena::PurgeIfTooDirty() {
-  const size_t most_bytes =
-      settings.trim_threshold_bytes.load(std::memory_order_relaxed);
-  if (free_dirty_bytes() <= std::max(most_bytes, stubborn_dirty_bytes_)) return;
-  PurgeDownTo(most_bytes / 2);
+// One step, so that no call takes long; the next one goes on at once, until
+// nothing old is left.
+void Arena::PurgeOldIfDue() {
+  if (ABSL_PREDICT_TRUE(settings.maintenance.load(std::memory_order_relaxed) &&
+                        MaintenanceState() != MaintenanceSignal::kOff)) {
+    return;
+  }
+  const size_t decay_ms = settings.decay_ms.load(std::memory_order_relaxed);
+  if (decay_ms > kLongestAgeMs || FreeDirtyBytes() == 0) return;
+  const uint32_t now_ms = NowMs();
+  if (AgeMs(none_old_ms_.load(std::memory_order_relaxed), now_ms) <
+      decay_ms / 4) {
+    return;
+  }
+  // Another thread is at it.
+  if (!purge_lock_.TryAcquire()) return;
+  PurgePass pass;
+  pass.of_any_age = false;
+  pass.before_ms = now_ms - static_cast<uint32_t>(decay_ms);
+  pass.gives_way = false;  // It is but one step.
+  pass.left_bytes = FreeDirtyBytes();
+  if (!PurgeStep(&pass)) none_old_ms_.store(now_ms, std::memory_order_relaxed);
+  purge_lock_.Release();
+}
+
+size_t Arena::PurgeFreedBefore(uint32_t time_ms) {
+  PurgePass pass;
+  pass.of_any_age = false;
+  pass.before_ms = time_ms;
+  PurgeAll(&pass);
+  return pass.purged_bytes;
+}
+
+size_t Arena::PurgeOverCap() {
+  const size_t cap_bytes = CapBytes();
+  const size_t stubborn_bytes =
+      stubborn_dirty_bytes_.load(std::memory_order_relaxed);
+  if (FreeDirtyBytes() <= std::max(cap_bytes, stubborn_bytes)) return 0;
+  PurgePass pass;
+  pass.keep_bytes = cap_bytes / 2;
+  PurgeAll(&pass);
   // The system refuses to purge locked memory, and would be asked again with
   // every free: not before there is twice as much.
-  stubborn_dirty_bytes_ =
-      free_dirty_bytes() > most_bytes ? 2 * free_dirty_bytes() : 0;
+  const size_t dirty_bytes = FreeDirtyBytes();
+  stubborn_dirty_bytes_.store(
+      pass.refused && dirty_bytes > cap_bytes ? 2 * dirty_bytes : 0,
+      std::memory_order_relaxed);
+  return pass.purged_bytes;
 }
 
-size_t Arena::PurgeDownTo(size_t keep_bytes) {
-  size_t purged_bytes = 0;
-  for (Segment* segment = segments_; segment != nullptr;) {
-    Segment* const next = segment->next;
-    const Run* const first = segment->TagAt(0);
-    if (IsFree(first) && first->pages == segment->pages() &&
-        free_bytes() - segment->bytes() >= keep_bytes) {
-      purged_bytes += segment->bytes();
-      RemoveSegment(segment);
-    }
-    segment = next;
+size_t Arena::Purge(size_t keep_bytes) {
+  size_t unmapped_bytes = 0;
+  for (size_t bytes = 1; bytes > 0; unmapped_bytes += bytes) {
+    LockHolder one_step(purge_lock_);
+    bytes = UnmapOne(keep_bytes);
   }
-  const auto purge = [&](Run* run) {
-    lock_.AssertHeld();
-    if (free_dirty_bytes() <= keep_bytes) return false;
-    purged_bytes += PurgeRun(run);
-    return true;
-  };
-  bins_.ForEachFromLargest(purge);
-  // These two are reused first.
-  if (top_ != nullptr) purge(top_);
-  if (victim_ != nullptr) purge(victim_);
-  return purged_bytes;
+  PurgePass pass;
+  pass.keep_bytes = keep_bytes;
+  pass.gives_way = false;
+  PurgeAll(&pass);
+  return unmapped_bytes + pass.purged_bytes;
 }
 
-size_t Arena::PurgeRun(Run* run) {
-  const uint32_t dirty = DirtyPagesOf(run);
-  // One call for the whole run: for its clean pages the kernel has nothing to
-  // do.
-  if (dirty == 0 || !source_.Purge(run->start, run->bytes())) return 0;
-  run->segment->SetClean(run->segment->PageOf(run->start), run->pages);
-  free_dirty_pages_ -= dirty;
-  return dirty * PageBytes();
+void Arena::PurgeAll(PurgePass* pass) {
+  pass->left_bytes = FreeDirtyBytes();
+  bool more = true;
+  while (more) {
+    LockHolder one_step(purge_lock_);
+    more = PurgeStep(pass);
+  }
+}
+
+bool Arena::PurgeStep(PurgePass* pass) {
+  Run* piece;
+  Place origin;
+  {
+    LockHolder hold(lock_);
+    piece = BeginPurge(*pass, &origin);
+    if (piece == nullptr) return false;
+  }
+  const bool purged = source_.Purge(piece->start, piece->bytes());
+  LockHolder hold(lock_);
+  EndPurge(piece, origin, purged, pass);
+  return !(std::exchange(is_waited_for_, false) && pass->gives_way);
+}
+
+// The last dirty pages of the oldest run: requests are cut from its low end,
+// and will find pages there that are still resident.
+Run* Arena::BeginPurge(const PurgePass& pass, Place* origin) {
+  Run* const run = dirty_.oldest();
+  if (run == nullptr || pass.left_bytes == 0) return nullptr;
+  if (!pass.of_any_age && !IsBefore(run->freed_ms, pass.before_ms)) {
+    return nullptr;
+  }
+  const size_t dirty_bytes = FreeDirtyBytes();
+  if (dirty_bytes <= pass.keep_bytes) return nullptr;
+  const size_t wanted_bytes =
+      std::min(RoundUp(dirty_bytes - pass.keep_bytes, PageBytes()),
+               std::max(kPurgeStepBytes, PageBytes()));
+  const uint32_t wanted = static_cast<uint32_t>(wanted_bytes / PageBytes());
+
+  const Segment* const segment = run->segment;
+  const uint32_t start = segment->PageOf(run->start);
+  uint32_t first = start;
+  uint32_t pages = run->pages;
+  // Without records the run is not cut.
+  if (StockRecords()) {
+    const uint32_t end = segment->LastDirty(start, run->pages) + 1;
+    first = std::max(start, end - std::min(wanted, end));
+    first = segment->FirstDirty(first, end - first);
+    pages = end - first;
+  }
+  *origin = Take(run);
+  purging_ = CutOut(run, first - start, pages, *origin);
+  purging_->state.store(Run::kPurging, std::memory_order_relaxed);
+  return purging_;
+}
+
+void Arena::EndPurge(Run* piece, Place origin, bool purged, PurgePass* pass) {
+  Segment* const segment = piece->segment;
+  size_t asked_bytes = piece->dirty_pages * PageBytes();
+  if (purged) {
+    pass->purged_bytes += asked_bytes;
+    segment->SetPurged(segment->PageOf(piece->start), piece->pages,
+                       /*zero=*/true);
+    piece->dirty_pages = 0;
+  }
+  piece->state.store(Run::kFree, std::memory_order_relaxed);
+  purging_ = nullptr;
+  const uint32_t now_ms = NowMs();
+  dirty_.Add(piece, now_ms);
+  const bool vacant = origin == Place::kTop      ? top_ == nullptr
+                      : origin == Place::kVictim ? victim_ == nullptr
+                                                 : true;
+  Run* const run = Settle(piece, vacant ? origin : Place::kBin);
+  if (!purged) {
+    // With all that it is joined with, so that it is not asked for again before
+    // everything else.
+    pass->refused = true;
+    asked_bytes = run->dirty_pages * PageBytes();
+    dirty_.Remove(run);
+    dirty_.Add(run, now_ms);
+  }
+  pass->left_bytes -= std::min(pass->left_bytes, asked_bytes);
+}
+
+size_t Arena::UnmapOne(size_t keep_bytes) {
+  Unmapping found;
+  {
+    LockHolder hold(lock_);
+    if (!FindUnmapping(keep_bytes, &found)) return 0;
+  }
+  // The page map has forgotten them: once unmapped, the addresses may be
+  // another's.
+  source_.Unmap(found.start, found.bytes);
+  if (found.segment != nullptr) Segment::Discard(metadata_, found.segment);
+  return found.bytes;
+}
+
+bool Arena::FindUnmapping(size_t keep_bytes, Unmapping* found) {
+  const auto may_go = [&](size_t bytes) {
+    lock_.AssertHeld();
+    return free_bytes() >= bytes && free_bytes() - bytes >= keep_bytes;
+  };
+  for (Segment* segment = segments_; segment != nullptr;
+       segment = segment->next) {
+    Run* const first = segment->TagAt(segment->first_page());
+    Run* const last = segment->TagAt(segment->end_page() - 1);
+    if (IsFree(first) && first == last) {
+      if (!may_go(segment->bytes())) continue;
+      *found = {segment->start(), segment->bytes(), segment};
+      RemoveSegment(segment);
+      return true;
+    }
+    for (Run* const run : {first, last}) {
+      if (!IsFree(run)) continue;
+      // The granules that the run fills at its end of the segment.
+      const uintptr_t start = reinterpret_cast<uintptr_t>(run->start);
+      const size_t skipped = RoundUp(start, kGranuleBytes) - start;
+      const size_t bytes = run->bytes() > skipped
+                               ? (run->bytes() - skipped) & -kGranuleBytes
+                               : 0;
+      if (bytes < kLeastTrimBytes || !may_go(bytes) || !StockRecords()) {
+        continue;
+      }
+      *found = {run->start + skipped, bytes, nullptr};
+      Trim(run, static_cast<uint32_t>(skipped / PageBytes()),
+           static_cast<uint32_t>(bytes / PageBytes()));
+      return true;
+    }
+  }
+  return false;
+}
+
+void Arena::Trim(Run* run, uint32_t before, uint32_t pages) {
+  Segment* const segment = run->segment;
+  const Place place = Take(run);
+  Run* const part = CutOut(run, before, pages, place);
+  segment->ClearTags(part);
+  segment->Trim(segment->PageOf(part->start), pages);
+  PageMap::Set(part->start, part->bytes(), kNoTag, nullptr);
+  mapped_pages_ -= pages;
+  RecycleRecord(part);
 }
 
 Arena::Statistics Arena::statistics() {
@@ -350,7 +620,7 @@ Arena::Statistics Arena::statistics() {
   return {mapped_pages_ * PageBytes(),
           in_use_pages_ * PageBytes(),
           free_bytes(),
-          free_dirty_bytes(),
+          FreeDirtyBytes(),
           segment_count_,
           in_use_runs_,
           free_runs_};
@@ -359,7 +629,8 @@ Arena::Statistics Arena::statistics() {
 void Arena::Verify() {
   LockHolder hold(lock_);
   size_t mapped_pages = 0, free_pages = 0, dirty_pages = 0;
-  size_t segments = 0, in_use_runs = 0, free_runs = 0;
+  size_t segments = 0, in_use_runs = 0, free_runs = 0, dirty_runs = 0;
+  size_t purging_pages = 0;
   bool victim_found = victim_ == nullptr;
   bool top_found = top_ == nullptr;
   for (const Segment* segment = segments_; segment != nullptr;
@@ -370,21 +641,29 @@ void Arena::Verify() {
     QUARRY_CHECK(segment->next == nullptr ||
                  segment->next->previous == segment);
     segment->Verify();
-    for (Run* run = segment->TagAt(0); run != nullptr;
+    for (Run* run = segment->TagAt(segment->first_page()); run != nullptr;
          run = segment->After(run)) {
+      if (run == purging_) {
+        QUARRY_CHECK(run->state.load(std::memory_order_relaxed) ==
+                     Run::kPurging);
+        purging_pages += run->pages;
+        continue;
+      }
       if (!IsFree(run)) {
+        QUARRY_CHECK(!run->WasFreed());
         ++in_use_runs;
         continue;
       }
       ++free_runs;
       free_pages += run->pages;
-      dirty_pages += DirtyPagesOf(run);
+      dirty_pages += run->dirty_pages;
+      dirty_runs += run->dirty_pages > 0;
+      QUARRY_CHECK(run->dirty_pages ==
+                   segment->CountDirty(segment->PageOf(run->start), run->pages));
       victim_found |= run == victim_;
       top_found |= run == top_;
       QUARRY_CHECK(!IsFree(segment->Before(run)) &&
                    !IsFree(segment->After(run)));
-      QUARRY_CHECK(run != top_ ||
-                   run->end() == segment->start() + segment->bytes());
       // A granule that holds a free page is no slab's.
       for (char* p = run->start; p < run->end(); p += PageBytes()) {
         QUARRY_CHECK(PageMap::TagOf(p) == kRunTag);
@@ -396,10 +675,16 @@ void Arena::Verify() {
   QUARRY_CHECK(victim_ == nullptr || victim_ != top_);
   QUARRY_CHECK(segments == segment_count_);
   QUARRY_CHECK(mapped_pages == mapped_pages_);
-  QUARRY_CHECK(free_pages == mapped_pages_ - in_use_pages_);
-  QUARRY_CHECK(dirty_pages == free_dirty_pages_);
+  QUARRY_CHECK(free_pages + purging_pages == mapped_pages_ - in_use_pages_);
+  QUARRY_CHECK((purging_pages > 0) == (purging_ != nullptr));
   QUARRY_CHECK(in_use_runs == in_use_runs_);
   QUARRY_CHECK(free_runs == free_runs_);
+
+  // As many runs are listed as have dirty pages, and each of them has some.
+  size_t listed_runs;
+  dirty_.Verify(&listed_runs);
+  QUARRY_CHECK(listed_runs == dirty_runs);
+  QUARRY_CHECK(dirty_.pages() == dirty_pages);
 
   // As many runs in bins as are free and elsewhere nowhere: every one is in
   // exactly one place.

@@ -1,10 +1,12 @@
 #ifndef QUARRY_ARENA_ARENA_H_
 #define QUARRY_ARENA_ARENA_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
 #include "absl/base/thread_annotations.h"
+#include "arena/dirty_runs.h"
 #include "arena/lock.h"
 #include "arena/metadata.h"
 #include "arena/page_source.h"
@@ -23,41 +25,57 @@ namespace quarry {
 //   victim_  the designated victim, what was left of the last run split for
 //            a small request: the next small one without an exact fit is cut
 //            from it, so that consecutive requests lie side by side;
-//   top_     the run at the end of the newest segment: cut last, since it is
-//            the one that is not touched yet.
+//   top_     the run of the newest mapping: cut last, since it is the one that
+//            is not touched yet.
 //
 // The algorithm, for a request of n pages:
 //
 //   1. Small (n <= 32): an exact fit from a bin; else the victim; else the best
 //      fit of the bins, whose rest becomes the victim.
 //   2. Large: the better fit of the bins and the victim.
-//   3. Else top. 4. Else a new segment, whose run becomes top.
+//   3. Else top. 4. Else a new mapping, whose run becomes top.
 //
 // A freed run is joined at once with a free neighbour on either side.
 //
-// Segments are mapped in doubling sizes and named in the page map: each of
-// their granules has kRunTag and the Segment. Whoever puts something else there
-// (a slab) puts it back before Deallocate().
+// Mappings come in doubling sizes; one that touches a segment extends it. They
+// are named in the page map: each of their granules has kRunTag and the
+// Segment. Whoever puts something else there (a slab) puts it back before
+// Deallocate().
+//
+// Free runs with dirty pages are listed by age as well, and purged oldest
+// first: by the maintenance thread when they are old, by the thread that frees
+// when too much is dirty, and where there is no maintenance thread by whoever
+// calls. The system calls are made without the lock:
+//
+//   purge_lock_  |<------------ one step, at most 8 MiB ------------>|
+//   lock_        |<- cut out ->|                        |<- put in ->|
+//   the piece       kFree      |  kPurging: in no place  |   kFree
+//
+// The neighbours of the piece are not joined with it until it is back. fork()
+// takes both locks, so a child never inherits a piece without its thread.
 //
 // Thread-safety: any thread.
-// Invariant: mapped bytes = bytes of runs in use + bytes of free runs.
+// Invariant: mapped bytes = bytes of runs in use + bytes of free runs + bytes
+//   of the run that is being purged.
 //   No two neighbouring runs are both free.
 //   free dirty pages = number of dirty bits over all free runs.
-// Errors: nullptr or false when the page source or the pool refuses; nothing
+// Errors: nullptr, 0 or false when the page source or the pool refuses; nothing
 //   has then changed.
 // Cost: one lock; the logarithm of the largest run; no system call but for a
-//   new segment and a purge.
-// Source: Doug Lea, "A Memory Allocator" (1996) and dlmalloc 2.8.
+//   new mapping, and for a purge when one is due.
+// Source: Doug Lea, "A Memory Allocator" (1996) and dlmalloc 2.8; purging by
+//   age as in jemalloc (Evans), with one list in place of a smooth curve.
 class Arena {
  public:
   struct Statistics {
     size_t mapped_bytes;
     size_t in_use_bytes;
     size_t free_bytes;        // mapped_bytes - in_use_bytes.
-    size_t free_dirty_bytes;  // Of these, what a purge may give back.
-    size_t segments;
+    size_t free_dirty_bytes;  // Of these, what a purge may give back: not what
+                              // is being purged.
+    size_t segments;          // Mappings side by side count as one.
     size_t in_use_runs;
-    size_t free_runs;
+    size_t free_runs;  // Likewise without the one that is being purged.
 
     friend bool operator==(const Statistics&, const Statistics&) = default;
   };
@@ -65,6 +83,17 @@ class Arena {
   // The first segment; each next one is twice the last, up to the largest.
   static constexpr size_t kFirstSegmentBytes = size_t{4} << 20;
   static constexpr size_t kLargestSegmentBytes = size_t{64} << 20;
+
+  // The most that one step purges: a millisecond or so, for which fork() and
+  // a request that needs just this run wait.
+  static constexpr size_t kPurgeStepBytes = size_t{8} << 20;
+
+  // So much that is dirty is worth the maintenance thread's waking.
+  static constexpr size_t kNotedDirtyBytes = size_t{1} << 20;
+
+  // Purge() leaves a shorter free end of a segment mapped: to map it again costs
+  // more than its page tables.
+  static constexpr size_t kLeastTrimBytes = size_t{1} << 20;
 
   constexpr Arena(PageSource& source, MetadataPool& metadata,
                   uint32_t index = 0)
@@ -76,20 +105,31 @@ class Arena {
   // No more than the needed pages are used. Run::zeroed tells whether all bytes
   // are known to be zero.
   [[nodiscard]] Run* Allocate(size_t pages, size_t alignment)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
+  // Aborts with ReportFreedLargeBlock() when the run is not in use. Only its
+  // first `touched_pages` may have been touched: what lies behind is as it was
+  // when the run was allocated.
+  //
+  // Sees to dirty runs, as Shrink() does: purges when more than
+  // settings.trim_threshold_bytes are dirty, or all when settings.decay_ms is
+  // 0, unless the maintenance thread is awake and will; tells that thread.
+  void Deallocate(Run* run, size_t touched_pages)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+  void Deallocate(Run* run) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_) {
+    Deallocate(run, run->pages);
+  }
+
+  // Extends the run into the free run behind it, to as many as possible of
+  // run->pages <= least_pages <= most_pages pages. Returns how many it has then,
+  // or 0 when least_pages are not to be had; the run is then as it was. The new
+  // pages may hold anything.
+  [[nodiscard]] size_t TryGrow(Run* run, size_t least_pages, size_t most_pages)
       ABSL_LOCKS_EXCLUDED(lock_);
-
-  // Aborts with ReportFreedLargeBlock() when the run is not in use. Purges, as
-  // Shrink() does, when more than settings.trim_threshold_bytes are free and
-  // dirty, down to half of that, so that the next free does not purge again.
-  void Deallocate(Run* run) ABSL_LOCKS_EXCLUDED(lock_);
-
-  // Extends the run to `pages` >= run->pages pages into the free run behind it.
-  // The new pages may hold anything.
-  [[nodiscard]] bool Grow(Run* run, size_t pages) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Gives back all but the first `pages` > 0 pages; leaves the run as it is if
   // there is no memory for the record of the rest.
-  void Shrink(Run* run, size_t pages) ABSL_LOCKS_EXCLUDED(lock_);
+  void Shrink(Run* run, size_t pages) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // The run in use that starts at p, or nullptr. Takes no lock. p may be any
   // address.
@@ -99,11 +139,27 @@ class Arena {
   // error messages. p may be any address.
   static Run* RunContaining(const void* p);
 
-  // Gives free memory back to the OS until at most keep_bytes of it are dirty:
-  // unmaps segments that are wholly free while keep_bytes stay free, then
-  // purges dirty pages, those of large runs first. Returns how many bytes were
-  // unmapped or purged.
-  size_t Purge(size_t keep_bytes) ABSL_LOCKS_EXCLUDED(lock_);
+  // These three purge dirty runs, oldest first, and return how many bytes went
+  // back. What the system refuses (locked memory) stays dirty and counts as
+  // just freed.
+
+  // Purges what was freed before time_ms, a time by NowMs() that is past.
+  size_t PurgeFreedBefore(uint32_t time_ms)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
+  // Purges, if more is dirty than settings allow, down to half of that, so
+  // that the next free does not purge again.
+  size_t PurgeOverCap() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
+  // Purges until at most keep_bytes are dirty. Before, unmaps segments that are
+  // wholly free, and free ends of others, while keep_bytes stay free; returns
+  // the bytes of these, too.
+  size_t Purge(size_t keep_bytes) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
+  // What a purge may give back. Takes no lock.
+  size_t FreeDirtyBytes() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return dirty_.pages() * PageBytes();
+  }
 
   Statistics statistics() ABSL_LOCKS_EXCLUDED(lock_);
 
@@ -111,14 +167,41 @@ class Arena {
   void Verify() ABSL_LOCKS_EXCLUDED(lock_);
 
   uint32_t index() const { return index_; }
-  Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }  // For fork.
+
+  // For fork.
+  Lock& purge_lock() ABSL_LOCK_RETURNED(purge_lock_) { return purge_lock_; }
+  Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
 
  private:
   static constexpr size_t kMostPages = size_t{1} << 30;
 
-  // What one call may need: the run of a new segment, and what is left before
-  // and behind the place of a request.
+  // What one call may need: the run of a new mapping, and what is cut out of a
+  // run and lies behind that.
   static constexpr size_t kMostNewRecords = 3;
+
+  // Where a free run is kept.
+  enum class Place { kBin, kVictim, kTop };
+
+  // What one call may purge, and what has come of it.
+  struct PurgePass {
+    size_t keep_bytes = 0;   // So much may stay dirty.
+    bool of_any_age = true;  // Else what was freed before:
+    uint32_t before_ms = 0;
+    bool gives_way = true;  // Ends early when a request waits for the lock.
+
+    // What was dirty when the pass began and was not asked for yet. It ends a
+    // pass that other threads keep supplied, or that is refused.
+    size_t left_bytes = 0;
+    size_t purged_bytes = 0;
+    bool refused = false;
+  };
+
+  // Free pages that Purge() unmaps, out of all structures.
+  struct Unmapping {
+    char* start;
+    size_t bytes;
+    Segment* segment;  // To be discarded, or nullptr.
+  };
 
   // Records are stocked before anything changes, so that no call fails halfway.
   bool StockRecords() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -126,7 +209,15 @@ class Arena {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void RecycleRecord(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
-  bool AddSegment(uint32_t pages, size_t alignment)
+  // Allocate() without what it sees to afterwards. A request that only the run
+  // that is being purged could serve sets *wait, if that is not nullptr.
+  Run* TryAllocate(uint32_t pages, size_t alignment, bool* wait)
+      ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Maps more. Returns the free run that it is part of, or nullptr.
+  Run* AddMapping(uint32_t pages, size_t alignment)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  Segment* SegmentFor(char* start, uint32_t pages)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void RemoveSegment(Segment* segment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
@@ -134,15 +225,27 @@ class Arena {
   Run* FindFit(uint32_t pages, size_t alignment) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
-  // Cuts the request out of a free run and puts what is left into places.
+  // Cuts the request out of a free run that has room for it.
   Run* Carve(Run* run, uint32_t pages, size_t alignment)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
-  // Frees a run in use and joins it with its free neighbours.
-  void Free(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Cuts a part out of a free run that is in no place, and puts what is left
+  // into places, the larger piece into `place`. The part is in none, is not
+  // listed as dirty, and has its dirty pages counted. Needs two records, or
+  // none when the part is the whole.
+  Run* CutOut(Run* run, uint32_t before, uint32_t pages, Place place)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
-  // Where a free run is kept.
-  enum class Place { kBin, kVictim, kTop };
+  // Frees a run in use.
+  void Free(Run* run, uint32_t touched_pages)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  // Joins a free run that is in no place with its free neighbours and puts it
+  // into `place`, or that of a neighbour. Returns the run that it is then.
+  Run* Settle(Run* run, Place place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  // Makes one run of two neighbours that are in no place.
+  Run* Join(Run* low, Run* high) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   // Puts a free run into a place; who was the victim or top goes to a bin.
   void Put(Run* run, Place place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -152,24 +255,40 @@ class Arena {
   size_t free_bytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
     return (mapped_pages_ - in_use_pages_) * PageBytes();
   }
-  size_t free_dirty_bytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
-    return free_dirty_pages_ * PageBytes();
-  }
 
-  void PurgeIfTooDirty() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  size_t PurgeDownTo(size_t keep_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  size_t PurgeRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // What callers do beside their own business, without a lock.
+  void SeeToDirtyRuns() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+  void PurgeOldIfDue() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
+  void PurgeAll(PurgePass* pass) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+  // False when the pass is over.
+  bool PurgeStep(PurgePass* pass) ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_)
+      ABSL_LOCKS_EXCLUDED(lock_);
+  Run* BeginPurge(const PurgePass& pass, Place* origin)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_, lock_);
+  void EndPurge(Run* piece, Place origin, bool purged, PurgePass* pass)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_, lock_);
+
+  // Unmaps one segment or end of a segment. Returns its bytes, or 0.
+  size_t UnmapOne(size_t keep_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_)
+      ABSL_LOCKS_EXCLUDED(lock_);
+  bool FindUnmapping(size_t keep_bytes, Unmapping* found)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Takes a part of a free run, which is an end of its segment, away from the
+  // segment and the page map. Needs two records.
+  void Trim(Run* run, uint32_t before, uint32_t pages)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   PageSource& source_;
   MetadataPool& metadata_;
   const uint32_t index_;
+  // Held while something of the arena is neither free nor in use.
+  Lock purge_lock_{LockRank::kPurge};
   Lock lock_{LockRank::kArena};
   RunBins bins_ ABSL_GUARDED_BY(lock_);
   Run* victim_ ABSL_GUARDED_BY(lock_) = nullptr;
   Run* top_ ABSL_GUARDED_BY(lock_) = nullptr;
   Segment* segments_ ABSL_GUARDED_BY(lock_) = nullptr;
-  // After a purge that the system refused: what may be dirty until the next.
-  size_t stubborn_dirty_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   size_t next_segment_bytes_ ABSL_GUARDED_BY(lock_) = kFirstSegmentBytes;
 
   Run* spare_records_ ABSL_GUARDED_BY(lock_) = nullptr;  // Linked by next.
@@ -177,10 +296,19 @@ class Arena {
 
   size_t mapped_pages_ ABSL_GUARDED_BY(lock_) = 0;
   size_t in_use_pages_ ABSL_GUARDED_BY(lock_) = 0;
-  size_t free_dirty_pages_ ABSL_GUARDED_BY(lock_) = 0;
   size_t segment_count_ ABSL_GUARDED_BY(lock_) = 0;
   size_t in_use_runs_ ABSL_GUARDED_BY(lock_) = 0;
   size_t free_runs_ ABSL_GUARDED_BY(lock_) = 0;
+
+  DirtyRuns dirty_ ABSL_GUARDED_BY(lock_);
+  Run* purging_ ABSL_GUARDED_BY(lock_) = nullptr;
+  // Whether a request waits for purge_lock_.
+  bool is_waited_for_ ABSL_GUARDED_BY(lock_) = false;
+  // After a purge that the system refused: what may be dirty until the next.
+  // Plain numbers, as is the time when last nothing old was left: what two
+  // threads make of them at once is as good as either.
+  std::atomic<size_t> stubborn_dirty_bytes_{0};
+  std::atomic<uint32_t> none_old_ms_{0};
 };
 
 }  // namespace quarry

@@ -18,6 +18,7 @@ enum class LockRank : uint32_t {
   kCache,         // One thread cache's shared side.
   kOrphans,       // Slabs whose thread exited.
   kHuge,          // The list of huge blocks.
+  kPurge,         // One arena's purge, while it gives pages back.
   kArena,         // One arena: its bins, runs and segments.
   kPageMap,       // New leaves of the page map.
   kMetadata,      // The allocator's own memory.

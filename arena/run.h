@@ -25,7 +25,7 @@ class Segment;
 // Thread-safety: `start`, `pages`, `segment` and `zeroed` of a run in use may
 //   be read by whoever was given it; all else under the arena's lock.
 // Invariant: no two neighbouring runs are both free.
-// Size: one cache line.
+// Size: two cache lines; the second is of use only while some page is dirty.
 struct alignas(64) Run {
   char* start = nullptr;
   Segment* segment = nullptr;
@@ -35,15 +35,22 @@ struct alignas(64) Run {
   // the lock is reported and not a data race. Written under the arena's lock,
   // but between kInUse and kCached, by the thread that holds the run.
   enum State : uint8_t {
-    kFree,    // The arena: it is in one of its places.
-    kInUse,   // The program, or a slab.
-    kCached,  // A thread, for its next request of the size.
+    kFree,     // The arena: it is in one of its places.
+    kInUse,    // The program, or a slab.
+    kCached,   // A thread, for its next request of the size.
+    kPurging,  // A thread that gives its pages back without the arena's lock.
   };
   std::atomic<State> state{kFree};
 
   bool IsFree() const { return state.load(std::memory_order_relaxed) == kFree; }
   bool IsInUse() const {
     return state.load(std::memory_order_relaxed) == kInUse;
+  }
+
+  // Whether it was given back, so that who frees it now does so wrongly.
+  bool WasFreed() const {
+    const State now = state.load(std::memory_order_relaxed);
+    return now == kFree || now == kPurging;
   }
 
   // Whether every byte was known to be zero when Arena::Allocate() gave the
@@ -60,12 +67,21 @@ struct alignas(64) Run {
   Run* parent = nullptr;
   Run* child[2] = {nullptr, nullptr};
 
+  // While free: how many of its pages are dirty; if any are, since when by
+  // NowMs(), and the neighbours in age. See dirty_runs.h.
+  uint32_t dirty_pages = 0;
+  uint32_t freed_ms = 0;
+  Run* older = nullptr;
+  Run* newer = nullptr;
+
   size_t bytes() const { return pages * PageBytes(); }
   char* end() const { return start + bytes(); }
   inline Arena* arena() const;  // Defined in segment.h.
 };
 
-static_assert(sizeof(Run) == 64, "a run's record is one cache line");
+static_assert(sizeof(Run) == 128, "a run's record is two cache lines");
+static_assert(offsetof(Run, dirty_pages) == 64,
+              "what every request reads is in the first line");
 
 }  // namespace quarry
 

@@ -67,11 +67,6 @@ class RunBins {
   // many crooked ones may be missed for a larger run, which always fits.
   Run* BestAlignedFit(uint32_t pages, size_t alignment) const;
 
-  // Calls visit(run) for every run, those of larger bins first. `visit` must
-  // not insert or remove; it returns false to stop.
-  template <typename Visitor>
-  void ForEachFromLargest(Visitor visit) const;
-
   // Aborts if an invariant is broken. Stores what it counted.
   void Verify(size_t* runs, size_t* pages) const;
 
@@ -91,8 +86,6 @@ class RunBins {
   void RemoveTree(Run* run);
   Run* BestInTree(uint32_t pages) const;
   static Run* SmallestIn(Run* node);
-  template <typename Visitor>
-  static bool VisitTree(Run* node, Visitor& visit);
   static void VerifyNode(const Run* node, uint32_t bin, uint32_t depth,
                          uint32_t path, size_t* runs, size_t* pages);
 
@@ -105,35 +98,6 @@ class RunBins {
 // Where in `run` the first `pages` pages at a multiple of `alignment` start,
 // or nullptr if they do not fit.
 char* AlignedPlace(const Run* run, uint32_t pages, size_t alignment);
-
-template <typename Visitor>
-void RunBins::ForEachFromLargest(Visitor visit) const {
-  for (uint32_t bin = kTreeBins; bin-- > 0;) {
-    if (tree_[bin] != nullptr && !VisitTree(tree_[bin], visit)) return;
-  }
-  for (uint32_t bin = kSmallBins; bin-- > 0;) {
-    Run* run = small_[bin];
-    if (run == nullptr) continue;
-    do {
-      if (!visit(run)) return;
-      run = run->next;
-    } while (run != small_[bin]);
-  }
-}
-
-// The recursion is as deep as the trie: at most 32.
-template <typename Visitor>
-bool RunBins::VisitTree(Run* node, Visitor& visit) {
-  if (node->child[1] != nullptr && !VisitTree(node->child[1], visit)) {
-    return false;
-  }
-  Run* run = node;
-  do {
-    if (!visit(run)) return false;
-    run = run->next;
-  } while (run != node);
-  return node->child[0] == nullptr || VisitTree(node->child[0], visit);
-}
 
 }  // namespace quarry
 

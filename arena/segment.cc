@@ -1,23 +1,14 @@
 #include "arena/segment.h"
 
 #include <algorithm>
-#include <bit>
 #include <new>
 
 #include "arena/report.h"
 
 namespace quarry {
-namespace {
-
-constexpr uint32_t kWordBits = 64;
-
-size_t DirtyWords(uint32_t pages) {
-  return (size_t{pages} + kWordBits - 1) / kWordBits;
-}
-
 // Calls visit(word, mask) for each word of the bits [first, first + pages).
 template <typename Visitor>
-void ForEachWord(uint32_t first, uint32_t pages, Visitor visit) {
+void Segment::ForEachWord(uint32_t first, uint32_t pages, Visitor visit) {
   const uint32_t end = first + pages;
   while (first < end) {
     const uint32_t bit = first % kWordBits;
@@ -27,103 +18,159 @@ void ForEachWord(uint32_t first, uint32_t pages, Visitor visit) {
   }
 }
 
-}  // namespace
-
-size_t Segment::RecordBytes(uint32_t pages) {
-  return sizeof(Segment) + pages * sizeof(std::atomic<Run*>) +
-         DirtyWords(pages) * sizeof(uint64_t);
+size_t Segment::RecordBytes(uint32_t reach_pages) {
+  return sizeof(Segment) + reach_pages * sizeof(std::atomic<Run*>) +
+         reach_pages / kWordBits * sizeof(States);
 }
 
 Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
                        uint32_t pages) {
-  void* const record = metadata.Allocate(RecordBytes(pages));
+  const size_t most = kMostReachBytes / PageBytes();
+  const size_t wanted =
+      std::max<size_t>(pages, std::min(kReachFactor * pages, most));
+  const uint32_t reach = static_cast<uint32_t>(RoundUp(wanted, kWordBits));
+  // Most of the reach lies below, where the kernel places the next mapping.
+  const uintptr_t address = reinterpret_cast<uintptr_t>(start);
+  const uint32_t below = static_cast<uint32_t>(
+      std::min<uintptr_t>((reach - pages) / 4 * 3, address / PageBytes()));
+
+  void* const record = metadata.Allocate(RecordBytes(reach));
   if (record == nullptr) return nullptr;
-  Segment* const segment = new (record) Segment(arena, start, pages);
+  Segment* const segment = new (record)
+      Segment(arena, address - below * PageBytes(), reach, below, pages);
   // Both arrays are zero already, and most of them is never touched.
-  segment->tags_ = reinterpret_cast<std::atomic<Run*>*>(segment + 1);
-  segment->dirty_ = reinterpret_cast<uint64_t*>(segment->tags_ + pages);
+  segment->states_ = reinterpret_cast<States*>(segment->tags() + reach);
   return segment;
 }
 
 void Segment::Discard(MetadataPool& metadata, Segment* segment) {
-  metadata.Deallocate(segment, RecordBytes(segment->pages_));
+  metadata.Deallocate(segment, RecordBytes(segment->reach_pages_));
 }
 
-uint32_t Segment::PageOf(const void* p) const {
-  const size_t offset =
-      reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(start_);
-  QUARRY_DCHECK(offset < bytes());
-  return static_cast<uint32_t>(offset / PageBytes());
+bool Segment::TryExtend(const char* start, uint32_t pages) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(start);
+  if (start == AddressOf(end_page_)) {
+    if (pages > reach_pages_ - end_page_) return false;
+    end_page_ += pages;
+    return true;
+  }
+  if (AddressOf(first_page_) != start + pages * PageBytes() ||
+      address < reach_start_) {
+    return false;
+  }
+  first_page_ -= pages;
+  return true;
+}
+
+void Segment::Trim(uint32_t first, uint32_t pages) {
+  QUARRY_DCHECK(pages < this->pages());
+  SetPurged(first, pages, /*zero=*/true);
+  if (first == first_page_) {
+    first_page_ += pages;
+  } else {
+    QUARRY_DCHECK(first + pages == end_page_);
+    end_page_ = first;
+  }
 }
 
 void Segment::SetTags(Run* run) {
   const uint32_t first = PageOf(run->start);
-  // Relaxed: the lock orders all readers but one, see TagAt().
-  tags_[first].store(run, std::memory_order_relaxed);
-  tags_[first + run->pages - 1].store(run, std::memory_order_relaxed);
+  SetTag(first, run);
+  SetTag(first + run->pages - 1, run);
 }
 
 void Segment::ClearTags(const Run* run) {
   const uint32_t first = PageOf(run->start);
-  tags_[first].store(nullptr, std::memory_order_relaxed);
-  tags_[first + run->pages - 1].store(nullptr, std::memory_order_relaxed);
+  SetTag(first, nullptr);
+  SetTag(first + run->pages - 1, nullptr);
 }
 
 void Segment::MoveEnd(Run* run, uint32_t pages) {
   const uint32_t first = PageOf(run->start);
-  if (run->pages > 1) {
-    tags_[first + run->pages - 1].store(nullptr, std::memory_order_relaxed);
-  }
+  if (run->pages > 1) SetTag(first + run->pages - 1, nullptr);
   run->pages = pages;
-  if (pages > 1) {
-    tags_[first + pages - 1].store(run, std::memory_order_relaxed);
-  }
-}
-
-Run* Segment::Before(const Run* run) const {
-  const uint32_t first = PageOf(run->start);
-  return first == 0 ? nullptr : TagAt(first - 1);
-}
-
-Run* Segment::After(const Run* run) const {
-  const uint32_t next_page = PageOf(run->start) + run->pages;
-  return next_page == pages_ ? nullptr : TagAt(next_page);
+  if (pages > 1) SetTag(first + pages - 1, run);
 }
 
 uint32_t Segment::CountDirty(uint32_t first, uint32_t pages) const {
   uint32_t count = 0;
   ForEachWord(first, pages, [&](uint32_t word, uint64_t mask) {
-    count += static_cast<uint32_t>(std::popcount(dirty_[word] & mask));
+    count += static_cast<uint32_t>(std::popcount(states_[word].dirty & mask));
   });
   return count;
 }
 
-void Segment::SetDirty(uint32_t first, uint32_t pages) {
-  ForEachWord(first, pages,
-              [&](uint32_t word, uint64_t mask) { dirty_[word] |= mask; });
+uint32_t Segment::FirstDirty(uint32_t first, uint32_t pages) const {
+  uint32_t word = first / kWordBits;
+  uint64_t dirty = states_[word].dirty & ~uint64_t{0} << first % kWordBits;
+  while (dirty == 0) dirty = states_[++word].dirty;
+  const uint32_t page =
+      word * kWordBits + static_cast<uint32_t>(std::countr_zero(dirty));
+  QUARRY_DCHECK(page - first < pages);
+  static_cast<void>(pages);
+  return page;
 }
 
-void Segment::SetClean(uint32_t first, uint32_t pages) {
+uint32_t Segment::LastDirty(uint32_t first, uint32_t pages) const {
+  const uint32_t last = first + pages - 1;
+  uint32_t word = last / kWordBits;
+  uint64_t dirty =
+      states_[word].dirty & ~uint64_t{0} >> (kWordBits - 1 - last % kWordBits);
+  while (dirty == 0) dirty = states_[--word].dirty;
+  const uint32_t page =
+      word * kWordBits + static_cast<uint32_t>(std::bit_width(dirty)) - 1;
+  QUARRY_DCHECK(page >= first);
+  return page;
+}
+
+bool Segment::AreZero(uint32_t first, uint32_t pages) const {
+  uint64_t unknown = 0;
+  ForEachWord(first, pages, [&](uint32_t word, uint64_t mask) {
+    unknown |= states_[word].unknown & mask;
+  });
+  return unknown == 0;
+}
+
+void Segment::SetDirty(uint32_t first, uint32_t pages) {
+  ForEachWord(first, pages, [&](uint32_t word, uint64_t mask) {
+    states_[word].dirty |= mask;
+    states_[word].unknown |= mask;
+  });
+}
+
+void Segment::SetPurged(uint32_t first, uint32_t pages, bool zero) {
   // Only where a bit is set: words of untouched pages stay untouched, too.
   ForEachWord(first, pages, [&](uint32_t word, uint64_t mask) {
-    if ((dirty_[word] & mask) != 0) dirty_[word] &= ~mask;
+    States& states = states_[word];
+    if ((states.unknown & mask) == 0) return;
+    states.dirty &= ~mask;
+    if (zero) states.unknown &= ~mask;
   });
 }
 
 void Segment::Verify() const {
-  uint32_t page = 0;
-  while (page < pages_) {
+  uint32_t page = first_page_;
+  while (page < end_page_) {
     const Run* const run = TagAt(page);
     QUARRY_CHECK(run != nullptr);
     QUARRY_CHECK(run->segment == this);
-    QUARRY_CHECK(run->start == start_ + page * PageBytes());
-    QUARRY_CHECK(run->pages > 0 && run->pages <= pages_ - page);
+    QUARRY_CHECK(run->start == AddressOf(page));
+    QUARRY_CHECK(run->pages > 0 && run->pages <= end_page_ - page);
     const uint32_t last = page + run->pages - 1;
     QUARRY_CHECK(TagAt(last) == run);
     for (uint32_t i = page + 1; i < last; ++i) {
       QUARRY_CHECK(TagAt(i) == nullptr);
     }
     page = last + 1;
+  }
+  for (uint32_t i = 0; i < reach_pages_; ++i) {
+    const bool mapped = i >= first_page_ && i < end_page_;
+    QUARRY_CHECK(mapped || TagAt(i) == nullptr);
+  }
+  QUARRY_CHECK(AreZero(0, first_page_));
+  QUARRY_CHECK(AreZero(end_page_, reach_pages_ - end_page_));
+  for (uint32_t word = 0; word < reach_pages_ / kWordBits; ++word) {
+    QUARRY_CHECK((states_[word].dirty & ~states_[word].unknown) == 0);
   }
 }
 

@@ -1,13 +1,18 @@
 #include "arena/arena.h"
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "arena/clock.h"
+#include "arena/maintenance_signal.h"
 #include "arena/metadata.h"
 #include "arena/page_map.h"
 #include "arena/page_source.h"
@@ -26,11 +31,86 @@ using PageRun = Run;
 
 constexpr size_t kMiB = size_t{1} << 20;
 
+// Pages from regions that it reserves. Each mapping lies below the last, at a
+// distance that a test sets, where the kernel does as it likes.
+//
+// Thread-safety: Purge() on any thread, all else on one.
+class PlacedPageSource final : public PageSource {
+ public:
+  // No mapping of it touches another, unless a test wants so.
+  size_t gap_bytes = kGranuleBytes;
+
+  // Called within the next purge, before it has an effect.
+  std::function<void()> during_purge;
+
+  std::vector<std::pair<char*, size_t>> huge_pages, small_pages;
+
+  PlacedPageSource() = default;
+  ~PlacedPageSource() {
+    for (char* region : regions_) os_.Unmap(region, kRegionBytes);
+  }
+
+ private:
+  static constexpr size_t kRegionBytes = size_t{1} << 30;
+
+  void* MapPages(size_t bytes, size_t alignment) override {
+    if (bytes + alignment > kRegionBytes) return nullptr;
+    char* start = PlaceBelow(bytes, alignment);
+    if (regions_.empty() || start < regions_.back()) {
+      void* const region = os_.Map(kRegionBytes, 1);
+      if (region == nullptr) return nullptr;
+      regions_.push_back(static_cast<char*>(region));
+      next_end_ = regions_.back() + kRegionBytes;
+      start = PlaceBelow(bytes, alignment);
+    }
+    next_end_ = start - gap_bytes;
+    return start;
+  }
+  void UnmapPages(void* start, size_t bytes) override {
+    ASSERT_TRUE(os_.Purge(start, bytes));
+  }
+  bool PurgePages(void* start, size_t bytes) override {
+    if (const auto call = std::exchange(during_purge, nullptr)) call();
+    return os_.Purge(start, bytes);
+  }
+  void AdviseSmallPages(void* start, size_t bytes) override {
+    small_pages.emplace_back(static_cast<char*>(start), bytes);
+  }
+  void AdviseHugePages(void* start, size_t bytes) override {
+    huge_pages.emplace_back(static_cast<char*>(start), bytes);
+  }
+
+  char* PlaceBelow(size_t bytes, size_t alignment) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(next_end_) - bytes;
+    return reinterpret_cast<char*>(start & ~(alignment - 1));
+  }
+
+  OsPageSource os_;
+  std::vector<char*> regions_;
+  char* next_end_ = nullptr;
+};
+
+// What tests change and the process shares.
+class SettingsSaver {
+ public:
+  ~SettingsSaver() {
+    settings.trim_threshold_bytes = trim_threshold_bytes_;
+    settings.decay_ms = decay_ms_;
+    settings.maintenance = true;
+    settings.huge_pages = HugePagePolicy::kDefault;
+    maintenance_signal.state() = MaintenanceSignal::kNoThread;
+  }
+
+ private:
+  const size_t trim_threshold_bytes_ = settings.trim_threshold_bytes;
+  const size_t decay_ms_ = settings.decay_ms;
+};
+
 class ArenaTest : public testing::Test {
  protected:
   // Every test ends with an empty arena that holds nothing of the OS's.
   ~ArenaTest() override {
-    settings.trim_threshold_bytes = trim_threshold_bytes_;
+    settings.decay_ms = 500;
     source_.RefuseNothing();
     arena_.Verify();
     EXPECT_EQ(arena_.statistics().in_use_bytes, 0u);
@@ -56,7 +136,7 @@ class ArenaTest : public testing::Test {
 
   void Fill(PageRun* run, char c) { memset(run->start, c, run->bytes()); }
 
-  const size_t trim_threshold_bytes_ = settings.trim_threshold_bytes;
+  SettingsSaver settings_saver_;
   ScriptedPageSource source_;
   OsPageSource metadata_source_;
   MetadataPool metadata_{metadata_source_};
@@ -236,14 +316,16 @@ TEST_F(ArenaTest, GrowsIntoTheFreeNeighbour) {
   PageRun* const next = Allocate(6);
   PageRun* const guard = Allocate(1);
   Fill(run, 5);
-  EXPECT_FALSE(arena_.Grow(run, 5));
+  EXPECT_EQ(arena_.TryGrow(run, 5, 5), 0u);
+  EXPECT_EQ(arena_.TryGrow(run, 4, 5), 4u);
   Deallocate({next});
-  EXPECT_FALSE(arena_.Grow(run, 11));
-  EXPECT_TRUE(arena_.Grow(run, 4));
-  ASSERT_TRUE(arena_.Grow(run, 7));
+  EXPECT_EQ(arena_.TryGrow(run, 11, 20), 0u);
+  EXPECT_EQ(arena_.TryGrow(run, 4, 4), 4u);
+  EXPECT_EQ(run->pages, 4u);
+  ASSERT_EQ(arena_.TryGrow(run, 6, 7), 7u);
   arena_.Verify();
   EXPECT_EQ(run->pages, 7u);
-  ASSERT_TRUE(arena_.Grow(run, 10));
+  ASSERT_EQ(arena_.TryGrow(run, 8, 20), 10u);
   arena_.Verify();
   EXPECT_EQ(run->end(), guard->start);
   EXPECT_EQ(run->start[4 * PageBytes() - 1], 5);
@@ -254,13 +336,13 @@ TEST_F(ArenaTest, GrowsIntoTheFreeNeighbour) {
 TEST_F(ArenaTest, GrowsIntoTopAndToTheEndOfTheSegment) {
   PageRun* const run = Allocate(1);
   const size_t all = Arena::kFirstSegmentBytes / PageBytes();
-  ASSERT_TRUE(arena_.Grow(run, 100));
+  ASSERT_EQ(arena_.TryGrow(run, 50, 100), 100u);
   arena_.Verify();
-  EXPECT_FALSE(arena_.Grow(run, all + 1));
-  ASSERT_TRUE(arena_.Grow(run, all));
+  EXPECT_EQ(arena_.TryGrow(run, all + 1, all + 2), 0u);
+  ASSERT_EQ(arena_.TryGrow(run, 100, all + 1), all);
   arena_.Verify();
   EXPECT_EQ(arena_.statistics().free_runs, 0u);
-  EXPECT_FALSE(arena_.Grow(run, all + 1));
+  EXPECT_EQ(arena_.TryGrow(run, all + 1, all + 1), 0u);
   Deallocate({run});
 }
 
@@ -317,24 +399,6 @@ TEST_F(ArenaTest, RefusesAbsurdRequests) {
   EXPECT_EQ(arena_.Allocate(1, size_t{1} << 62), nullptr);
 }
 
-TEST_F(ArenaTest, UnmapsSegmentsThatAreWhollyFree) {
-  PageRun* const first = Allocate(4 * kMiB / PageBytes());
-  PageRun* const second = Allocate(8 * kMiB / PageBytes());
-  PageRun* const third = Allocate(1);
-  EXPECT_EQ(arena_.statistics().segments, 3u);
-  Fill(second, 1);
-  char* const address = second->start;
-  Deallocate({first, second});
-  EXPECT_EQ(PageMap::TagOf(address), kRunTag);
-  EXPECT_EQ(arena_.Purge(100 * kMiB), 0u);
-  EXPECT_EQ(arena_.Purge(15 * kMiB), 12 * kMiB);
-  EXPECT_EQ(arena_.statistics().segments, 1u);
-  EXPECT_EQ(PageMap::TagOf(address), kNoTag);
-  EXPECT_EQ(Arena::RunContaining(address), nullptr);
-  arena_.Verify();
-  Deallocate({third});
-}
-
 TEST_F(ArenaTest, PurgesByItselfWhenTooMuchIsDirty) {
   settings.trim_threshold_bytes = 8 * kMiB;
   std::vector<PageRun*> runs, guards;
@@ -359,7 +423,8 @@ TEST_F(ArenaTest, StaysDirtyWhenThePurgeIsRefused) {
   Fill(run, 1);
   Deallocate({run});
   source_.RefuseKind(Kind::kPurge);
-  EXPECT_EQ(arena_.Purge(0), 0u);
+  EXPECT_EQ(arena_.PurgeFreedBefore(NowMs() + 1), 0u);
+  EXPECT_EQ(source_.CountOf(Kind::kPurge), 1u);
   EXPECT_EQ(arena_.statistics().free_dirty_bytes, 10 * PageBytes());
   PageRun* const again = Allocate(10);
   EXPECT_FALSE(again->zeroed);
@@ -407,6 +472,367 @@ TEST_F(ArenaTest, FindsARunByAnyAddress) {
   EXPECT_EQ(Arena::RunOf(start), nullptr);
   EXPECT_TRUE(Arena::RunContaining(start)->IsFree());
   Deallocate({single});
+}
+
+// An arena whose mappings lie where the test says.
+class PlacedArenaTest : public testing::Test {
+ protected:
+  ~PlacedArenaTest() override {
+    arena_.Verify();
+    EXPECT_EQ(arena_.statistics().in_use_bytes, 0u);
+    arena_.Purge(0);
+    EXPECT_EQ(arena_.statistics(), Arena::Statistics());
+    EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+  }
+
+  PageRun* Allocate(size_t pages, size_t alignment = 1) {
+    PageRun* const run = arena_.Allocate(pages, alignment);
+    EXPECT_EQ(Arena::RunOf(run->start), run);
+    return run;
+  }
+
+  void Deallocate(std::initializer_list<PageRun*> runs) {
+    for (PageRun* run : runs) arena_.Deallocate(run);
+  }
+
+  void Fill(PageRun* run, char c) { memset(run->start, c, run->bytes()); }
+
+  SettingsSaver settings_saver_;
+  PlacedPageSource source_;
+  OsPageSource metadata_source_;
+  MetadataPool metadata_{metadata_source_};
+  Arena arena_{source_, metadata_, 7};
+};
+
+TEST_F(PlacedArenaTest, UnmapsSegmentsThatAreWhollyFree) {
+  PageRun* const first = Allocate(4 * kMiB / PageBytes());
+  PageRun* const second = Allocate(8 * kMiB / PageBytes());
+  PageRun* const third = Allocate(1);
+  EXPECT_EQ(arena_.statistics().segments, 3u);
+  Fill(second, 1);
+  char* const address = second->start;
+  Deallocate({first, second});
+  EXPECT_EQ(PageMap::TagOf(address), kRunTag);
+  EXPECT_EQ(arena_.Purge(100 * kMiB), 0u);
+  EXPECT_EQ(arena_.Purge(15 * kMiB), 12 * kMiB);
+  EXPECT_EQ(arena_.statistics().segments, 1u);
+  EXPECT_EQ(PageMap::TagOf(address), kNoTag);
+  EXPECT_EQ(Arena::RunContaining(address), nullptr);
+  arena_.Verify();
+  Deallocate({third});
+}
+
+// Of a segment's three parts the outer ones are free.
+TEST_F(PlacedArenaTest, UnmapsTheFreeEndsOfASegment) {
+  const size_t third = Arena::kFirstSegmentBytes / PageBytes() / 4;
+  PageRun* const low = Allocate(third);
+  PageRun* const middle = Allocate(third + 1);
+  char* const start = low->start;
+  char* const end = start + Arena::kFirstSegmentBytes;
+  Fill(low, 1);
+  Fill(middle, 2);
+  Deallocate({low});
+  // The end is free but for what it shares a granule with.
+  char* const free_end = middle->end() + kGranuleBytes - PageBytes();
+  EXPECT_EQ(arena_.Purge(0), kMiB + static_cast<size_t>(end - free_end));
+  arena_.Verify();
+  EXPECT_EQ(PageMap::TagOf(start), kNoTag);
+  EXPECT_EQ(PageMap::TagOf(end - 1), kNoTag);
+  EXPECT_EQ(PageMap::TagOf(free_end - 1), kRunTag);
+  EXPECT_EQ(Arena::RunOf(middle->start), middle);
+  EXPECT_EQ(Arena::RunContaining(end - 1), nullptr);
+  EXPECT_EQ(middle->end()[-1], 2);
+  EXPECT_EQ(arena_.Purge(0), 0u);
+  Deallocate({middle});
+}
+
+TEST_F(PlacedArenaTest, ARunMayLieAcrossTwoMappings) {
+  source_.gap_bytes = 0;
+  PageRun* const first = Allocate(4 * kMiB / PageBytes());
+  PageRun* const second = Allocate(8 * kMiB / PageBytes());
+  EXPECT_EQ(second->end(), first->start);
+  EXPECT_EQ(arena_.statistics().segments, 1u);
+  EXPECT_EQ(arena_.statistics().mapped_bytes, 12 * kMiB);
+  Fill(first, 1);
+  Deallocate({first, second});
+  arena_.Verify();
+  EXPECT_EQ(arena_.statistics().free_runs, 1u);
+  PageRun* const both = Allocate(10 * kMiB / PageBytes());
+  EXPECT_EQ(arena_.statistics().mapped_bytes, 12 * kMiB);
+  EXPECT_EQ(Arena::RunOf(both->start), both);
+  EXPECT_EQ(Arena::RunContaining(both->end() - 1), both);
+  Fill(both, 2);
+  Deallocate({both});
+}
+
+TEST_F(PlacedArenaTest, ANewMappingIsJoinedWithWhatIsFreeBesideIt) {
+  source_.gap_bytes = 0;
+  PageRun* const rest = Allocate(100);
+  PageRun* const used = Allocate(kMiB / PageBytes());
+  Deallocate({rest});
+  const size_t mapped = arena_.statistics().mapped_bytes;
+  // More than is mapped at once: the new mapping and the free pages above it.
+  PageRun* const large = Allocate(8 * kMiB / PageBytes());
+  EXPECT_EQ(arena_.statistics().mapped_bytes, mapped + 8 * kMiB);
+  EXPECT_EQ(arena_.statistics().segments, 1u);
+  arena_.Verify();
+  EXPECT_EQ(large->end(), used->start);
+  Deallocate({large, used});
+}
+
+TEST_F(PlacedArenaTest, AMappingApartOrOutOfReachIsAnotherSegment) {
+  PageRun* const first = Allocate(4 * kMiB / PageBytes());
+  PageRun* const apart = Allocate(8 * kMiB / PageBytes());
+  EXPECT_EQ(arena_.statistics().segments, 2u);
+  source_.gap_bytes = 0;
+  PageRun* const also_apart = Allocate(16 * kMiB / PageBytes());
+  PageRun* const beside = Allocate(32 * kMiB / PageBytes());
+  EXPECT_EQ(beside->end(), also_apart->start);
+  EXPECT_EQ(arena_.statistics().segments, 3u);
+  PageRun* const out_of_reach = Allocate(64 * kMiB / PageBytes());
+  EXPECT_EQ(out_of_reach->end(), beside->start);
+  EXPECT_EQ(arena_.statistics().segments, 4u);
+  arena_.Verify();
+  Deallocate({first, apart, also_apart, beside, out_of_reach});
+}
+
+// Requests are cut from the end that is resident.
+TEST_F(PlacedArenaTest, PrefersTheResidentEndOfARun) {
+  source_.gap_bytes = 0;
+  PageRun* const old = Allocate(4 * kMiB / PageBytes());
+  PageRun* const fresh = Allocate(10);  // Its rest is top, below `old`.
+  char* const end = old->end();
+  Fill(old, 1);
+  Deallocate({old});
+  EXPECT_EQ(arena_.statistics().free_runs, 1u);
+  PageRun* const slab = Allocate(16, kGranuleBytes);
+  EXPECT_EQ(slab->end(), end);
+  EXPECT_FALSE(slab->zeroed);
+  arena_.Verify();
+  Deallocate({fresh, slab});
+}
+
+TEST_F(PlacedArenaTest, KeepsSmallPagesWhereHugeOnesAreForbidden) {
+  settings.huge_pages = HugePagePolicy::kNever;
+  PageRun* const run = Allocate(1);
+  ASSERT_EQ(source_.small_pages.size(), 1u);
+  EXPECT_EQ(source_.small_pages[0].first, run->start);
+  EXPECT_EQ(source_.small_pages[0].second, Arena::kFirstSegmentBytes);
+  Deallocate({run});
+}
+
+// Runs freed at 10, 20, ... ms. The clock is the real one, so their times are
+// set behind the arena's back.
+TEST_F(PlacedArenaTest, PurgesWhatWasFreedBefore) {
+  std::vector<PageRun*> runs, guards;
+  for (int i = 0; i < 5; ++i) {
+    runs.push_back(Allocate(10));
+    guards.push_back(Allocate(1));
+    Fill(runs[i], 1);
+  }
+  for (uint32_t i = 0; i < 5; ++i) {
+    arena_.Deallocate(runs[i]);
+    runs[i]->freed_ms = 10 + 10 * i - 25;  // Around the clock's end.
+  }
+  EXPECT_EQ(arena_.PurgeFreedBefore(10u - 25), 0u);
+  EXPECT_EQ(arena_.PurgeFreedBefore(31u - 25), 30 * PageBytes());
+  arena_.Verify();
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 20 * PageBytes());
+  EXPECT_EQ(arena_.statistics().free_dirty_bytes, 20 * PageBytes());
+  for (uint32_t i = 0; i < 5; ++i) {
+    PageRun* const run = Arena::RunContaining(guards[i]->start - 1);
+    EXPECT_EQ(run->dirty_pages, i < 3 ? 0u : 10u);
+  }
+  EXPECT_EQ(arena_.PurgeFreedBefore(31u - 25), 0u);
+  EXPECT_EQ(source_.statistics().purge_calls, 3u);
+  EXPECT_EQ(arena_.PurgeFreedBefore(NowMs() + 1), 20 * PageBytes());
+  for (PageRun* guard : guards) arena_.Deallocate(guard);
+}
+
+TEST_F(PlacedArenaTest, ALargeIdleRegionStaysOldWhilePiecesAtItsEdgeComeAndGo) {
+  PageRun* const large = Allocate(100);
+  PageRun* const guard = Allocate(1);
+  Deallocate({large});
+  large->freed_ms -= 1000;
+  const uint32_t old = large->freed_ms;
+  PageRun* const piece = Allocate(16);
+  EXPECT_EQ(piece->start, guard->start - 100 * PageBytes());
+  Deallocate({piece});
+  EXPECT_EQ(Arena::RunContaining(guard->start - 1)->freed_ms, old);
+  EXPECT_EQ(arena_.PurgeFreedBefore(old + 1), 100 * PageBytes());
+  Deallocate({guard});
+}
+
+TEST_F(PlacedArenaTest, PurgesALargeRunInSteps) {
+  PageRun* const run = Allocate(30 * kMiB / PageBytes());
+  PageRun* const guard = Allocate(1);
+  Fill(run, 1);
+  Deallocate({run});
+  EXPECT_EQ(arena_.PurgeFreedBefore(NowMs() + 1), 30 * kMiB);
+  EXPECT_EQ(source_.statistics().purge_calls, 4u);
+  EXPECT_EQ(arena_.Purge(~size_t{0}), 0u);
+  PageRun* const again = Allocate(30 * kMiB / PageBytes());
+  EXPECT_TRUE(again->zeroed);
+  EXPECT_EQ(again->start[0], 0);
+  EXPECT_EQ(again->end()[-1], 0);
+  Deallocate({again, guard});
+}
+
+// The part that requests are cut from next stays resident.
+TEST_F(PlacedArenaTest, PurgesTheHighEndOfARunFirst) {
+  PageRun* const run = Allocate(100);
+  PageRun* const guard =
+      Allocate(Arena::kFirstSegmentBytes / PageBytes() - 100);
+  Fill(run, 1);
+  Deallocate({run});
+  EXPECT_EQ(arena_.Purge(60 * PageBytes()), 40 * PageBytes());
+  arena_.Verify();
+  PageRun* const dirty = Allocate(60);
+  PageRun* const clean = Allocate(40);
+  EXPECT_FALSE(dirty->zeroed);
+  EXPECT_TRUE(clean->zeroed);
+  Deallocate({dirty, clean, guard});
+}
+
+TEST_F(PlacedArenaTest, WorksWhileARunIsBeingPurged) {
+  PageRun* const before = Allocate(10);
+  PageRun* const run = Allocate(100);
+  PageRun* const after = Allocate(10);
+  PageRun* const guard = Allocate(1);
+  Fill(run, 1);
+  char* const start = run->start;
+  char* const after_start = after->start;
+  Deallocate({run});
+  PageRun* taken = nullptr;
+  source_.during_purge = [&] {
+    const Arena::Statistics during = arena_.statistics();
+    EXPECT_EQ(during.free_bytes, during.mapped_bytes - during.in_use_bytes);
+    EXPECT_EQ(during.free_dirty_bytes, 0u);
+    EXPECT_EQ(Arena::RunOf(start), nullptr);
+    EXPECT_EQ(Arena::RunContaining(start)->state, PageRun::kPurging);
+    arena_.Verify();
+    // Neither is joined with it now.
+    Deallocate({before, after});
+    arena_.Verify();
+    taken = Allocate(3);
+    EXPECT_TRUE(taken->end() <= start || taken->start >= after_start);
+    arena_.Verify();
+  };
+  EXPECT_EQ(arena_.PurgeFreedBefore(NowMs() + 1), 100 * PageBytes());
+  ASSERT_NE(taken, nullptr);
+  arena_.Verify();
+  Deallocate({taken});
+  // All three are one now.
+  PageRun* const all = Allocate(120);
+  EXPECT_EQ(all->end(), guard->start);
+  Deallocate({all, guard});
+}
+
+TEST_F(PlacedArenaTest, ARequestWaitsForThePurgeOfTheOnlyRunThatFits) {
+  const size_t all = Arena::kFirstSegmentBytes / PageBytes();
+  PageRun* const run = Allocate(all);
+  Fill(run, 1);
+  Deallocate({run});
+  std::thread requester;
+  std::atomic<bool> asks{false};
+  source_.during_purge = [&] {
+    requester = std::thread([&] {
+      asks = true;
+      PageRun* const waited_for = Allocate(all);
+      EXPECT_TRUE(waited_for->zeroed);
+      Deallocate({waited_for});
+    });
+    while (!asks) std::this_thread::yield();
+    // Long enough for it to wait, which nothing tells for sure.
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+  arena_.PurgeFreedBefore(NowMs() + 1);
+  requester.join();
+  EXPECT_EQ(arena_.statistics().mapped_bytes, Arena::kFirstSegmentBytes);
+}
+
+TEST_F(PlacedArenaTest, OnlyTouchedPagesBecomeDirty) {
+  PageRun* const slab = Allocate(16);
+  ASSERT_TRUE(slab->zeroed);
+  memset(slab->start, 1, 5 * PageBytes());
+  arena_.Deallocate(slab, 5);
+  arena_.Verify();
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 5 * PageBytes());
+  PageRun* const dirty = Allocate(5);
+  PageRun* const clean = Allocate(11);
+  EXPECT_FALSE(dirty->zeroed);
+  EXPECT_TRUE(clean->zeroed);
+  arena_.Deallocate(dirty, 0);  // As it was: dirty.
+  arena_.Deallocate(clean, 0);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 5 * PageBytes());
+}
+
+TEST_F(PlacedArenaTest, WithoutDecayNothingStaysDirty) {
+  settings.decay_ms = 0;
+  PageRun* const run = Allocate(10);
+  PageRun* const guard = Allocate(1);
+  Fill(run, 1);
+  Deallocate({run});
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+  EXPECT_EQ(source_.statistics().purge_calls, 1u);
+  arena_.Shrink(guard, 1);
+  Deallocate({guard});
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+}
+
+TEST_F(PlacedArenaTest, WithoutAThreadOldRunsArePurgedByWhoCalls) {
+  settings.decay_ms = 20;
+  for (const bool by_setting : {true, false}) {
+    settings.maintenance = !by_setting;
+    maintenance_signal.state() =
+        by_setting ? MaintenanceSignal::kNoThread : MaintenanceSignal::kOff;
+    PageRun* const run = Allocate(10);
+    PageRun* const guard = Allocate(1);
+    Fill(run, 1);
+    Deallocate({run});
+    EXPECT_GT(arena_.FreeDirtyBytes(), 0u);
+    for (int i = 0; i < 1000 && arena_.FreeDirtyBytes() > 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      PageRun* const other = Allocate(100);
+      arena_.Deallocate(other, 0);
+    }
+    EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+    settings.maintenance = true;
+    maintenance_signal.state() = MaintenanceSignal::kNoThread;
+    Deallocate({guard});
+  }
+}
+
+TEST_F(PlacedArenaTest, LeavesWhatItMayToTheThreadThatIsAwake) {
+  settings.trim_threshold_bytes = 4 * kMiB;
+  std::vector<PageRun*> runs;
+  for (int i = 0; i < 10; ++i) {
+    runs.push_back(Allocate(kMiB / PageBytes()));
+    runs.push_back(Allocate(1));
+  }
+  maintenance_signal.state() = MaintenanceSignal::kAwake;
+  for (int i = 0; i < 7; ++i) arena_.Deallocate(runs[2 * i]);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 7 * kMiB);
+  EXPECT_EQ(arena_.PurgeOverCap(), 5 * kMiB);
+  EXPECT_EQ(arena_.PurgeOverCap(), 0u);
+  // Too much even so.
+  settings.trim_threshold_bytes = 2 * kMiB;
+  arena_.Deallocate(runs[14]);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 3 * kMiB);
+  arena_.Deallocate(runs[16]);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), kMiB);
+  arena_.Deallocate(runs[18]);
+  for (int i = 0; i < 10; ++i) arena_.Deallocate(runs[2 * i + 1]);
+}
+
+TEST_F(PlacedArenaTest, TellsTheThreadOnceMuchIsDirty) {
+  const auto& state = maintenance_signal.state();
+  PageRun* const half = Allocate(kMiB / 2 / PageBytes());
+  PageRun* const other_half = Allocate(kMiB / 2 / PageBytes());
+  Deallocate({half});
+  EXPECT_EQ(state, MaintenanceSignal::kNoThread);
+  Deallocate({other_half});
+  EXPECT_EQ(state, MaintenanceSignal::kWanted);
 }
 
 // From the n-th call on everything is refused, for every n until there are no
@@ -458,12 +884,20 @@ TEST(ArenaWithoutMemory, ARefusedRecordLeavesTheHeapIntact) {
 
 // Random operations against a model of live intervals: no overlap, alignment,
 // contents, zero where zero is promised, and Verify() again and again.
-TEST_F(ArenaTest, AgreesWithAModelOfLiveIntervals) {
+void AgreeWithAModelOfLiveIntervals(size_t gap_bytes) {
+  SettingsSaver settings_saver;
+  PlacedPageSource source;
+  source.gap_bytes = gap_bytes;
+  OsPageSource metadata_source;
+  MetadataPool metadata(metadata_source);
+  Arena arena(source, metadata);
   std::mt19937_64 random(TestSeed());
   settings.trim_threshold_bytes = 16 * kMiB;
   struct Live {
     PageRun* run;
     uint64_t stamp;
+    // Whether all pages hold the stamp, or the first one alone is touched.
+    bool stamped;
   };
   std::map<char*, Live> live;
   size_t live_pages = 0;
@@ -477,6 +911,7 @@ TEST_F(ArenaTest, AgreesWithAModelOfLiveIntervals) {
     }
   };
   const auto stamps_hold = [](const Live& one, size_t pages, uint64_t stamp) {
+    if (!one.stamped) pages = 1;
     for (size_t page = 0; page < pages; ++page) {
       const char* const start = one.run->start + page * PageBytes();
       if (memcmp(start, &stamp, 8) != 0 ||
@@ -493,7 +928,7 @@ TEST_F(ArenaTest, AgreesWithAModelOfLiveIntervals) {
     return one;
   };
 
-  for (int step = 0; step < 60000; ++step) {
+  for (int step = 0; step < 40000; ++step) {
     const bool filling = (step / 3000) % 2 == 0;
     const unsigned dice = random() % 100;
     if (live.empty() || dice < (filling ? 55u : 35u)) {
@@ -516,18 +951,20 @@ TEST_F(ArenaTest, AgreesWithAModelOfLiveIntervals) {
           pages = 16;
           alignment = kGranuleBytes;
       }
-      PageRun* const run = Allocate(pages, alignment);
+      PageRun* const run = arena.Allocate(pages, alignment);
       ASSERT_NE(run, nullptr);
+      ASSERT_EQ(reinterpret_cast<uintptr_t>(run->start) % alignment, 0u);
       const auto after = live.lower_bound(run->start);
       ASSERT_TRUE(after == live.end() || run->end() <= after->first);
       if (after != live.begin()) {
         ASSERT_LE(std::prev(after)->second.run->end(), run->start);
       }
-      const Live one = {run, random() | 1};
+      Live one = {run, random() | 1, true};
       if (run->zeroed) {
         ASSERT_TRUE(stamps_hold(one, pages, 0));
       }
-      stamp_pages(one, 0, pages);
+      one.stamped = random() % 4 != 0;
+      stamp_pages(one, 0, one.stamped ? pages : 1);
       live[run->start] = one;
       live_pages += pages;
     } else if (dice < 75) {
@@ -535,22 +972,26 @@ TEST_F(ArenaTest, AgreesWithAModelOfLiveIntervals) {
       PageRun* const run = one->second.run;
       ASSERT_TRUE(stamps_hold(one->second, run->pages, one->second.stamp));
       live_pages -= run->pages;
+      const size_t touched_pages = one->second.stamped ? run->pages : 1;
       live.erase(one);
-      arena_.Deallocate(run);
+      arena.Deallocate(run, touched_pages);
     } else if (dice < 87) {
       const Live one = pick()->second;
       const size_t old_pages = one.run->pages;
-      const size_t pages = old_pages + random() % 20;
+      const size_t least = old_pages + random() % 10;
+      const size_t most = least + random() % 10;
       const auto next = live.upper_bound(one.run->start);
       const size_t room =
           next == live.end()
               ? ~size_t{0}
-              : static_cast<size_t>(next->first - one.run->end()) / PageBytes();
-      if (arena_.Grow(one.run, pages)) {
-        ASSERT_LE(pages - old_pages, room);
+              : static_cast<size_t>(next->first - one.run->start) / PageBytes();
+      const size_t pages = arena.TryGrow(one.run, least, most);
+      if (pages != 0) {
+        ASSERT_GE(pages, least);
+        ASSERT_LE(pages, std::min(most, room));
         ASSERT_EQ(one.run->pages, pages);
         live_pages += pages - old_pages;
-        stamp_pages(one, old_pages, pages);
+        if (one.stamped) stamp_pages(one, old_pages, pages);
       } else {
         ASSERT_EQ(one.run->pages, old_pages);
       }
@@ -559,26 +1000,41 @@ TEST_F(ArenaTest, AgreesWithAModelOfLiveIntervals) {
       const Live one = pick()->second;
       const size_t old_pages = one.run->pages;
       const size_t pages = 1 + random() % old_pages;
-      arena_.Shrink(one.run, pages);
+      arena.Shrink(one.run, pages);
       ASSERT_EQ(one.run->pages, pages);
       live_pages -= old_pages - pages;
       ASSERT_TRUE(stamps_hold(one, pages, one.stamp));
-    } else {
+    } else if (random() % 2 == 0) {
       const size_t keep_bytes = random() % (8 * kMiB);
-      arena_.Purge(keep_bytes);
-      ASSERT_LE(arena_.statistics().free_dirty_bytes, keep_bytes);
+      arena.Purge(keep_bytes);
+      ASSERT_LE(arena.FreeDirtyBytes(), keep_bytes);
+    } else {
+      const size_t dirty_bytes = arena.FreeDirtyBytes();
+      const size_t purged_bytes = arena.PurgeFreedBefore(NowMs() - 1);
+      ASSERT_EQ(arena.FreeDirtyBytes(), dirty_bytes - purged_bytes);
     }
-    const Arena::Statistics statistics = arena_.statistics();
+    const Arena::Statistics statistics = arena.statistics();
     ASSERT_EQ(statistics.in_use_bytes, live_pages * PageBytes());
     ASSERT_EQ(statistics.in_use_runs, live.size());
-    ASSERT_EQ(statistics.mapped_bytes, source_.statistics().mapped_bytes);
+    ASSERT_EQ(statistics.mapped_bytes, source.statistics().mapped_bytes);
     ASSERT_LE(statistics.free_dirty_bytes, 16 * kMiB);
-    if (step % 200 == 0) arena_.Verify();
+    if (step % 200 == 0) arena.Verify();
   }
   for (auto& [start, one] : live) {
     ASSERT_TRUE(stamps_hold(one, one.run->pages, one.stamp));
-    arena_.Deallocate(one.run);
+    arena.Deallocate(one.run);
   }
+  arena.Verify();
+  arena.Purge(0);
+  ASSERT_EQ(arena.statistics(), Arena::Statistics());
+}
+
+TEST(ArenaModel, AgreesWithAModelOfLiveIntervals) {
+  AgreeWithAModelOfLiveIntervals(/*gap_bytes=*/kGranuleBytes);
+}
+
+TEST(ArenaModel, AgreesWithAModelWhereMappingsLieSideBySide) {
+  AgreeWithAModelOfLiveIntervals(/*gap_bytes=*/0);
 }
 
 TEST(ArenaThreads, AllocateAndFreeAcrossThreads) {
@@ -617,6 +1073,58 @@ TEST(ArenaThreads, AllocateAndFreeAcrossThreads) {
   arena.Verify();
   EXPECT_EQ(arena.statistics().in_use_bytes, 0u);
   arena.Purge(0);
+}
+
+// Two threads allocate and free, and see their own bytes, while a third purges
+// whatever is free.
+TEST(ArenaThreads, APurgeTakesNothingThatIsInUse) {
+  SettingsSaver settings_saver;
+  PlacedPageSource source;
+  source.gap_bytes = 0;
+  OsPageSource metadata_source;
+  MetadataPool metadata(metadata_source);
+  Arena arena(source, metadata);
+  std::atomic<bool> done{false};
+  std::thread purger([&] {
+    for (int i = 0; !done; ++i) {
+      arena.PurgeFreedBefore(NowMs() + 1);
+      if (i % 16 == 0) arena.Purge(0);
+      if (i % 64 == 0) arena.Verify();
+    }
+  });
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(t);
+      std::vector<PageRun*> runs;
+      for (int i = 0; i < 5000; ++i) {
+        if (runs.size() < 30 && random() % 2 == 0) {
+          PageRun* const run =
+              arena.Allocate(1 + random() % 100, random() % 2 ? 65536 : 1);
+          char* const last = run->end() - 1;
+          if (run->zeroed) {
+            EXPECT_TRUE(run->start[0] == 0 && *last == 0);
+          }
+          run->start[0] = *last = static_cast<char>(t + 1);
+          runs.push_back(run);
+        } else if (!runs.empty()) {
+          PageRun* const run = runs[random() % runs.size()];
+          EXPECT_EQ(run->start[0], static_cast<char>(t + 1));
+          EXPECT_EQ(run->end()[-1], static_cast<char>(t + 1));
+          std::erase(runs, run);
+          arena.Deallocate(run);
+        }
+      }
+      for (PageRun* run : runs) arena.Deallocate(run);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  done = true;
+  purger.join();
+  arena.Verify();
+  EXPECT_EQ(arena.statistics().in_use_bytes, 0u);
+  arena.Purge(0);
+  EXPECT_EQ(arena.statistics(), Arena::Statistics());
 }
 
 TEST_F(ArenaDeathTest, ASecondFreeIsReported) {

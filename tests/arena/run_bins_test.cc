@@ -133,23 +133,6 @@ TEST_F(RunBinsTest, ACrookedRunServesIfItIsLargeEnough) {
             reinterpret_cast<char*>(2 * kGranule));
 }
 
-TEST_F(RunBinsTest, VisitsLargerBinsFirstAndStops) {
-  for (uint32_t pages : {1u, 5u, 32u, 33u, 60u, 70u, 5000u, 5001u}) Add(pages);
-  std::vector<uint32_t> bins;
-  bins_.ForEachFromLargest([&](PageRun* run) {
-    bins.push_back(run->bin);
-    return true;
-  });
-  EXPECT_EQ(bins.size(), 8u);
-  const auto first_small = std::find_if(bins.begin(), bins.end(),
-                                        [](uint32_t bin) { return bin < 32; });
-  EXPECT_TRUE(std::is_sorted(bins.begin(), first_small, std::greater<>()));
-  EXPECT_TRUE(std::is_sorted(first_small, bins.end(), std::greater<>()));
-  int visited = 0;
-  bins_.ForEachFromLargest([&](PageRun*) { return ++visited < 3; });
-  EXPECT_EQ(visited, 3);
-}
-
 // Every operation against a sorted set of the same runs.
 TEST_F(RunBinsTest, AgreesWithASortedSet) {
   std::mt19937_64 random(TestSeed());
@@ -219,16 +202,7 @@ TEST_F(RunBinsTest, AgreesWithASortedSet) {
       ASSERT_EQ(reinterpret_cast<uintptr_t>(place) % alignment, 0u);
       ASSERT_LE(place + request * PageBytes(), aligned->end());
     }
-    if (step % 1000 == 0) {
-      Verify(model.size(), pages);
-      size_t visited = 0;
-      bins_.ForEachFromLargest([&](PageRun* run) {
-        EXPECT_TRUE(model.contains(run->pages));
-        ++visited;
-        return true;
-      });
-      ASSERT_EQ(visited, model.size());
-    }
+    if (step % 1000 == 0) Verify(model.size(), pages);
   }
 }
 

@@ -33,6 +33,9 @@ class SegmentTest : public testing::Test {
 
   char* PageAt(uint32_t page) { return start_ + page * PageBytes(); }
 
+  // Pages are numbered here from the start of the mapping.
+  uint32_t Number(uint32_t page) { return segment_->PageOf(PageAt(page)); }
+
   void MakeRun(PageRun* run, uint32_t first, uint32_t pages) {
     run->segment = segment_;
     run->start = PageAt(first);
@@ -52,15 +55,22 @@ TEST_F(SegmentTest, StartsWithoutRunsAndClean) {
   EXPECT_EQ(segment_->start(), start_);
   EXPECT_EQ(segment_->pages(), kPages);
   EXPECT_EQ(segment_->bytes(), kPages * PageBytes());
-  for (uint32_t i = 0; i < kPages; ++i) EXPECT_EQ(segment_->TagAt(i), nullptr);
-  EXPECT_EQ(segment_->CountDirty(0, kPages), 0u);
+  EXPECT_EQ(segment_->first_page(), Number(0));
+  EXPECT_EQ(segment_->end_page(), Number(0) + kPages);
+  for (uint32_t i = 0; i < kPages; ++i) {
+    EXPECT_EQ(segment_->TagAt(Number(i)), nullptr);
+  }
+  EXPECT_EQ(segment_->CountDirty(Number(0), kPages), 0u);
+  EXPECT_TRUE(segment_->AreZero(Number(0), kPages));
 }
 
 TEST_F(SegmentTest, KnowsThePageOfAnAddress) {
-  EXPECT_EQ(segment_->PageOf(start_), 0u);
-  EXPECT_EQ(segment_->PageOf(PageAt(1) - 1), 0u);
-  EXPECT_EQ(segment_->PageOf(PageAt(1)), 1u);
-  EXPECT_EQ(segment_->PageOf(PageAt(kPages) - 1), kPages - 1);
+  const uint32_t first = segment_->first_page();
+  EXPECT_EQ(segment_->PageOf(start_), first);
+  EXPECT_EQ(segment_->PageOf(PageAt(1) - 1), first);
+  EXPECT_EQ(segment_->PageOf(PageAt(1)), first + 1);
+  EXPECT_EQ(segment_->PageOf(PageAt(kPages) - 1), first + kPages - 1);
+  EXPECT_EQ(segment_->AddressOf(first + 7), PageAt(7));
 }
 
 TEST_F(SegmentTest, ARunKnowsItsExtent) {
@@ -92,38 +102,122 @@ TEST_F(SegmentTest, MovesTheEndOfARunAndLeavesItsFirstTag) {
     segment_->MoveEnd(&run, pages);
     EXPECT_EQ(run.pages, pages);
     for (uint32_t i = 0; i < kPages; ++i) {
-      ASSERT_EQ(segment_->TagAt(i), i == 0 || i == pages - 1 ? &run : nullptr);
+      ASSERT_EQ(segment_->TagAt(Number(i)),
+                i == 0 || i == pages - 1 ? &run : nullptr);
     }
   }
   segment_->Verify();
 }
 
-// Against one bool for each page, at all places around the ends of words.
-TEST_F(SegmentTest, CountsDirtyPages) {
-  std::vector<bool> model(kPages);
+// Against two bools for each page, at all places around the ends of words.
+TEST_F(SegmentTest, KnowsTheStateOfEachPage) {
+  std::vector<bool> dirty(kPages), unknown(kPages);
   const auto check = [&] {
     for (uint32_t first = 0; first < kPages; first += 13) {
-      uint32_t expected = 0;
+      uint32_t count = 0, first_dirty = kPages, last_dirty = kPages;
+      bool zero = true;
       for (uint32_t pages = 0; first + pages < kPages; ++pages) {
-        ASSERT_EQ(segment_->CountDirty(first, pages), expected);
-        expected += model[first + pages];
+        const uint32_t start = Number(first);
+        ASSERT_EQ(segment_->CountDirty(start, pages), count);
+        ASSERT_EQ(segment_->AreZero(start, pages), zero);
+        if (count > 0) {
+          ASSERT_EQ(segment_->FirstDirty(start, pages), Number(first_dirty));
+          ASSERT_EQ(segment_->LastDirty(start, pages), Number(last_dirty));
+        }
+        const uint32_t page = first + pages;
+        ASSERT_EQ(segment_->IsDirty(Number(page)), dirty[page]);
+        count += dirty[page];
+        zero &= !unknown[page];
+        if (dirty[page]) last_dirty = page;
+        if (dirty[page] && first_dirty == kPages) first_dirty = page;
       }
     }
   };
-  const auto set = [&](uint32_t first, uint32_t pages, bool dirty) {
-    dirty ? segment_->SetDirty(first, pages) : segment_->SetClean(first, pages);
-    for (uint32_t i = 0; i < pages; ++i) model[first + i] = dirty;
+  const auto free = [&](uint32_t first, uint32_t pages) {
+    segment_->SetDirty(Number(first), pages);
+    for (uint32_t i = 0; i < pages; ++i) {
+      dirty[first + i] = unknown[first + i] = true;
+    }
     check();
   };
-  set(0, 1, true);
-  set(63, 1, true);
-  set(64, 64, true);
-  set(130, 150, true);
-  set(190, 3, false);
-  set(0, 64, false);
-  set(kPages - 1, 1, true);
-  set(0, kPages, true);
-  set(1, kPages - 2, false);
+  const auto purge = [&](uint32_t first, uint32_t pages, bool zero) {
+    segment_->SetPurged(Number(first), pages, zero);
+    for (uint32_t i = 0; i < pages; ++i) {
+      dirty[first + i] = false;
+      if (zero) unknown[first + i] = false;
+    }
+    check();
+  };
+  free(0, 1);
+  free(63, 1);
+  free(64, 64);
+  free(130, 150);
+  purge(190, 3, /*zero=*/true);
+  purge(200, 70, /*zero=*/false);
+  purge(0, 64, /*zero=*/true);
+  free(kPages - 1, 1);
+  purge(220, 10, /*zero=*/true);
+  free(0, kPages);
+  purge(1, kPages - 2, /*zero=*/false);
+  free(100, 3);
+  purge(0, kPages, /*zero=*/true);
+}
+
+TEST_F(SegmentTest, IsExtendedByMappingsOnBothSides) {
+  const uint32_t granule = (1 << 16) / PageBytes();
+  const uint32_t first = segment_->first_page();
+  // Neither a gap, nor an overlap, nor one on the other side of the address.
+  EXPECT_FALSE(segment_->TryExtend(PageAt(kPages + 1), granule));
+  EXPECT_FALSE(segment_->TryExtend(PageAt(kPages - 1), granule));
+  EXPECT_FALSE(segment_->TryExtend(PageAt(0) - PageBytes(), granule));
+  EXPECT_FALSE(segment_->TryExtend(PageAt(0), granule));
+  EXPECT_EQ(segment_->pages(), kPages);
+  ASSERT_TRUE(segment_->TryExtend(PageAt(kPages), granule));
+  EXPECT_EQ(segment_->pages(), kPages + granule);
+  EXPECT_EQ(segment_->start(), start_);
+  ASSERT_TRUE(
+      segment_->TryExtend(PageAt(0) - granule * PageBytes(), granule));
+  EXPECT_EQ(segment_->start(), PageAt(0) - granule * PageBytes());
+  EXPECT_EQ(segment_->pages(), kPages + 2 * granule);
+  EXPECT_EQ(segment_->PageOf(PageAt(0)), first);
+
+  PageRun across;
+  across.segment = segment_;
+  across.start = segment_->start();
+  across.pages = segment_->pages();
+  segment_->SetTags(&across);
+  segment_->Verify();
+  segment_->ClearTags(&across);
+}
+
+TEST_F(SegmentTest, IsNotExtendedOutOfReach) {
+  const uint32_t pages = kPages / 2;
+  uint32_t below = 0, above = 0;
+  while (segment_->TryExtend(segment_->start() - pages * PageBytes(), pages)) {
+    ++below;
+  }
+  while (segment_->TryExtend(segment_->start() + segment_->bytes(), pages)) {
+    ++above;
+  }
+  EXPECT_GE(below, 4u);
+  EXPECT_GE(above, 1u);
+  EXPECT_LE(segment_->pages(), Segment::kReachFactor * kPages + 64);
+}
+
+TEST_F(SegmentTest, ATrimmedEndIsForgottenAndMayComeBack) {
+  segment_->SetDirty(Number(0), kPages);
+  segment_->Trim(Number(0), 100);
+  EXPECT_EQ(segment_->start(), PageAt(100));
+  segment_->Trim(Number(250), kPages - 250);
+  EXPECT_EQ(segment_->pages(), 150u);
+  PageRun run;
+  MakeRun(&run, 100, 150);
+  segment_->Verify();
+  EXPECT_EQ(segment_->Before(&run), nullptr);
+  EXPECT_EQ(segment_->After(&run), nullptr);
+  ASSERT_TRUE(segment_->TryExtend(PageAt(0), 100));
+  ASSERT_TRUE(segment_->TryExtend(PageAt(250), kPages - 250));
+  EXPECT_EQ(segment_->CountDirty(Number(0), kPages), 150u);
 }
 
 TEST_F(SegmentTest, IsRefusedWithoutMetadata) {
@@ -136,7 +230,7 @@ TEST_F(SegmentTest, TheRecordOfALargeSegmentIsHardlyTouched) {
   constexpr uint32_t kManyPages = 1 << 20;
   Segment* const large = Segment::Make(metadata_, nullptr, start_, kManyPages);
   ASSERT_NE(large, nullptr);
-  large->SetDirty(0, 16);
+  large->SetDirty(large->first_page(), 16);
   std::vector<unsigned char> resident(kManyPages * sizeof(void*) / PageBytes());
   char* const record = reinterpret_cast<char*>(large);
   ASSERT_EQ(mincore(record, resident.size() * PageBytes(), resident.data()), 0);
