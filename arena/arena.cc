@@ -227,6 +227,7 @@ void Arena::RemoveSegment(Segment* segment) {
   RecycleRecord(run);
   mapped_pages_ -= segment->pages();
   --segment_count_;
+  ++removals_;
   (segment->previous != nullptr ? segment->previous->next : segments_) =
       segment->next;
   if (segment->next != nullptr) segment->next->previous = segment->previous;
@@ -613,6 +614,59 @@ void Arena::Trim(Run* run, uint32_t before, uint32_t pages) {
   PageMap::Set(part->start, part->bytes(), kNoTag, nullptr);
   mapped_pages_ -= pages;
   RecycleRecord(part);
+}
+
+void Arena::AdviseDense() {
+  DenseSearch search;
+  {
+    LockHolder hold(lock_);
+    search = {segments_, nullptr, removals_};
+  }
+  while (true) {
+    // The call is made without lock_, and nothing is unmapped meanwhile.
+    LockHolder one_step(purge_lock_);
+    char* found;
+    {
+      LockHolder hold(lock_);
+      if (!FindDense(&search, &found)) return;
+    }
+    if (found != nullptr) {
+      source_.PreferHugePages(found, Segment::kHugePageBytes);
+    }
+  }
+}
+
+bool Arena::FindDense(DenseSearch* search, char** found) {
+  // The search may stand in a segment that is gone. What is left is for the
+  // next call.
+  if (search->segment == nullptr || search->removals != removals_) return false;
+  Segment* const segment = search->segment;
+  const uint32_t pages =
+      static_cast<uint32_t>(Segment::kHugePageBytes / PageBytes());
+  const uintptr_t end =
+      reinterpret_cast<uintptr_t>(segment->start()) + segment->bytes();
+  uintptr_t address = std::max(reinterpret_cast<uintptr_t>(search->next),
+                               reinterpret_cast<uintptr_t>(segment->start()));
+  *found = nullptr;
+  while (true) {
+    address = RoundUp(address, Segment::kHugePageBytes);
+    if (address + Segment::kHugePageBytes > end) break;
+    char* const range = reinterpret_cast<char*>(address);
+    address += Segment::kHugePageBytes;
+    if (segment->IsHuge(range)) continue;
+    const Run* const gap =
+        segment->FindNotInUse(segment->PageOf(range), pages);
+    if (gap == nullptr) {
+      segment->SetHuge(range);
+      *found = range;
+      search->next = range + Segment::kHugePageBytes;
+      return true;
+    }
+    address = std::max(address, reinterpret_cast<uintptr_t>(gap->end()));
+  }
+  search->segment = segment->next;
+  search->next = nullptr;
+  return true;
 }
 
 Arena::Statistics Arena::statistics() {

@@ -156,6 +156,10 @@ class Arena {
   // the bytes of these, too.
   size_t Purge(size_t keep_bytes) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
+  // Asks for huge pages in place of small ones wherever one would lie wholly in
+  // runs in use, once until a page of it is given back.
+  void AdviseDense() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
   // What a purge may give back. Takes no lock.
   size_t FreeDirtyBytes() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
     return dirty_.pages() * PageBytes();
@@ -201,6 +205,13 @@ class Arena {
     char* start;
     size_t bytes;
     Segment* segment;  // To be discarded, or nullptr.
+  };
+
+  // How far AdviseDense() has come.
+  struct DenseSearch {
+    Segment* segment;
+    const char* next;  // In the segment; nullptr is its start.
+    size_t removals;   // removals_ when the segment was found.
   };
 
   // Records are stocked before anything changes, so that no call fails halfway.
@@ -279,6 +290,11 @@ class Arena {
   void Trim(Run* run, uint32_t before, uint32_t pages)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
+  // Looks in one segment. False when there are no more. *found is the start of
+  // a range that is dense, and not advised before, or nullptr.
+  bool FindDense(DenseSearch* search, char** found)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
   PageSource& source_;
   MetadataPool& metadata_;
   const uint32_t index_;
@@ -297,6 +313,7 @@ class Arena {
   size_t mapped_pages_ ABSL_GUARDED_BY(lock_) = 0;
   size_t in_use_pages_ ABSL_GUARDED_BY(lock_) = 0;
   size_t segment_count_ ABSL_GUARDED_BY(lock_) = 0;
+  size_t removals_ ABSL_GUARDED_BY(lock_) = 0;  // Of segments, ever.
   size_t in_use_runs_ ABSL_GUARDED_BY(lock_) = 0;
   size_t free_runs_ ABSL_GUARDED_BY(lock_) = 0;
 

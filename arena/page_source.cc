@@ -25,6 +25,10 @@ size_t FindPageBytes() {
 namespace {
 
 constexpr int kProtection = PROT_READ | PROT_WRITE;
+// MADV_COLLAPSE, which older headers lack and older kernels refuse: huge pages
+// now, and not when the kernel's own search comes by.
+constexpr int kCollapse = 25;
+
 constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
 // A failed system call is an answer here, and not the program's business.
@@ -118,6 +122,11 @@ void PageSource::KeepSmallPages(void* start, size_t bytes) {
   AdviseSmallPages(start, bytes);
 }
 
+void PageSource::PreferHugePages(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  AdviseHugePages(start, bytes);
+}
+
 PageSource::Statistics PageSource::statistics() const {
   return {mapped_bytes_.load(std::memory_order_relaxed),
           peak_mapped_bytes_.load(std::memory_order_relaxed),
@@ -152,6 +161,7 @@ bool PageSource::MovePages(void* start, size_t old_bytes, void* place,
 }
 void PageSource::GuardPages(void*, size_t) {}
 void PageSource::AdviseSmallPages(void*, size_t) {}
+void PageSource::AdviseHugePages(void*, size_t) {}
 
 constinit OsPageSource os_page_source;
 
@@ -226,6 +236,15 @@ void OsPageSource::AdviseSmallPages(void* start, size_t bytes) {
   const size_t length = RoundUp(address + bytes - first, PageBytes());
   static_cast<void>(
       madvise(reinterpret_cast<void*>(first), length, MADV_NOHUGEPAGE));
+}
+
+void OsPageSource::AdviseHugePages(void* start, size_t bytes) {
+  if (PageSource* const other = substitute()) {
+    return other->PreferHugePages(start, bytes);
+  }
+  ErrnoSaver saver;
+  static_cast<void>(madvise(start, bytes, MADV_HUGEPAGE));
+  static_cast<void>(madvise(start, bytes, kCollapse));
 }
 
 }  // namespace quarry

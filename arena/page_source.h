@@ -83,6 +83,10 @@ class PageSource {
   // refusal is not told: it costs memory, not correctness.
   void KeepSmallPages(void* start, size_t bytes);
 
+  // Asks for huge pages in place of the small ones that are resident. A refusal
+  // is not told: it costs time, not correctness.
+  void PreferHugePages(void* start, size_t bytes);
+
   Statistics statistics() const;
 
  protected:
@@ -98,6 +102,7 @@ class PageSource {
                          size_t new_bytes);
   virtual void GuardPages(void* start, size_t bytes);
   virtual void AdviseSmallPages(void* start, size_t bytes);
+  virtual void AdviseHugePages(void* start, size_t bytes);
 
   void CountMapped(size_t bytes);
   void CountUnmapped(size_t bytes);
@@ -140,6 +145,7 @@ class OsPageSource final : public PageSource {
                  size_t new_bytes) override;
   void GuardPages(void* start, size_t bytes) override;
   void AdviseSmallPages(void* start, size_t bytes) override;
+  void AdviseHugePages(void* start, size_t bytes) override;
 
   std::atomic<PageSource*> substitute_{nullptr};
 };

@@ -19,8 +19,11 @@ void Segment::ForEachWord(uint32_t first, uint32_t pages, Visitor visit) {
 }
 
 size_t Segment::RecordBytes(uint32_t reach_pages) {
+  // Neither end of the reach need be a multiple of kHugePageBytes.
+  const size_t huge_pages = reach_pages * PageBytes() / kHugePageBytes + 2;
   return sizeof(Segment) + reach_pages * sizeof(std::atomic<Run*>) +
-         reach_pages / kWordBits * sizeof(States);
+         reach_pages / kWordBits * sizeof(States) +
+         (huge_pages + kWordBits - 1) / kWordBits * sizeof(uint64_t);
 }
 
 Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
@@ -38,7 +41,7 @@ Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
   if (record == nullptr) return nullptr;
   Segment* const segment = new (record)
       Segment(arena, address - below * PageBytes(), reach, below, pages);
-  // Both arrays are zero already, and most of them is never touched.
+  // All arrays are zero already, and most of them is never touched.
   segment->states_ = reinterpret_cast<States*>(segment->tags() + reach);
   return segment;
 }
@@ -146,6 +149,22 @@ void Segment::SetPurged(uint32_t first, uint32_t pages, bool zero) {
     states.dirty &= ~mask;
     if (zero) states.unknown &= ~mask;
   });
+  const char* const end = AddressOf(first + pages);
+  for (const char* p = AddressOf(first); p < end; p += kHugePageBytes) {
+    ClearHuge(p);
+  }
+  ClearHuge(end - 1);
+}
+
+const Run* Segment::FindNotInUse(uint32_t first, uint32_t pages) const {
+  for (uint32_t page = first; page < first + pages;) {
+    // In the midst of a run the next tag is that of its last page.
+    while (TagAt(page) == nullptr) ++page;
+    const Run* const run = TagAt(page);
+    if (!run->IsInUse()) return run;
+    page = PageOf(run->start) + run->pages;
+  }
+  return nullptr;
 }
 
 void Segment::Verify() const {

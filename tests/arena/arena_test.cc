@@ -16,6 +16,8 @@
 #include "arena/metadata.h"
 #include "arena/page_map.h"
 #include "arena/page_source.h"
+#include "arena/run.h"
+#include "arena/segment.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/arena/scripted_page_source.h"
@@ -40,10 +42,11 @@ class PlacedPageSource final : public PageSource {
   // No mapping of it touches another, unless a test wants so.
   size_t gap_bytes = kGranuleBytes;
 
+  // Recorded by AdviseHugePages() and AdviseSmallPages().
+  std::vector<std::pair<char*, size_t>> huge_pages, small_pages;
+
   // Called within the next purge, before it has an effect.
   std::function<void()> during_purge;
-
-  std::vector<std::pair<char*, size_t>> huge_pages, small_pages;
 
   PlacedPageSource() = default;
   ~PlacedPageSource() {
@@ -621,6 +624,53 @@ TEST_F(PlacedArenaTest, KeepsSmallPagesWhereHugeOnesAreForbidden) {
   Deallocate({run});
 }
 
+TEST_F(PlacedArenaTest, AsksForHugePagesWhereAllIsInUse) {
+  constexpr size_t kHuge = Segment::kHugePageBytes;
+  const size_t huge_pages = kHuge / PageBytes();
+  // The first segment has one such range, or two.
+  PageRun* const first = Allocate(Arena::kFirstSegmentBytes / PageBytes());
+  std::vector<PageRun*> runs;
+  runs.push_back(Allocate(huge_pages, kHuge));
+  char* const base = runs[0]->start;
+  while (runs.back()->end() < base + 3 * kHuge) runs.push_back(Allocate(16));
+  arena_.AdviseDense();
+  for (const auto& [start, bytes] : source_.huge_pages) {
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(start) % kHuge, 0u);
+    EXPECT_EQ(bytes, kHuge);
+  }
+  const auto asked = [&](size_t range) {
+    return std::count(source_.huge_pages.begin(), source_.huge_pages.end(),
+                      std::pair(base + range * kHuge, kHuge));
+  };
+  EXPECT_EQ(asked(0), 1);
+  EXPECT_EQ(asked(1), 1);
+  EXPECT_EQ(asked(2), 1);
+  EXPECT_EQ(asked(3), 0);
+  source_.huge_pages.clear();
+  arena_.AdviseDense();
+  EXPECT_TRUE(source_.huge_pages.empty());
+
+  // A run that is freed and used again leaves its huge page whole; one that is
+  // purged does not.
+  PageRun*& run = *std::find_if(runs.begin(), runs.end(), [&](PageRun* one) {
+    return one->start > base + kHuge;
+  });
+  char* const start = run->start;
+  for (const bool purged : {false, true}) {
+    Deallocate({run});
+    if (purged) arena_.PurgeFreedBefore(NowMs() + 1);
+    arena_.AdviseDense();
+    EXPECT_TRUE(source_.huge_pages.empty());
+    run = Allocate(16);
+    ASSERT_EQ(run->start, start);
+    arena_.AdviseDense();
+    EXPECT_EQ(asked(1), purged);
+    EXPECT_EQ(source_.huge_pages.size(), purged ? 1u : 0u);
+  }
+  arena_.Deallocate(first);
+  for (PageRun* one : runs) arena_.Deallocate(one);
+}
+
 // Runs freed at 10, 20, ... ms. The clock is the real one, so their times are
 // set behind the arena's back.
 TEST_F(PlacedArenaTest, PurgesWhatWasFreedBefore) {
@@ -1018,7 +1068,7 @@ void AgreeWithAModelOfLiveIntervals(size_t gap_bytes) {
     ASSERT_EQ(statistics.in_use_runs, live.size());
     ASSERT_EQ(statistics.mapped_bytes, source.statistics().mapped_bytes);
     ASSERT_LE(statistics.free_dirty_bytes, 16 * kMiB);
-    if (step % 200 == 0) arena.Verify();
+    if (step % 500 == 0) arena.Verify();
   }
   for (auto& [start, one] : live) {
     ASSERT_TRUE(stamps_hold(one, one.run->pages, one.stamp));
@@ -1089,6 +1139,7 @@ TEST(ArenaThreads, APurgeTakesNothingThatIsInUse) {
     for (int i = 0; !done; ++i) {
       arena.PurgeFreedBefore(NowMs() + 1);
       if (i % 16 == 0) arena.Purge(0);
+      if (i % 4 == 0) arena.AdviseDense();
       if (i % 64 == 0) arena.Verify();
     }
   });
