@@ -56,6 +56,12 @@ uint32_t MaintenanceState() {
   return maintenance_signal.state().load(std::memory_order_relaxed);
 }
 
+// Whether there is no maintenance thread that sees to old runs.
+bool CallersPurge() {
+  return !settings.maintenance.load(std::memory_order_relaxed) ||
+         MaintenanceState() == MaintenanceSignal::kOff;
+}
+
 }  // namespace
 
 Run* Arena::Allocate(size_t pages, size_t alignment) {
@@ -68,7 +74,7 @@ Run* Arena::Allocate(size_t pages, size_t alignment) {
     { LockHolder until_the_step_is_done(purge_lock_); }
     run = TryAllocate(needed, alignment, nullptr);
   }
-  PurgeOldIfDue();
+  if (ABSL_PREDICT_FALSE(CallersPurge())) PurgeOldIfDue();
   return run;
 }
 
@@ -259,9 +265,8 @@ Run* Arena::Carve(Run* run, uint32_t pages, size_t alignment) {
   const bool becomes_victim =
       origin == Place::kBin && pages <= RunBins::kMostSmallPages;
   run = CutOut(run, before, pages, becomes_victim ? Place::kVictim : origin);
-  run->zeroed =
-      run->dirty_pages == 0 &&
-      run->segment->AreZero(run->segment->PageOf(run->start), pages);
+  run->zeroed = run->dirty_pages == 0 &&
+                run->segment->AreZero(run->segment->PageOf(run->start), pages);
   run->state.store(Run::kInUse, std::memory_order_relaxed);
   in_use_pages_ += pages;
   ++in_use_runs_;
@@ -404,20 +409,13 @@ void Arena::SeeToDirtyRuns() {
        dirty_bytes / 2 >= cap_bytes)) {
     PurgeOverCap();
   }
-  if (dirty_bytes >= kNotedDirtyBytes &&
-      settings.maintenance.load(std::memory_order_relaxed)) {
-    maintenance_signal.NoteWork();
-  }
-  PurgeOldIfDue();
+  if (ABSL_PREDICT_FALSE(CallersPurge())) return PurgeOldIfDue();
+  if (FreeDirtyBytes() >= kNotedDirtyBytes) maintenance_signal.NoteWork();
 }
 
 // One step, so that no call takes long; the next one goes on at once, until
 // nothing old is left.
 void Arena::PurgeOldIfDue() {
-  if (ABSL_PREDICT_TRUE(settings.maintenance.load(std::memory_order_relaxed) &&
-                        MaintenanceState() != MaintenanceSignal::kOff)) {
-    return;
-  }
   const size_t decay_ms = settings.decay_ms.load(std::memory_order_relaxed);
   if (decay_ms > kLongestAgeMs || FreeDirtyBytes() == 0) return;
   const uint32_t now_ms = NowMs();
@@ -654,8 +652,7 @@ bool Arena::FindDense(DenseSearch* search, char** found) {
     char* const range = reinterpret_cast<char*>(address);
     address += Segment::kHugePageBytes;
     if (segment->IsHuge(range)) continue;
-    const Run* const gap =
-        segment->FindNotInUse(segment->PageOf(range), pages);
+    const Run* const gap = segment->FindNotInUse(segment->PageOf(range), pages);
     if (gap == nullptr) {
       segment->SetHuge(range);
       *found = range;
@@ -712,8 +709,9 @@ void Arena::Verify() {
       free_pages += run->pages;
       dirty_pages += run->dirty_pages;
       dirty_runs += run->dirty_pages > 0;
-      QUARRY_CHECK(run->dirty_pages ==
-                   segment->CountDirty(segment->PageOf(run->start), run->pages));
+      QUARRY_CHECK(
+          run->dirty_pages ==
+          segment->CountDirty(segment->PageOf(run->start), run->pages));
       victim_found |= run == victim_;
       top_found |= run == top_;
       QUARRY_CHECK(!IsFree(segment->Before(run)) &&

@@ -91,8 +91,8 @@ class Arena {
   // So much that is dirty is worth the maintenance thread's waking.
   static constexpr size_t kNotedDirtyBytes = size_t{1} << 20;
 
-  // Purge() leaves a shorter free end of a segment mapped: to map it again costs
-  // more than its page tables.
+  // Purge() leaves a shorter free end of a segment mapped: to map it again
+  // costs more than its page tables.
   static constexpr size_t kLeastTrimBytes = size_t{1} << 20;
 
   constexpr Arena(PageSource& source, MetadataPool& metadata,
@@ -121,9 +121,9 @@ class Arena {
   }
 
   // Extends the run into the free run behind it, to as many as possible of
-  // run->pages <= least_pages <= most_pages pages. Returns how many it has then,
-  // or 0 when least_pages are not to be had; the run is then as it was. The new
-  // pages may hold anything.
+  // run->pages <= least_pages <= most_pages pages. Returns how many it has
+  // then, or 0 when least_pages are not to be had; the run is then as it was.
+  // The new pages may hold anything.
   [[nodiscard]] size_t TryGrow(Run* run, size_t least_pages, size_t most_pages)
       ABSL_LOCKS_EXCLUDED(lock_);
 
@@ -143,7 +143,9 @@ class Arena {
   // back. What the system refuses (locked memory) stays dirty and counts as
   // just freed.
 
-  // Purges what was freed before time_ms, a time by NowMs() that is past.
+  // Purges what was freed before time_ms, a time by NowMs() at most 24 days
+  // ago. Leaves the rest to the next call when a request waits for a run that
+  // was being purged, as does PurgeOverCap().
   size_t PurgeFreedBefore(uint32_t time_ms)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
@@ -267,8 +269,11 @@ class Arena {
     return (mapped_pages_ - in_use_pages_) * PageBytes();
   }
 
-  // What callers do beside their own business, without a lock.
+  // After a free: purges what is too much, and sees to it that what is old will
+  // be purged.
   void SeeToDirtyRuns() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+  // One step for what is older than settings.decay_ms. Where nothing was, looks
+  // again only after a quarter of that.
   void PurgeOldIfDue() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   void PurgeAll(PurgePass* pass) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);

@@ -50,8 +50,8 @@ class Arena;
 // Thread-safety: under the lock of the arena, but for TagAt(), see there.
 // Invariant: the runs found by tags tile [first_page(), end_page()) without a
 //   gap; outside are neither tags nor bits. A dirty page is unknown.
-// Size: 64 bytes, and 66 bits or so per page within reach; what is not touched is
-//   not resident.
+// Size: 64 bytes, and 66 bits or so per page within reach; what is not touched
+//   is not resident.
 // Source: boundary tags (Knuth 1968), out of band as in a page map.
 class alignas(64) Segment {
  public:

@@ -175,8 +175,7 @@ TEST_F(SegmentTest, IsExtendedByMappingsOnBothSides) {
   ASSERT_TRUE(segment_->TryExtend(PageAt(kPages), granule));
   EXPECT_EQ(segment_->pages(), kPages + granule);
   EXPECT_EQ(segment_->start(), start_);
-  ASSERT_TRUE(
-      segment_->TryExtend(PageAt(0) - granule * PageBytes(), granule));
+  ASSERT_TRUE(segment_->TryExtend(PageAt(0) - granule * PageBytes(), granule));
   EXPECT_EQ(segment_->start(), PageAt(0) - granule * PageBytes());
   EXPECT_EQ(segment_->pages(), kPages + 2 * granule);
   EXPECT_EQ(segment_->PageOf(PageAt(0)), first);
