@@ -7,6 +7,7 @@
 #include <atomic>
 #include <utility>
 
+#include "arena/numa.h"
 #include "arena/settings.h"
 
 namespace quarry {
@@ -26,7 +27,8 @@ constinit std::array<Arena, kMaxArenas> arenas =
     MakeArenas(std::make_index_sequence<kMaxArenas>());
 
 constinit std::atomic<size_t> arena_count{0};
-constinit std::atomic<size_t> next_arena{0};
+// Of each node; nodes beyond them share.
+constinit std::array<std::atomic<size_t>, kMaxArenas> turns{};
 
 size_t Processors() {
   cpu_set_t set;
@@ -55,8 +57,15 @@ size_t ArenaCount() {
 }
 
 Arena& NextArena() {
-  return arenas[next_arena.fetch_add(1, std::memory_order_relaxed) %
-                ArenaCount()];
+  const size_t count = ArenaCount();
+  const size_t nodes = numa.nodes();
+  const size_t node = nodes == 1 ? 0 : numa.CurrentNode();
+  const size_t turn =
+      turns[node % kMaxArenas].fetch_add(1, std::memory_order_relaxed);
+  if (node >= count) return arenas[turn % count];
+  // Arenas node, node + nodes, node + 2 * nodes, ... below count.
+  const size_t arenas_of_node = (count - node + nodes - 1) / nodes;
+  return arenas[node + turn % arenas_of_node * nodes];
 }
 
 }  // namespace quarry

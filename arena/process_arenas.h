@@ -2,7 +2,9 @@
 //
 // Threads are spread over about as many arenas as there are processors, so that
 // two of them seldom wait for one lock. An arena is chosen for a thread when
-// its cache is made and stays its arena for life.
+// its cache is made and stays its arena for life. Where memory has several
+// nodes, arena i belongs to node i % nodes, and a thread gets one of the node
+// that it runs on then.
 //
 // Thread-safety: everything here may be used on any thread at any time.
 #ifndef QUARRY_ARENA_PROCESS_ARENAS_H_
@@ -31,7 +33,8 @@ Arena& ArenaAt(size_t index);
 // of processors that this process may run on. Fixed at the first call.
 size_t ArenaCount();
 
-// The arena for the next thread, in turn.
+// The arena for a thread that is made now: those of its node in turn, or all
+// where its node has none.
 Arena& NextArena();
 
 }  // namespace quarry

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "arena/arena.h"
+#include "arena/numa.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 
@@ -24,6 +25,33 @@ TEST(ProcessArenas, AreHandedOutInTurn) {
   std::set<Arena*> seen;
   for (int i = 0; i < 9; ++i) seen.insert(&NextArena());
   EXPECT_EQ(seen, (std::set<Arena*>{&ArenaAt(0), &ArenaAt(1), &ArenaAt(2)}));
+}
+
+std::set<Arena*> ArenasOfNode(size_t (*node)()) {
+  numa.Substitute(2, node);
+  std::set<Arena*> seen;
+  for (int i = 0; i < 9; ++i) seen.insert(&NextArena());
+  numa.Substitute(0, nullptr);
+  return seen;
+}
+
+TEST(ProcessArenas, AreDealtToNodesInTurn) {
+  settings.arenas_max = 3;
+  ASSERT_EQ(ArenaCount(), 3u);
+  EXPECT_EQ(ArenasOfNode([] { return size_t{0}; }),
+            (std::set<Arena*>{&ArenaAt(0), &ArenaAt(2)}));
+  EXPECT_EQ(ArenasOfNode([] { return size_t{1}; }),
+            (std::set<Arena*>{&ArenaAt(1)}));
+}
+
+TEST(ProcessArenas, ANodeWithoutAnArenaSharesAll) {
+  settings.arenas_max = 3;
+  ASSERT_EQ(ArenaCount(), 3u);
+  numa.Substitute(8, [] { return size_t{5}; });
+  std::set<Arena*> seen;
+  for (int i = 0; i < 9; ++i) seen.insert(&NextArena());
+  numa.Substitute(0, nullptr);
+  EXPECT_EQ(seen.size(), 3u);
 }
 
 TEST(ProcessArenas, Serve) {
