@@ -489,7 +489,8 @@ bool Arena::PurgeStep(PurgePass* pass) {
     piece = BeginPurge(*pass, &origin);
     if (piece == nullptr) return false;
   }
-  const bool purged = source_.Purge(piece->start, piece->bytes());
+  const PageSource::Purged purged =
+      source_.Purge(piece->start, piece->bytes());
   LockHolder hold(lock_);
   EndPurge(piece, origin, purged, pass);
   return !(std::exchange(is_waited_for_, false) && pass->gives_way);
@@ -527,13 +528,14 @@ Run* Arena::BeginPurge(const PurgePass& pass, Place* origin) {
   return purging_;
 }
 
-void Arena::EndPurge(Run* piece, Place origin, bool purged, PurgePass* pass) {
+void Arena::EndPurge(Run* piece, Place origin, PageSource::Purged purged,
+                     PurgePass* pass) {
   Segment* const segment = piece->segment;
   size_t asked_bytes = piece->dirty_pages * PageBytes();
-  if (purged) {
+  if (purged != PageSource::Purged::kRefused) {
     pass->purged_bytes += asked_bytes;
     segment->SetPurged(segment->PageOf(piece->start), piece->pages,
-                       /*zero=*/true);
+                       /*zero=*/purged == PageSource::Purged::kZero);
     piece->dirty_pages = 0;
   }
   piece->state.store(Run::kFree, std::memory_order_relaxed);
@@ -544,7 +546,7 @@ void Arena::EndPurge(Run* piece, Place origin, bool purged, PurgePass* pass) {
                       : origin == Place::kVictim ? victim_ == nullptr
                                                  : true;
   Run* const run = Settle(piece, vacant ? origin : Place::kBin);
-  if (!purged) {
+  if (purged == PageSource::Purged::kRefused) {
     // With all that it is joined with, so that it is not asked for again before
     // everything else.
     pass->refused = true;

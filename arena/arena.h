@@ -282,7 +282,8 @@ class Arena {
       ABSL_LOCKS_EXCLUDED(lock_);
   Run* BeginPurge(const PurgePass& pass, Place* origin)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_, lock_);
-  void EndPurge(Run* piece, Place origin, bool purged, PurgePass* pass)
+  void EndPurge(Run* piece, Place origin, PageSource::Purged purged,
+                PurgePass* pass)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_, lock_);
 
   // Unmaps one segment or end of a segment. Returns its bytes, or 0.

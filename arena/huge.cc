@@ -4,8 +4,12 @@
 #include <cstdint>
 #include <new>
 
+#include "arena/clock.h"
+#include "arena/limits.h"
+#include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
 #include "arena/report.h"
+#include "arena/settings.h"
 
 namespace quarry {
 namespace {
@@ -18,6 +22,41 @@ bool IsMultiple(const void* p, size_t unit) {
   return (reinterpret_cast<uintptr_t>(p) & (unit - 1)) == 0;
 }
 
+uint32_t DecayMs() {
+  return static_cast<uint32_t>(std::min<size_t>(
+      settings.decay_ms.load(std::memory_order_relaxed), INT32_MAX));
+}
+
+// Whether nobody else sees to what is kept for reuse.
+bool DecayRidesOnCalls() {
+  return !settings.maintenance.load(std::memory_order_relaxed) ||
+         maintenance_signal.state().load(std::memory_order_relaxed) ==
+             MaintenanceSignal::kOff;
+}
+
+bool MayBeKept(size_t bytes) {
+  return bytes <= HugeBlocks::kLargestCachedBytes && DecayMs() != 0 &&
+         !AboveSoftLimit();
+}
+
+// Two threads that free at once may leave the lower of two thresholds: the next
+// free raises it again.
+void AdaptThreshold(size_t bytes) {
+  constexpr auto kRelaxed = std::memory_order_relaxed;
+  if (bytes > HugeBlocks::kLargestAdaptedBytes ||
+      bytes < settings.mmap_threshold_bytes.load(kRelaxed) ||
+      !settings.mmap_threshold_adapts.load(kRelaxed)) {
+    return;
+  }
+  const size_t threshold_bytes = bytes + PageBytes();
+  settings.mmap_threshold_bytes.store(threshold_bytes, kRelaxed);
+  // Room for two such blocks, so that one of them comes and goes without a
+  // system call.
+  const size_t trim_bytes = settings.trim_threshold_bytes.load(kRelaxed);
+  settings.trim_threshold_bytes.store(std::max(trim_bytes, 2 * threshold_bytes),
+                                      kRelaxed);
+}
+
 }  // namespace
 
 Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment) {
@@ -25,6 +64,7 @@ Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment) {
   if (bytes > PTRDIFF_MAX) return nullptr;
   bytes = RoundUp(bytes, PageBytes());
   alignment = std::max(alignment, kGranuleBytes);
+  DecayOnCall();
   if (Huge* const cached = TakeCached(bytes, alignment)) return cached;
   if (Huge* const fresh = MapFresh(bytes, alignment)) return fresh;
   // What is kept for reuse may be what is missing.
@@ -62,6 +102,10 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment) {
     metadata_.Deallocate(record, sizeof(Huge));
     return nullptr;
   }
+  if (settings.huge_pages.load(std::memory_order_relaxed) ==
+      HugePagePolicy::kNever) {
+    source_.KeepSmallPages(start, bytes);
+  }
   Huge* const huge = new (record) Huge;
   huge->start = static_cast<char*>(start);
   huge->bytes = bytes;
@@ -76,15 +120,18 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment) {
 
 void HugeBlocks::Deallocate(Huge* huge) {
   Huge* discarded = nullptr;  // Linked by next.
+  const bool is_kept = MayBeKept(huge->bytes);
+  AdaptThreshold(huge->bytes);
   {
     LockHolder hold(lock_);
     if (!IsInUse(huge)) ReportFreedLargeBlock("free", huge->start);
     huge->in_use.store(false, std::memory_order_relaxed);
     live_.Remove(huge);
-    if (huge->bytes > kLargestCachedBytes) {
+    if (!is_kept) {
       discarded = huge;
       huge->next = nullptr;
     } else {
+      huge->freed_ms = NowMs();  // Under the lock, so that the list is in order.
       cached_.PushNewest(huge);
       while (cached_.blocks > kMostCachedBlocks ||
              cached_.bytes > kMostCachedBytes) {
@@ -96,6 +143,34 @@ void HugeBlocks::Deallocate(Huge* huge) {
     }
   }
   DiscardAll(discarded);
+  if (is_kept) maintenance_signal.NoteWork();
+  DecayOnCall();
+}
+
+void HugeBlocks::DecayOnCall() {
+  if (DecayRidesOnCalls()) PurgeFreedBefore(NowMs() - DecayMs());
+}
+
+Huge* HugeBlocks::TakeFreedBefore(uint32_t time_ms, Huge* chain) {
+  while (cached_.oldest != nullptr) {
+    Huge* const oldest = cached_.oldest;
+    // What was freed since has an age that wraps around to a huge one.
+    const uint32_t age_ms = AgeMs(oldest->freed_ms, time_ms);
+    if (age_ms == 0 || age_ms > INT32_MAX) break;
+    cached_.Remove(oldest);
+    oldest->next = chain;
+    chain = oldest;
+  }
+  return chain;
+}
+
+size_t HugeBlocks::PurgeFreedBefore(uint32_t time_ms) {
+  Huge* discarded;
+  {
+    LockHolder hold(lock_);
+    discarded = TakeFreedBefore(time_ms, nullptr);
+  }
+  return DiscardAll(discarded);
 }
 
 size_t HugeBlocks::Purge() {
@@ -130,7 +205,7 @@ bool HugeBlocks::Resize(Huge* huge, size_t bytes) {
   const size_t old_bytes = huge->bytes;
   if (bytes < old_bytes) {
     SetExtent(huge, start, bytes);
-    source_.Unmap(start + bytes, old_bytes - bytes);
+    source_.ShrinkInPlace(start, old_bytes, bytes);
     return true;
   }
   if (bytes == old_bytes) return true;
@@ -141,17 +216,37 @@ bool HugeBlocks::Resize(Huge* huge, size_t bytes) {
   return Move(huge, bytes);
 }
 
+size_t HugeBlocks::TryGrow(Huge* huge, size_t least_bytes, size_t most_bytes) {
+  QUARRY_DCHECK(least_bytes <= most_bytes && IsInUse(huge));
+  if (least_bytes > PTRDIFF_MAX) return 0;
+  most_bytes = RoundUp(std::min<size_t>(most_bytes, PTRDIFF_MAX), PageBytes());
+  least_bytes = RoundUp(least_bytes, PageBytes());
+  for (const size_t bytes : {most_bytes, least_bytes}) {
+    if (bytes <= huge->bytes) return huge->bytes;
+    if (source_.GrowInPlace(huge->start, huge->bytes, bytes)) {
+      SetExtent(huge, huge->start, bytes);
+      return bytes;
+    }
+  }
+  return 0;
+}
+
+void HugeBlocks::MakeZero(Huge* huge) {
+  source_.MakeZero(huge->start, huge->bytes);
+}
+
 bool HugeBlocks::Move(Huge* huge, size_t bytes) {
   char* const start = huge->start;
-  void* const place = source_.Map(bytes, huge->alignment);
+  const size_t old_bytes = huge->bytes;
+  void* const place = source_.MapPlace(old_bytes, bytes, huge->alignment);
   if (place == nullptr) return false;
   if (!PageMap::Reserve(place, kGranuleBytes)) {
-    source_.Unmap(place, bytes);
+    source_.UnmapPlace(old_bytes, place, bytes);
     return false;
   }
   // The entry goes first: once moved away from, the address may be another's.
   PageMap::Set(start, kGranuleBytes, kNoTag, nullptr);
-  if (!source_.Move(start, huge->bytes, place, bytes)) {
+  if (!source_.Move(start, old_bytes, place, bytes)) {
     PageMap::Set(start, kGranuleBytes, kHugeTag, huge);
     return false;
   }
@@ -194,6 +289,10 @@ void HugeBlocks::Verify() {
   LockHolder hold(lock_);
   live_.Verify(/*in_use=*/true);
   cached_.Verify(/*in_use=*/false);
+  for (const Huge* huge = cached_.newest;
+       huge != nullptr && huge->next != nullptr; huge = huge->next) {
+    QUARRY_CHECK(AgeMs(huge->next->freed_ms, huge->freed_ms) <= INT32_MAX);
+  }
   QUARRY_CHECK(cached_.blocks <= kMostCachedBlocks);
   QUARRY_CHECK(cached_.bytes <= kMostCachedBytes);
 }

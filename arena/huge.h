@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 
 #include "absl/base/thread_annotations.h"
 #include "arena/lock.h"
@@ -26,13 +27,20 @@ struct Huge {
   // reported and not a data race. Written under the lock of HugeBlocks.
   std::atomic<bool> in_use{false};
   bool zeroed = false;  // Every byte was zero when Allocate() gave it out.
+  uint32_t freed_ms = 0;  // NowMs() of the free, while kept for reuse.
 };
 
 // All huge blocks: each a mapping of its own, resized by moving page tables.
 //
 // A few freed mappings are kept for reuse, oldest out first, so that a program
 // that allocates and frees a large buffer in a loop makes no system call and
-// faults no page. Their pages stay as they were: dirty.
+// faults no page. Their pages stay as they were: dirty. What nobody reused for
+// settings.decay_ms is unmapped, by the maintenance thread or, where there is
+// none, with the next call here. Nothing is kept above the soft limit.
+//
+// While settings.mmap_threshold_adapts, a block whose size a program has shown
+// to free again raises settings.mmap_threshold_bytes over that size, so that
+// the arenas serve the next ones.
 //
 // The page map names a block at its first granule only, so an entry costs the
 // same for 1 MiB and for 1 TiB. It stays while the mapping is kept for reuse;
@@ -43,6 +51,7 @@ struct Huge {
 // Invariant: mapped bytes = live bytes + cached bytes.
 // Errors: nullptr or false when the page source or the pool refuses; nothing
 //   has then changed.
+// Source: the adapting threshold is that of glibc's mmapped chunks.
 class HugeBlocks {
  public:
   struct Statistics {
@@ -56,6 +65,9 @@ class HugeBlocks {
   static constexpr size_t kMostCachedBytes = 64 << 20;
   static constexpr size_t kMostCachedBlocks = 8;
   static constexpr size_t kLargestCachedBytes = 32 << 20;
+
+  // The threshold follows blocks up to this size.
+  static constexpr size_t kLargestAdaptedBytes = 32 << 20;
 
   constexpr HugeBlocks(PageSource& source, MetadataPool& metadata)
       : source_(source), metadata_(metadata) {}
@@ -75,6 +87,15 @@ class HugeBlocks {
   [[nodiscard]] bool Resize(Huge* huge, size_t bytes)
       ABSL_LOCKS_EXCLUDED(lock_);
 
+  // Makes the block at least `least_bytes` long, and `most_bytes` if there is
+  // room, where it is. Returns its bytes, or 0 when it must stay shorter than
+  // least_bytes, and then it is as it was. Requires least <= most.
+  [[nodiscard]] size_t TryGrow(Huge* huge, size_t least_bytes,
+                               size_t most_bytes) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Makes the whole block read as zero.
+  void MakeZero(Huge* huge);
+
   // The block in use that starts at p, or nullptr. Takes no lock.
   static Huge* Of(const void* p);
 
@@ -84,6 +105,10 @@ class HugeBlocks {
 
   // Unmaps what is kept for reuse; returns the bytes given back to the OS.
   size_t Purge() ABSL_LOCKS_EXCLUDED(lock_);
+
+  // The same for what was freed before `time_ms`, a NowMs() at most 24 days
+  // ago.
+  size_t PurgeFreedBefore(uint32_t time_ms) ABSL_LOCKS_EXCLUDED(lock_);
 
   Statistics statistics() ABSL_LOCKS_EXCLUDED(lock_);
 
@@ -107,6 +132,14 @@ class HugeBlocks {
 
   Huge* TakeCached(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
   Huge* MapFresh(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Takes what was freed before `time_ms` out of the cache, and puts it before
+  // `chain`, which is linked by `next`.
+  Huge* TakeFreedBefore(uint32_t time_ms, Huge* chain)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  // PurgeFreedBefore() for a process without a maintenance thread.
+  void DecayOnCall() ABSL_LOCKS_EXCLUDED(lock_);
 
   // Unmaps a chain, linked by `next`, of blocks that are in no list. Returns
   // their bytes.

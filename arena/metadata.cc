@@ -56,7 +56,7 @@ void* MetadataPool::Allocate(size_t bytes) {
 void MetadataPool::Deallocate(void* record, size_t bytes) {
   const size_t record_bytes = RecordBytes(bytes);
   if (record_bytes >= kPurgedRecordBytes &&
-      !source_.Purge(record, record_bytes)) {
+      !source_.PurgeToZero(record, record_bytes)) {
     memset(record, 0, record_bytes);
   }
   FreeRecord* const freed = static_cast<FreeRecord*>(record);
@@ -104,7 +104,8 @@ char* MetadataPool::MapChunk(size_t least_bytes, size_t* chunk_bytes) {
   char* const chunk = static_cast<char*>(mapping) + guard_bytes;
   source_.Guard(chunk - guard_bytes, guard_bytes);
   source_.Guard(chunk + bytes, guard_bytes);
-  if (bytes > kLargestChunkBytes) source_.KeepSmallPages(chunk, bytes);
+  // Records are touched here and there, and most of a chunk never.
+  source_.KeepSmallPages(chunk, bytes);
   *chunk_bytes = bytes;
   return chunk;
 }

@@ -13,7 +13,7 @@ namespace quarry {
 //
 // A chunk is a mapping of its own, so that no overflow of a user's block runs
 // into a record. Records are bumped off the newest chunk, and once freed are
-// kept in one list per size; a chunk is never unmapped.
+// kept in one list per size; a chunk is never unmapped, and never on huge pages.
 //
 //   +-------+----------------------------+- - - - - - - - -+-------+
 //   | guard | record | record |  record  |    untouched    | guard |

@@ -10,6 +10,9 @@ namespace {
 // Guards the making of leaves and the choice of the window.
 constinit Lock page_map_lock(LockRank::kPageMap);
 
+static_assert(kGranuleBytes % kLargestPageBytes == 0,
+              "a granule is whole pages");
+
 constexpr uintptr_t LeafIndex(uintptr_t address) { return address >> 32; }
 
 constexpr uintptr_t IndexInLeaf(uintptr_t address) {
@@ -57,6 +60,7 @@ bool PageMap::Reserve(const void* start, size_t bytes) {
     if (Load(leaves_[i]) != nullptr) continue;
     void* memory = OsPages().Map(sizeof(Leaf), PageBytes());
     if (memory == nullptr) return false;
+    OsPages().KeepSmallPages(memory, sizeof(Leaf));
     // A fresh mapping is zero, which is what a Leaf of no entries is. Pairs
     // with the acquire in FarTagOf() and EntryOf(): who sees the leaf sees
     // zeros in it.

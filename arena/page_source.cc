@@ -3,10 +3,13 @@
 #include <sys/auxv.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <cstring>
 
 #include "arena/report.h"
+#include "arena/settings.h"
 
 namespace quarry {
 namespace internal {
@@ -14,9 +17,15 @@ namespace internal {
 constinit std::atomic<size_t> page_bytes{0};
 
 size_t FindPageBytes() {
-  const size_t bytes = getauxval(AT_PAGESZ);
-  QUARRY_CHECK(std::has_single_bit(bytes));
+  const size_t bytes = CheckPageBytes(getauxval(AT_PAGESZ));
   page_bytes.store(bytes, std::memory_order_relaxed);
+  return bytes;
+}
+
+size_t CheckPageBytes(size_t bytes) {
+  if (!std::has_single_bit(bytes) || bytes > kLargestPageBytes) {
+    ReportUnsupportedPages(bytes, kLargestPageBytes);
+  }
   return bytes;
 }
 
@@ -25,11 +34,13 @@ size_t FindPageBytes() {
 namespace {
 
 constexpr int kProtection = PROT_READ | PROT_WRITE;
-// MADV_COLLAPSE, which older headers lack and older kernels refuse: huge pages
-// now, and not when the kernel's own search comes by.
-constexpr int kCollapse = 25;
-
 constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+#ifdef MADV_COLLAPSE
+constexpr int kCollapse = MADV_COLLAPSE;
+#else
+constexpr int kCollapse = 25;  // Of Linux 6.1, which libc may not know.
+#endif
 
 // A failed system call is an answer here, and not the program's business.
 class ErrnoSaver {
@@ -68,32 +79,88 @@ void UnmapRange(char* start, size_t bytes) {
 void* PageSource::Map(size_t bytes, size_t alignment) {
   QUARRY_DCHECK(bytes > 0 && bytes % PageBytes() == 0);
   QUARRY_DCHECK(std::has_single_bit(alignment));
-  void* const start = MapPages(bytes, alignment);
-  if (start == nullptr) return nullptr;
+  return MapPlace(0, bytes, alignment);
+}
+
+void* PageSource::MapPlace(size_t old_bytes, size_t new_bytes,
+                           size_t alignment) {
+  const size_t added_bytes = new_bytes - old_bytes;
+  if (!Charge(added_bytes)) return nullptr;
+  void* const start = MapPages(new_bytes, alignment);
+  if (start == nullptr) {
+    Refund(added_bytes);
+    return nullptr;
+  }
   QUARRY_DCHECK(IsMultiple(start, alignment));
   map_calls_.fetch_add(1, std::memory_order_relaxed);
-  CountMapped(bytes);
+  mappings_.fetch_add(1, std::memory_order_relaxed);
+  CountMapped(added_bytes);
   return start;
 }
 
 void PageSource::Unmap(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
-  UnmapPages(start, bytes);
-  unmap_calls_.fetch_add(1, std::memory_order_relaxed);
-  CountUnmapped(bytes);
+  UnmapPlace(0, start, bytes);
 }
 
-bool PageSource::Purge(void* start, size_t bytes) {
+void PageSource::UnmapPlace(size_t old_bytes, void* place, size_t new_bytes) {
+  UnmapPages(place, new_bytes);
+  unmap_calls_.fetch_add(1, std::memory_order_relaxed);
+  mappings_.fetch_sub(1, std::memory_order_relaxed);
+  CountUnmapped(new_bytes - old_bytes);
+}
+
+void PageSource::ShrinkInPlace(void* start, size_t old_bytes,
+                               size_t new_bytes) {
+  QUARRY_DCHECK(IsWholePages(start, old_bytes));
+  QUARRY_DCHECK(IsWholePages(start, new_bytes) && new_bytes < old_bytes);
+  UnmapPages(static_cast<char*>(start) + new_bytes, old_bytes - new_bytes);
+  unmap_calls_.fetch_add(1, std::memory_order_relaxed);
+  CountUnmapped(old_bytes - new_bytes);
+}
+
+PageSource::Purged PageSource::Purge(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  if (settings.lazy_purge.load(std::memory_order_relaxed) &&
+      PurgePagesLazily(start, bytes)) {
+    purge_calls_.fetch_add(1, std::memory_order_relaxed);
+    return Purged::kLazy;
+  }
+  return PurgeToZero(start, bytes) ? Purged::kZero : Purged::kRefused;
+}
+
+bool PageSource::PurgeToZero(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
   if (!PurgePages(start, bytes)) return false;
   purge_calls_.fetch_add(1, std::memory_order_relaxed);
   return true;
 }
 
+// Per MiB, in us: to write to resident pages 11, to pages that are not resident
+// 450, to give resident pages back 50, to look which are resident 0.5.
+void PageSource::MakeZero(void* start, size_t bytes) {
+  constexpr size_t kPieceBytes = size_t{1} << 20;
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  for (char* piece = static_cast<char*>(start); bytes > 0;) {
+    const size_t piece_bytes = std::min(bytes, kPieceBytes);
+    const bool is_resident =
+        ResidentBytes(piece, piece_bytes) >= piece_bytes - piece_bytes / 8;
+    if (is_resident || !PurgeToZero(piece, piece_bytes)) {
+      memset(piece, 0, piece_bytes);
+    }
+    piece += piece_bytes;
+    bytes -= piece_bytes;
+  }
+}
+
 bool PageSource::GrowInPlace(void* start, size_t old_bytes, size_t new_bytes) {
   QUARRY_DCHECK(IsWholePages(start, old_bytes));
   QUARRY_DCHECK(IsWholePages(start, new_bytes) && old_bytes < new_bytes);
-  if (!GrowPages(start, old_bytes, new_bytes)) return false;
+  if (!Charge(new_bytes - old_bytes)) return false;
+  if (!GrowPages(start, old_bytes, new_bytes)) {
+    Refund(new_bytes - old_bytes);
+    return false;
+  }
   map_calls_.fetch_add(1, std::memory_order_relaxed);
   CountMapped(new_bytes - old_bytes);
   return true;
@@ -103,13 +170,13 @@ bool PageSource::Move(void* start, size_t old_bytes, void* place,
                       size_t new_bytes) {
   QUARRY_DCHECK(IsWholePages(start, old_bytes));
   QUARRY_DCHECK(IsWholePages(place, new_bytes) && old_bytes <= new_bytes);
-  // Map() counted the place already.
+  // Either way one of the two mappings is gone.
+  mappings_.fetch_sub(1, std::memory_order_relaxed);
   if (!MovePages(start, old_bytes, place, new_bytes)) {
-    CountUnmapped(new_bytes);
+    CountUnmapped(new_bytes - old_bytes);
     return false;
   }
   map_calls_.fetch_add(1, std::memory_order_relaxed);
-  CountUnmapped(old_bytes);
   return true;
 }
 
@@ -130,9 +197,18 @@ void PageSource::PreferHugePages(void* start, size_t bytes) {
 PageSource::Statistics PageSource::statistics() const {
   return {mapped_bytes_.load(std::memory_order_relaxed),
           peak_mapped_bytes_.load(std::memory_order_relaxed),
+          mappings_.load(std::memory_order_relaxed),
           map_calls_.load(std::memory_order_relaxed),
           unmap_calls_.load(std::memory_order_relaxed),
           purge_calls_.load(std::memory_order_relaxed)};
+}
+
+bool PageSource::Charge(size_t bytes) {
+  return limits_ == nullptr || limits_->Charge(bytes);
+}
+
+void PageSource::Refund(size_t bytes) {
+  if (limits_ != nullptr) limits_->Refund(bytes);
 }
 
 void PageSource::CountMapped(size_t bytes) {
@@ -146,11 +222,14 @@ void PageSource::CountMapped(size_t bytes) {
 
 void PageSource::CountUnmapped(size_t bytes) {
   mapped_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+  Refund(bytes);
 }
 
 void* PageSource::MapPages(size_t, size_t) { return nullptr; }
 void PageSource::UnmapPages(void*, size_t) {}
 bool PageSource::PurgePages(void*, size_t) { return false; }
+bool PageSource::PurgePagesLazily(void*, size_t) { return false; }
+size_t PageSource::ResidentBytes(void*, size_t bytes) { return bytes; }
 bool PageSource::GrowPages(void*, size_t, size_t) { return false; }
 bool PageSource::MovePages(void* start, size_t old_bytes, void* place,
                            size_t new_bytes) {
@@ -163,7 +242,7 @@ void PageSource::GuardPages(void*, size_t) {}
 void PageSource::AdviseSmallPages(void*, size_t) {}
 void PageSource::AdviseHugePages(void*, size_t) {}
 
-constinit OsPageSource os_page_source;
+constinit OsPageSource os_page_source(memory_limits);
 
 void* OsPageSource::MapPages(size_t bytes, size_t alignment) {
   if (PageSource* const other = substitute()) {
@@ -193,9 +272,34 @@ void OsPageSource::UnmapPages(void* start, size_t bytes) {
 }
 
 bool OsPageSource::PurgePages(void* start, size_t bytes) {
-  if (PageSource* const other = substitute()) return other->Purge(start, bytes);
+  if (PageSource* const other = substitute()) {
+    return other->PurgeToZero(start, bytes);
+  }
   ErrnoSaver saver;
   return madvise(start, bytes, MADV_DONTNEED) == 0;
+}
+
+bool OsPageSource::PurgePagesLazily(void* start, size_t bytes) {
+  if (substitute() != nullptr) return false;
+  ErrnoSaver saver;
+  return madvise(start, bytes, MADV_FREE) == 0;
+}
+
+size_t OsPageSource::ResidentBytes(void* start, size_t bytes) {
+  if (substitute() != nullptr) return bytes;
+  ErrnoSaver saver;
+  constexpr size_t kMostPages = 256;
+  unsigned char pages[kMostPages];
+  const size_t most_bytes = kMostPages * PageBytes();
+  size_t resident = 0;
+  for (size_t done = 0; done < bytes; done += most_bytes) {
+    const size_t part = std::min(bytes - done, most_bytes);
+    if (mincore(static_cast<char*>(start) + done, part, pages) != 0) {
+      return bytes;
+    }
+    for (size_t i = 0; i < part / PageBytes(); ++i) resident += pages[i] & 1;
+  }
+  return resident * PageBytes();
 }
 
 bool OsPageSource::GrowPages(void* start, size_t old_bytes, size_t new_bytes) {
@@ -243,7 +347,7 @@ void OsPageSource::AdviseHugePages(void* start, size_t bytes) {
     return other->PreferHugePages(start, bytes);
   }
   ErrnoSaver saver;
-  static_cast<void>(madvise(start, bytes, MADV_HUGEPAGE));
+  if (madvise(start, bytes, MADV_HUGEPAGE) != 0) return;
   static_cast<void>(madvise(start, bytes, kCollapse));
 }
 

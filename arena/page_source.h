@@ -6,15 +6,22 @@
 #include <cstdint>
 
 #include "absl/base/optimization.h"
+#include "arena/limits.h"
 
 namespace quarry {
+
+// The largest pages that serve: a granule of the page map must be whole pages.
+constexpr size_t kLargestPageBytes = size_t{64} << 10;
 
 namespace internal {
 extern std::atomic<size_t> page_bytes;  // 0 until it is known.
 size_t FindPageBytes();
+// `bytes`, which the kernel names as the size of its pages.
+size_t CheckPageBytes(size_t bytes);
 }  // namespace internal
 
-// Bytes of one page of this machine: 4, 16 or 64 KiB. A power of two.
+// Bytes of one page of this machine: 4, 16 or 64 KiB. A power of two. Aborts
+// with ReportUnsupportedPages() where pages are larger than kLargestPageBytes.
 inline size_t PageBytes() {
   // Whoever finds it stores the same number.
   const size_t bytes = internal::page_bytes.load(std::memory_order_relaxed);
@@ -34,17 +41,18 @@ constexpr size_t RoundUp(size_t bytes, size_t unit) {
 // give, so one that cannot purge or move leaves those out.
 //
 // All addresses and sizes are multiples of PageBytes(). A range may be part of
-// a mapping: Unmap() and Purge() split it.
+// a mapping.
 //
 // Thread-safety: any thread; the private functions must be as safe.
-// Errors: a refusal is nullptr or false, changes nothing, and is passed up.
-//   errno is preserved.
+// Errors: a refusal is nullptr or false, changes nothing, and is passed up. So
+//   is a mapping that would pass the hard limit. errno is preserved.
 // Cost: one system call or a few.
 class PageSource {
  public:
   struct Statistics {
     size_t mapped_bytes;       // Mapped now.
     size_t peak_mapped_bytes;  // The most it ever was.
+    size_t mappings;           // Live ones. The kernel may join neighbours.
     size_t map_calls;          // Map, GrowInPlace and Move that succeeded.
     size_t unmap_calls;
     size_t purge_calls;
@@ -57,21 +65,46 @@ class PageSource {
   // two. Nothing is resident until it is touched.
   [[nodiscard]] void* Map(size_t bytes, size_t alignment);
 
+  // Ends a mapping. A part of one may be unmapped, too, but is then counted as
+  // if it had been one; ShrinkInPlace() counts right.
   void Unmap(void* start, size_t bytes);
 
-  // Gives the memory back to the OS but keeps the addresses: the pages read as
-  // zero and are not resident. On false they are as they were.
-  [[nodiscard]] bool Purge(void* start, size_t bytes);
+  enum class Purged {
+    kRefused,  // The pages are as they were.
+    kZero,     // They read as zero and are not resident.
+    kLazy,     // They keep their content until the system takes them, one by
+               // one and at any time, or until they are written to.
+  };
+
+  // Gives the memory back to the OS but keeps the addresses. kLazy only when
+  // settings.lazy_purge is on.
+  [[nodiscard]] Purged Purge(void* start, size_t bytes);
+
+  // The same and never lazily: false is kRefused and true is kZero.
+  [[nodiscard]] bool PurgeToZero(void* start, size_t bytes);
+
+  // Makes the range read as zero, wherever that is cheaper by giving pages back
+  // and not by writing to them.
+  void MakeZero(void* start, size_t bytes);
 
   // Extends the mapping [start, start + old_bytes) to new_bytes without moving
   // it; the new part reads as zero.
   [[nodiscard]] bool GrowInPlace(void* start, size_t old_bytes,
                                  size_t new_bytes);
 
-  // Moves the pages of [start, start + old_bytes) to `place`, a mapping of
-  // new_bytes >= old_bytes from Map() that has not been touched. No byte is
-  // copied. On success the old range is unmapped and the rest of `place` reads
-  // as zero. On false the old range is as it was, and `place` is gone.
+  // Unmaps the end of the mapping [start, start + old_bytes).
+  void ShrinkInPlace(void* start, size_t old_bytes, size_t new_bytes);
+
+  // A mapping of new_bytes for Move() to move old_bytes to. Only what it adds
+  // is counted, so that a limit need not have room for both.
+  [[nodiscard]] void* MapPlace(size_t old_bytes, size_t new_bytes,
+                               size_t alignment);
+  void UnmapPlace(size_t old_bytes, void* place, size_t new_bytes);
+
+  // Moves the pages of [start, start + old_bytes) to `place`, which is from
+  // MapPlace() and has not been touched. No byte is copied. On success the old
+  // range is unmapped and the rest of `place` reads as zero. On false the old
+  // range is as it was, and `place` is gone.
   [[nodiscard]] bool Move(void* start, size_t old_bytes, void* place,
                           size_t new_bytes);
 
@@ -83,20 +116,25 @@ class PageSource {
   // refusal is not told: it costs memory, not correctness.
   void KeepSmallPages(void* start, size_t bytes);
 
-  // Asks for huge pages in place of the small ones that are resident. A refusal
-  // is not told: it costs time, not correctness.
+  // Asks for huge pages, at once where the kernel can make them of small ones.
+  // Pages that are not resident may become so. A refusal is not told.
   void PreferHugePages(void* start, size_t bytes);
 
   Statistics statistics() const;
 
  protected:
   constexpr PageSource() = default;
+  // What is mapped is charged to `limits`.
+  constexpr explicit PageSource(MemoryLimits& limits) : limits_(&limits) {}
   ~PageSource() = default;
 
  private:
   virtual void* MapPages(size_t bytes, size_t alignment);
   virtual void UnmapPages(void* start, size_t bytes);
   virtual bool PurgePages(void* start, size_t bytes);
+  virtual bool PurgePagesLazily(void* start, size_t bytes);
+  // How many of the bytes are resident. All of them where that is not known.
+  virtual size_t ResidentBytes(void* start, size_t bytes);
   virtual bool GrowPages(void* start, size_t old_bytes, size_t new_bytes);
   virtual bool MovePages(void* start, size_t old_bytes, void* place,
                          size_t new_bytes);
@@ -104,12 +142,17 @@ class PageSource {
   virtual void AdviseSmallPages(void* start, size_t bytes);
   virtual void AdviseHugePages(void* start, size_t bytes);
 
+  [[nodiscard]] bool Charge(size_t bytes);
+  void Refund(size_t bytes);
   void CountMapped(size_t bytes);
   void CountUnmapped(size_t bytes);
+
+  MemoryLimits* const limits_ = nullptr;
 
   // Plain counters: nothing is published through them.
   std::atomic<size_t> mapped_bytes_{0};
   std::atomic<size_t> peak_mapped_bytes_{0};
+  std::atomic<size_t> mappings_{0};
   std::atomic<size_t> map_calls_{0};
   std::atomic<size_t> unmap_calls_{0};
   std::atomic<size_t> purge_calls_{0};
@@ -120,6 +163,7 @@ class PageSource {
 class OsPageSource final : public PageSource {
  public:
   constexpr OsPageSource() = default;
+  constexpr explicit OsPageSource(MemoryLimits& limits) : PageSource(limits) {}
 
   // From now on `other` is asked in place of the operating system, which is
   // asked again after Substitute(nullptr): how a test refuses memory to the
@@ -140,6 +184,8 @@ class OsPageSource final : public PageSource {
   void* MapPages(size_t bytes, size_t alignment) override;
   void UnmapPages(void* start, size_t bytes) override;
   bool PurgePages(void* start, size_t bytes) override;
+  bool PurgePagesLazily(void* start, size_t bytes) override;
+  size_t ResidentBytes(void* start, size_t bytes) override;
   bool GrowPages(void* start, size_t old_bytes, size_t new_bytes) override;
   bool MovePages(void* start, size_t old_bytes, void* place,
                  size_t new_bytes) override;
@@ -152,7 +198,7 @@ class OsPageSource final : public PageSource {
 
 extern OsPageSource os_page_source;
 
-// The process's source. A constant expression, for static instances.
+// The process's source, within memory_limits. A constant expression, for static instances.
 constexpr PageSource& OsPages() { return os_page_source; }
 
 }  // namespace quarry

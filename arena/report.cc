@@ -142,6 +142,14 @@ void ReportCorruptLink(const void* p) {
   Abort(line);
 }
 
+void ReportUnsupportedPages(size_t page_bytes, size_t largest_bytes) {
+  LineBuffer line;
+  line.AppendText("quarry: the system has pages of ").AppendDecimal(page_bytes);
+  line.AppendText(" bytes and Quarry is made for at most ");
+  line.AppendDecimal(largest_bytes);
+  Abort(line);
+}
+
 void ReportCheckFailure(const char* expression, const char* file, int line) {
   LineBuffer text;
   text.AppendText("quarry: check failed: ").AppendText(expression);

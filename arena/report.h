@@ -77,6 +77,11 @@ class LineBuffer {
 // "quarry: the free block 0x10 was written to after its free, aborting"
 [[noreturn]] void ReportCorruptLink(const void* p);
 
+// "quarry: the system has pages of 131072 bytes and Quarry is made for at most
+// 65536, aborting"
+[[noreturn]] void ReportUnsupportedPages(size_t page_bytes,
+                                         size_t largest_bytes);
+
 // "quarry: check failed: a == b (arena/arena.cc:12), aborting"
 [[noreturn]] void ReportCheckFailure(const char* expression, const char* file,
                                      int line);

@@ -127,7 +127,8 @@ bool Slab::PurgeTail() {
   const uintptr_t from = page_after(in_use);
   const uintptr_t to = page_after(resident_);
   if (to < from + kLeastTailPages * PageBytes() ||
-      !OsPages().Purge(reinterpret_cast<void*>(from), to - from)) {
+      OsPages().Purge(reinterpret_cast<void*>(from), to - from) ==
+          PageSource::Purged::kRefused) {
     return false;
   }
   for (size_t block = in_use; block < fresh_; ++block) {

@@ -70,11 +70,11 @@ class PlacedPageSource final : public PageSource {
     return start;
   }
   void UnmapPages(void* start, size_t bytes) override {
-    ASSERT_TRUE(os_.Purge(start, bytes));
+    ASSERT_TRUE(os_.PurgeToZero(start, bytes));
   }
   bool PurgePages(void* start, size_t bytes) override {
     if (const auto call = std::exchange(during_purge, nullptr)) call();
-    return os_.Purge(start, bytes);
+    return os_.PurgeToZero(start, bytes);
   }
   void AdviseSmallPages(void* start, size_t bytes) override {
     small_pages.emplace_back(static_cast<char*>(start), bytes);

@@ -1,7 +1,10 @@
 #include "arena/huge.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <map>
@@ -9,9 +12,13 @@
 #include <thread>
 #include <vector>
 
+#include "arena/clock.h"
+#include "arena/limits.h"
+#include "arena/maintenance_signal.h"
 #include "arena/metadata.h"
 #include "arena/page_map.h"
 #include "arena/page_source.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/arena/scripted_page_source.h"
 #include "tests/arena/test_seed.h"
@@ -23,10 +30,29 @@ using Kind = ScriptedPageSource::Kind;
 
 constexpr size_t kMiB = size_t{1} << 20;
 
+// Faults of this process that needed no disk.
+long Faults() {
+  rusage usage;
+  EXPECT_EQ(getrusage(RUSAGE_SELF, &usage), 0);
+  return usage.ru_minflt;
+}
+
+void RestoreSettings() {
+  static constexpr Settings kDefaults;
+  settings.mmap_threshold_bytes = kDefaults.mmap_threshold_bytes.load();
+  settings.mmap_threshold_adapts = kDefaults.mmap_threshold_adapts.load();
+  settings.trim_threshold_bytes = kDefaults.trim_threshold_bytes.load();
+  settings.decay_ms = kDefaults.decay_ms.load();
+  settings.maintenance = kDefaults.maintenance.load();
+  settings.huge_pages = kDefaults.huge_pages.load();
+  settings.soft_limit_bytes = kDefaults.soft_limit_bytes.load();
+}
+
 class HugeBlocksTest : public testing::Test {
  protected:
   // Every test ends with no block, nothing kept, and nothing mapped.
   ~HugeBlocksTest() override {
+    RestoreSettings();
     source_.RefuseNothing();
     blocks_.Verify();
     EXPECT_EQ(blocks_.statistics().live_blocks, 0u);
@@ -35,6 +61,7 @@ class HugeBlocksTest : public testing::Test {
     EXPECT_EQ(blocks_.Purge(), kept_bytes);
     blocks_.Verify();
     EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+    EXPECT_EQ(source_.statistics().mappings, 0u);
     EXPECT_EQ(metadata_.in_use_bytes(), 0u);
   }
 
@@ -255,6 +282,178 @@ TEST_F(HugeBlocksTest, ManyCallocsOfAGiBTouchNothing) {
   }
 }
 
+// --- What is kept for reuse goes after a time. ---
+
+TEST_F(HugeBlocksTest, PurgesWhatWasFreedBeforeATime) {
+  blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
+  blocks_.Deallocate(blocks_.Allocate(3 * kMiB, 1));
+  const uint32_t now_ms = NowMs();
+  EXPECT_EQ(blocks_.PurgeFreedBefore(now_ms - 1000), 0u);
+  EXPECT_EQ(blocks_.PurgeFreedBefore(now_ms - INT32_MAX), 0u);
+  EXPECT_EQ(blocks_.PurgeFreedBefore(now_ms + 1000), 4 * kMiB);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 0u);
+}
+
+TEST_F(HugeBlocksTest, PurgesTheOldestOnly) {
+  Huge* const newer = blocks_.Allocate(3 * kMiB, 1);
+  blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
+  const uint32_t freed_ms = NowMs();
+  while (AgeMs(freed_ms, NowMs()) < 20) std::this_thread::yield();
+  blocks_.Deallocate(newer);
+  blocks_.Verify();
+  EXPECT_EQ(blocks_.PurgeFreedBefore(freed_ms + 10), kMiB);
+  EXPECT_EQ(blocks_.statistics().cached_bytes, 3 * kMiB);
+}
+
+TEST_F(HugeBlocksTest, WhatIsReusedIsNotOld) {
+  for (int i = 0; i < 20; ++i) {
+    Huge* const huge = blocks_.Allocate(kMiB, 1);
+    EXPECT_EQ(blocks_.PurgeFreedBefore(NowMs() + 1000), 0u);
+    blocks_.Deallocate(huge);
+  }
+  EXPECT_EQ(source_.CountOf(Kind::kMap), 1u);
+}
+
+TEST_F(HugeBlocksTest, KeepingOneCallsTheMaintenanceThread) {
+  maintenance_signal.state() = MaintenanceSignal::kNoThread;
+  Huge* const huge = blocks_.Allocate(kMiB, 1);
+  EXPECT_FALSE(maintenance_signal.IsWanted());
+  blocks_.Deallocate(huge);
+  EXPECT_TRUE(maintenance_signal.IsWanted());
+  maintenance_signal.state() = MaintenanceSignal::kNoThread;
+}
+
+TEST_F(HugeBlocksTest, WithoutThatThreadDecayRidesOnCalls) {
+  settings.decay_ms = 5;
+  settings.maintenance = false;
+  blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
+  const uint32_t freed_ms = NowMs();
+  while (AgeMs(freed_ms, NowMs()) < 20) std::this_thread::yield();
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 1u);
+  Huge* const other = blocks_.Allocate(5 * kMiB, 1);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 0u);
+  blocks_.Deallocate(other);
+}
+
+TEST_F(HugeBlocksTest, KeepsNothingWithoutADecayTime) {
+  settings.decay_ms = 0;
+  blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
+  EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+}
+
+TEST_F(HugeBlocksTest, KeepsNothingAboveTheSoftLimit) {
+  settings.soft_limit_bytes = kMiB;
+  ASSERT_TRUE(memory_limits.Charge(2 * kMiB));
+  blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
+  EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+  memory_limits.Refund(2 * kMiB);
+  blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
+  EXPECT_EQ(source_.statistics().mapped_bytes, kMiB);
+}
+
+// --- The threshold. ---
+
+TEST_F(HugeBlocksTest, AFreedBlockRaisesTheThreshold) {
+  blocks_.Deallocate(blocks_.Allocate(3 * kMiB, 1));
+  EXPECT_EQ(settings.mmap_threshold_bytes, 4 * kMiB);
+  blocks_.Deallocate(blocks_.Allocate(20 * kMiB, 1));
+  EXPECT_EQ(settings.mmap_threshold_bytes, 20 * kMiB + PageBytes());
+  EXPECT_EQ(settings.trim_threshold_bytes, 64 * kMiB) << "large enough";
+  blocks_.Deallocate(blocks_.Allocate(33 * kMiB, 1));
+  EXPECT_EQ(settings.mmap_threshold_bytes, 20 * kMiB + PageBytes());
+  blocks_.Deallocate(blocks_.Allocate(32 * kMiB, 1));
+  EXPECT_EQ(settings.mmap_threshold_bytes, 32 * kMiB + PageBytes());
+  EXPECT_EQ(settings.trim_threshold_bytes, 2 * (32 * kMiB + PageBytes()));
+}
+
+TEST_F(HugeBlocksTest, AThresholdThatWasSetStays) {
+  settings.mmap_threshold_adapts = false;
+  blocks_.Deallocate(blocks_.Allocate(20 * kMiB, 1));
+  EXPECT_EQ(settings.mmap_threshold_bytes, 4 * kMiB);
+}
+
+// --- Growth and zeros. ---
+
+TEST_F(HugeBlocksTest, ResizingMovesNoByte) {
+  source_.RefuseKind(Kind::kGrow);
+  Huge* const huge = blocks_.Allocate(32 * kMiB, 1);
+  memset(huge->start, 7, 32 * kMiB);
+  const long before = Faults();
+  ASSERT_TRUE(blocks_.Resize(huge, 64 * kMiB));
+  ASSERT_TRUE(blocks_.Resize(huge, 16 * kMiB));
+  ASSERT_TRUE(blocks_.Resize(huge, 40 * kMiB));
+  // A copy would have faulted in the 8192 pages of its new place.
+  EXPECT_LT(Faults() - before, 512);
+  EXPECT_EQ(huge->start[16 * kMiB - 1], 7);
+  EXPECT_EQ(huge->start[16 * kMiB], 0);
+  EXPECT_EQ(source_.statistics().mapped_bytes, 40 * kMiB);
+  EXPECT_EQ(source_.statistics().mappings, 1u);
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, AReusedMappingGrowsWithItsContent) {
+  Huge* const first = blocks_.Allocate(9 * kMiB, 1);
+  memset(first->start, 1, 9 * kMiB);
+  blocks_.Deallocate(first);
+  Huge* const huge = blocks_.Allocate(8 * kMiB + 1, 1);
+  ASSERT_EQ(huge, first);
+  EXPECT_EQ(huge->bytes, 9 * kMiB);
+  memset(huge->start, 2, 8 * kMiB + 1);
+  for (const size_t bytes : {8 * kMiB + 1, 12 * kMiB, 80 * kMiB, kMiB}) {
+    ASSERT_TRUE(blocks_.Resize(huge, bytes));
+    const size_t kept = std::min(bytes, kMiB);
+    for (size_t i = 0; i < kept; ++i) ASSERT_EQ(huge->start[i], 2);
+    if (bytes > 9 * kMiB) {
+      EXPECT_EQ(huge->start[9 * kMiB], 0);
+      EXPECT_EQ(huge->start[bytes - 1], 0);
+    }
+  }
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, GrowsInPlaceByWhatThereIsRoomFor) {
+  Huge* const huge = blocks_.Allocate(16 * kMiB, 1);
+  ASSERT_TRUE(blocks_.Resize(huge, kMiB));
+  char* const start = huge->start;
+  EXPECT_EQ(blocks_.TryGrow(huge, 1, kMiB), kMiB);
+  EXPECT_EQ(blocks_.TryGrow(huge, kMiB + 1, 2 * kMiB - 1), 2 * kMiB);
+  source_.RefuseNth(1);
+  EXPECT_EQ(blocks_.TryGrow(huge, 3 * kMiB, 16 * kMiB), 3 * kMiB);
+  source_.RefuseNth(1);
+  EXPECT_EQ(blocks_.TryGrow(huge, kMiB, 16 * kMiB), 3 * kMiB);
+  source_.RefuseKind(Kind::kGrow);
+  EXPECT_EQ(blocks_.TryGrow(huge, 4 * kMiB, 16 * kMiB), 0u);
+  EXPECT_EQ(blocks_.TryGrow(huge, ~size_t{0}, ~size_t{0}), 0u);
+  EXPECT_EQ(huge->bytes, 3 * kMiB);
+  EXPECT_EQ(huge->start, start);
+  EXPECT_EQ(source_.CountOf(Kind::kMove), 0u);
+  blocks_.Verify();
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, MakesAReusedMappingZero) {
+  Huge* const first = blocks_.Allocate(3 * kMiB + PageBytes(), 1);
+  memset(first->start, 1, first->bytes);
+  blocks_.Deallocate(first);
+  Huge* const huge = blocks_.Allocate(3 * kMiB, 1);
+  ASSERT_EQ(huge, first);
+  ASSERT_FALSE(huge->zeroed);
+  blocks_.MakeZero(huge);
+  for (size_t i = 0; i < huge->bytes; ++i) ASSERT_EQ(huge->start[i], 0);
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, HugePagesMayBeForbidden) {
+  settings.huge_pages = HugePagePolicy::kNever;
+  Huge* const huge = blocks_.Allocate(8 * kMiB, 1);
+  EXPECT_EQ(source_.CountOf(Kind::kSmallPages), 1u);
+  settings.huge_pages = HugePagePolicy::kDefault;
+  Huge* const other = blocks_.Allocate(8 * kMiB, 1);
+  EXPECT_EQ(source_.CountOf(Kind::kSmallPages), 1u);
+  blocks_.Deallocate(huge);
+  blocks_.Deallocate(other);
+}
+
 TEST_F(HugeBlocksTest, AgreesWithAModelOfLiveIntervals) {
   std::mt19937_64 random(TestSeed());
   std::map<char*, Huge*> live;
@@ -340,6 +539,36 @@ TEST(HugeBlocksThreads, AllocateResizeAndFree) {
   for (std::thread& thread : threads) thread.join();
   blocks.Verify();
   EXPECT_EQ(blocks.statistics().live_blocks, 0u);
+  blocks.Purge();
+}
+
+// Blocks that another thread frees do not pile up.
+TEST(HugeBlocksThreads, AllocateHereAndFreeThere) {
+  OsPageSource source;
+  MetadataPool metadata(source);
+  HugeBlocks blocks(source, metadata);
+  constexpr int kBlocks = 5000;
+  std::atomic<Huge*> handed{nullptr};
+  std::thread thread([&] {
+    for (int i = 0; i < kBlocks; ++i) {
+      Huge* huge;
+      while ((huge = handed.exchange(nullptr)) == nullptr) {
+        std::this_thread::yield();
+      }
+      blocks.Deallocate(huge);
+    }
+  });
+  for (int i = 0; i < kBlocks; ++i) {
+    Huge* const huge = blocks.Allocate(kMiB, 1);
+    ASSERT_NE(huge, nullptr);
+    huge->start[0] = 1;
+    while (handed.load() != nullptr) std::this_thread::yield();
+    handed.store(huge);
+    if (i % 100 == 0) blocks.PurgeFreedBefore(NowMs() - 1);
+  }
+  thread.join();
+  EXPECT_LE(source.statistics().peak_mapped_bytes, 5 * kMiB);
+  blocks.Verify();
   blocks.Purge();
 }
 

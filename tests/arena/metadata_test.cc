@@ -1,11 +1,16 @@
 #include "arena/metadata.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <random>
 #include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -90,6 +95,36 @@ TEST(MetadataPool, ChunksGrowAndHaveGuards) {
                                          512 << 10, 1 << 20, 1 << 20}));
   EXPECT_EQ(source.CountOf(Kind::kGuard), 2 * chunks.size());
   EXPECT_EQ(pool.mapped_bytes(), source.statistics().mapped_bytes);
+}
+
+// Whether the kernel notes of the mapping that holds `p` that it is never to
+// lie on huge pages.
+bool KeepsSmallPages(const void* p) {
+  std::ifstream maps("/proc/self/smaps");
+  const uintptr_t address = reinterpret_cast<uintptr_t>(p);
+  bool found = false;
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t first, end;
+    if (sscanf(line.c_str(), "%lx-%lx ", &first, &end) == 2) {
+      found = first <= address && address < end;
+    } else if (found && line.rfind("VmFlags:", 0) == 0) {
+      return line.find(" nh") != std::string::npos;
+    }
+  }
+  return false;
+}
+
+TEST(MetadataPool, IsNeverOnHugePages) {
+  OsPageSource source;
+  MetadataPool pool(source);
+  if (access("/sys/kernel/mm/transparent_hugepage", F_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no huge pages";
+  }
+  for (const size_t bytes : {size_t{64}, size_t{8} << 20}) {
+    char* const record = static_cast<char*>(pool.Allocate(bytes));
+    EXPECT_TRUE(KeepsSmallPages(record));
+    EXPECT_TRUE(KeepsSmallPages(record + bytes - 1));
+  }
 }
 
 TEST(MetadataPool, ARecordLargerThanAnyChunkDoesNotEndTheChunkInUse) {

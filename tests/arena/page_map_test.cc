@@ -1,5 +1,11 @@
 #include "arena/page_map.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <string>
 #include <vector>
 
 #include "arena/page_source.h"
@@ -44,6 +50,32 @@ TEST(PageMap, NamesEveryGranuleThatARangeTouches) {
   EXPECT_EQ(PageMap::TagOf(start + kGranuleBytes), kNoTag);
   EXPECT_EQ(PageMap::DescriptorOf(start + kGranuleBytes), nullptr);
   OsPages().Unmap(start, 4 * kGranuleBytes);
+}
+
+// The bytes of the largest mapping that is never to lie on huge pages.
+size_t LargestOnSmallPages() {
+  std::ifstream maps("/proc/self/smaps");
+  size_t bytes = 0, largest = 0;
+  for (std::string line; std::getline(maps, line);) {
+    size_t first, end;
+    if (sscanf(line.c_str(), "%zx-%zx ", &first, &end) == 2) {
+      bytes = end - first;
+    } else if (line.rfind("VmFlags:", 0) == 0 &&
+               line.find(" nh") != std::string::npos) {
+      largest = std::max(largest, bytes);
+    }
+  }
+  return largest;
+}
+
+TEST(PageMap, TheWindowIsNeverOnHugePages) {
+  if (access("/sys/kernel/mm/transparent_hugepage", F_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no huge pages";
+  }
+  char* const start = MapGranules(1);
+  constexpr size_t kWindowBytes = size_t{12} << 20;
+  EXPECT_GE(LargestOnSmallPages(), kWindowBytes);
+  OsPages().Unmap(start, kGranuleBytes);
 }
 
 // Addresses that no mapping has, far from the first segment and from each

@@ -12,6 +12,8 @@
 #include <cstring>
 #include <vector>
 
+#include "arena/limits.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/arena/scripted_page_source.h"
 
@@ -19,11 +21,16 @@ namespace quarry {
 namespace {
 
 using Kind = ScriptedPageSource::Kind;
+using Purged = PageSource::Purged;
 
 constexpr size_t kMiB = size_t{1} << 20;
 
 char* MapBytes(PageSource& source, size_t bytes, size_t alignment = 1) {
   return static_cast<char*>(source.Map(bytes, alignment));
+}
+
+char* MapPlace(PageSource& source, size_t old_bytes, size_t new_bytes) {
+  return static_cast<char*>(source.MapPlace(old_bytes, new_bytes, kMiB));
 }
 
 size_t ResidentPages(char* start, size_t bytes) {
@@ -113,7 +120,7 @@ TEST(OsPageSource, PurgedPagesAreZeroAndNotResident) {
   OsPageSource source;
   char* const start = MapBytes(source, kMiB);
   memset(start, 1, kMiB);
-  ASSERT_TRUE(source.Purge(start + PageBytes(), PageBytes()));
+  ASSERT_EQ(source.Purge(start + PageBytes(), PageBytes()), Purged::kZero);
   EXPECT_EQ(start[0], 1);
   EXPECT_EQ(ResidentPages(start + PageBytes(), PageBytes()), 0u);
   for (size_t i = 0; i < PageBytes(); ++i) {
@@ -121,6 +128,150 @@ TEST(OsPageSource, PurgedPagesAreZeroAndNotResident) {
   }
   EXPECT_EQ(start[2 * PageBytes()], 1);
   source.Unmap(start, kMiB);
+}
+
+class LazyPurge : public testing::Test {
+ protected:
+  LazyPurge() { settings.lazy_purge = true; }
+  ~LazyPurge() override { settings.lazy_purge = false; }
+};
+
+TEST_F(LazyPurge, IsToldAsSuchAndKeepsWhatIsWrittenAfterIt) {
+  OsPageSource source;
+  char* const start = MapBytes(source, kMiB);
+  memset(start, 1, kMiB);
+  ASSERT_EQ(source.Purge(start, kMiB), Purged::kLazy);
+  EXPECT_EQ(source.statistics().purge_calls, 1u);
+  memset(start, 2, PageBytes());
+  EXPECT_EQ(start[PageBytes() - 1], 2);
+  // Either, page by page.
+  EXPECT_TRUE(start[kMiB - 1] == 1 || start[kMiB - 1] == 0);
+  ASSERT_TRUE(source.PurgeToZero(start, kMiB));
+  EXPECT_EQ(start[0], 0);
+  source.Unmap(start, kMiB);
+}
+
+TEST_F(LazyPurge, ASourceThatKnowsOnlyTheOtherKindIsAskedForThat) {
+  ScriptedPageSource source;
+  char* const start = MapBytes(source, kMiB);
+  start[0] = 1;
+  EXPECT_EQ(source.Purge(start, kMiB), Purged::kZero);
+  EXPECT_EQ(start[0], 0);
+  source.Unmap(start, kMiB);
+}
+
+TEST(OsPageSource, MakesZeroAndNothingResident) {
+  OsPageSource source;
+  char* const start = MapBytes(source, 4 * kMiB);
+  source.KeepSmallPages(start, 4 * kMiB);
+  memset(start, 1, kMiB);                 // The first of four is resident,
+  memset(start + kMiB, 1, kMiB / 2);      // the second half,
+  memset(start + 3 * kMiB, 1, PageBytes());  // and the last hardly.
+  source.MakeZero(start, 4 * kMiB);
+  EXPECT_EQ(ResidentPages(start, kMiB), kMiB / PageBytes());
+  EXPECT_EQ(ResidentPages(start + kMiB, 3 * kMiB), 0u);
+  for (size_t i = 0; i < 4 * kMiB; ++i) ASSERT_EQ(start[i], 0);
+  source.Unmap(start, 4 * kMiB);
+}
+
+TEST(OsPageSource, ShrinksInPlaceAndRemainsOneMapping) {
+  OsPageSource source;
+  char* const start = MapBytes(source, kMiB);
+  source.ShrinkInPlace(start, kMiB, PageBytes());
+  EXPECT_FALSE(IsMapped(start + PageBytes()));
+  EXPECT_TRUE(IsMapped(start));
+  EXPECT_EQ(source.statistics().mapped_bytes, PageBytes());
+  EXPECT_EQ(source.statistics().mappings, 1u);
+  source.Unmap(start, PageBytes());
+  EXPECT_EQ(source.statistics().mappings, 0u);
+}
+
+TEST(OsPageSource, APlaceThatIsNotUsedCountsNothing) {
+  OsPageSource source;
+  char* const start = MapBytes(source, kMiB);
+  char* const place = MapPlace(source, kMiB, 3 * kMiB);
+  source.UnmapPlace(kMiB, place, 3 * kMiB);
+  EXPECT_FALSE(IsMapped(place));
+  EXPECT_EQ(source.statistics().mapped_bytes, kMiB);
+  EXPECT_EQ(source.statistics().peak_mapped_bytes, 3 * kMiB);
+  EXPECT_EQ(source.statistics().mappings, 1u);
+  source.Unmap(start, kMiB);
+}
+
+class LimitedPageSource : public testing::Test {
+ protected:
+  ~LimitedPageSource() override {
+    EXPECT_EQ(limits_.mapped_bytes(), 0u);
+    settings.hard_limit_bytes = 0;
+  }
+
+  MemoryLimits limits_{"/nonexistent"};
+  OsPageSource source_{limits_};
+};
+
+TEST_F(LimitedPageSource, TheHardLimitRefusesWhatWouldPassIt) {
+  limits_.SetLimits(0, 4 * kMiB);
+  char* const start = MapBytes(source_, 3 * kMiB);
+  ASSERT_NE(start, nullptr);
+  EXPECT_EQ(MapBytes(source_, 2 * kMiB), nullptr);
+  source_.ShrinkInPlace(start, 3 * kMiB, 2 * kMiB);
+  EXPECT_TRUE(source_.GrowInPlace(start, 2 * kMiB, 3 * kMiB));
+  source_.ShrinkInPlace(start, 3 * kMiB, 2 * kMiB);
+  EXPECT_FALSE(source_.GrowInPlace(start, 2 * kMiB, 5 * kMiB));
+  char* const other = MapBytes(source_, 2 * kMiB);
+  ASSERT_NE(other, nullptr);
+  EXPECT_EQ(source_.statistics().mapped_bytes, 4 * kMiB);
+  source_.Unmap(start, 2 * kMiB);
+  source_.Unmap(other, 2 * kMiB);
+}
+
+TEST_F(LimitedPageSource, AMoveNeedsRoomOnlyForWhatItAdds) {
+  limits_.SetLimits(0, 4 * kMiB);
+  char* const start = MapBytes(source_, 3 * kMiB);
+  EXPECT_EQ(MapPlace(source_, 3 * kMiB, 5 * kMiB), nullptr);
+  char* const place = MapPlace(source_, 3 * kMiB, 4 * kMiB);
+  ASSERT_NE(place, nullptr);
+  ASSERT_TRUE(source_.Move(start, 3 * kMiB, place, 4 * kMiB));
+  EXPECT_EQ(limits_.mapped_bytes(), 4 * kMiB);
+  source_.Unmap(place, 4 * kMiB);
+}
+
+TEST_F(LimitedPageSource, WhatTheSystemRefusesIsNotCharged) {
+  EXPECT_EQ(MapBytes(source_, size_t{1} << 60), nullptr);
+  EXPECT_EQ(limits_.mapped_bytes(), 0u);
+}
+
+TEST(OsPageSource, PrefersHugePages) {
+  OsPageSource source;
+  char* const start = MapBytes(source, 8 * kMiB, 2 * kMiB);
+  start[0] = 1;
+  errno = 1234;
+  source.PreferHugePages(start, 8 * kMiB);
+  EXPECT_EQ(errno, 1234);
+  EXPECT_EQ(start[0], 1);
+  EXPECT_EQ(start[8 * kMiB - 1], 0);
+  source.Unmap(start, 8 * kMiB);
+}
+
+// A hole in a mapping makes two of it, and the kernel has a limit on those.
+TEST(OsPageSource, UnmapsAlsoWhereTheKernelHasTooManyMappings) {
+  OsPageSource source;
+  char* const hole = MapBytes(source, 3 * PageBytes());
+  memset(hole, 1, 3 * PageBytes());
+  const size_t bytes = 200000 * PageBytes();
+  char* const many = MapBytes(source, bytes);
+  for (size_t i = 0; i < bytes; i += 2 * PageBytes()) {
+    if (mprotect(many + i, PageBytes(), PROT_READ) != 0) break;
+  }
+  errno = 1234;
+  source.Unmap(hole + PageBytes(), PageBytes());
+  EXPECT_EQ(errno, 1234);
+  EXPECT_EQ(hole[0], 1);
+  EXPECT_EQ(hole[2 * PageBytes()], 1);
+  EXPECT_TRUE(!IsMapped(hole + PageBytes()) ||
+              ResidentPages(hole + PageBytes(), PageBytes()) == 0);
+  source.Unmap(many, bytes);
+  source.Unmap(hole, 3 * PageBytes());
 }
 
 TEST(OsPageSource, GrowsInPlaceIfTheAddressesAreFree) {
@@ -143,8 +294,9 @@ TEST(OsPageSource, MovesPagesWithoutTouchingOthers) {
   char* const old = MapBytes(source, kMiB);
   old[0] = 1;
   old[kMiB - 1] = 2;
-  char* const place = MapBytes(source, 4 * kMiB, kMiB);
-  EXPECT_EQ(source.statistics().mapped_bytes, 5 * kMiB);
+  char* const place = MapPlace(source, kMiB, 4 * kMiB);
+  EXPECT_EQ(source.statistics().mapped_bytes, 4 * kMiB);
+  EXPECT_EQ(source.statistics().mappings, 2u);
   ASSERT_TRUE(source.Move(old, kMiB, place, 4 * kMiB));
   EXPECT_EQ(place[0], 1);
   EXPECT_EQ(place[kMiB - 1], 2);
@@ -152,6 +304,7 @@ TEST(OsPageSource, MovesPagesWithoutTouchingOthers) {
   EXPECT_EQ(place[4 * kMiB - 1], 0);
   EXPECT_FALSE(IsMapped(old));
   EXPECT_EQ(source.statistics().mapped_bytes, 4 * kMiB);
+  EXPECT_EQ(source.statistics().mappings, 1u);
   source.Unmap(place, 4 * kMiB);
 }
 
@@ -161,9 +314,10 @@ TEST(OsPageSource, AFailedMoveLeavesTheOldRange) {
   old[0] = 1;
   // Two mappings for the kernel, which moves only one at a time.
   ASSERT_EQ(mprotect(old + kMiB, kMiB, PROT_READ), 0);
-  char* const place = MapBytes(source, 4 * kMiB, kMiB);
+  char* const place = MapPlace(source, 2 * kMiB, 4 * kMiB);
   EXPECT_FALSE(source.Move(old, 2 * kMiB, place, 4 * kMiB));
   EXPECT_EQ(old[0], 1);
+  EXPECT_EQ(source.statistics().mappings, 1u);
   EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
   source.Unmap(old, 2 * kMiB);
 }
@@ -188,12 +342,12 @@ TEST(OsPageSource, AnotherSourceMayBeAskedInItsPlace) {
   char* const during = MapBytes(source, 2 * kMiB);
   ASSERT_NE(during, nullptr);
   EXPECT_EQ(MapBytes(source, kMiB), nullptr);
-  EXPECT_TRUE(source.Purge(before, kMiB));
+  EXPECT_EQ(source.Purge(before, kMiB), Purged::kZero);
   source.KeepSmallPages(before, kMiB);
   source.Guard(before, PageBytes());
   source.Unmap(before, kMiB);
   EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
-  char* const place = MapBytes(source, 4 * kMiB);
+  char* const place = MapPlace(source, 2 * kMiB, 4 * kMiB);
   EXPECT_TRUE(source.Move(during, 2 * kMiB, place, 4 * kMiB));
   EXPECT_FALSE(source.GrowInPlace(place, kMiB, 2 * kMiB));
   ASSERT_EQ(other.calls().size(), 9u);
@@ -210,7 +364,7 @@ TEST(OsPageSource, CountsCallsAndThePeak) {
   char* const first = MapBytes(source, 2 * kMiB);
   char* const second = MapBytes(source, kMiB);
   source.Unmap(first, 2 * kMiB);
-  ASSERT_TRUE(source.Purge(second, kMiB));
+  ASSERT_EQ(source.Purge(second, kMiB), Purged::kZero);
   const PageSource::Statistics statistics = source.statistics();
   EXPECT_EQ(statistics.mapped_bytes, kMiB);
   EXPECT_EQ(statistics.peak_mapped_bytes, 3 * kMiB);
@@ -218,6 +372,15 @@ TEST(OsPageSource, CountsCallsAndThePeak) {
   EXPECT_EQ(statistics.unmap_calls, 1u);
   EXPECT_EQ(statistics.purge_calls, 1u);
   source.Unmap(second, kMiB);
+}
+
+TEST(PageSourceDeathTest, RefusesPagesThatAreTooLarge) {
+  EXPECT_EQ(internal::CheckPageBytes(size_t{16} << 10), size_t{16} << 10);
+  EXPECT_EQ(internal::CheckPageBytes(size_t{64} << 10), size_t{64} << 10);
+  EXPECT_EXIT(internal::CheckPageBytes(size_t{128} << 10),
+              testing::KilledBySignal(SIGABRT),
+              "quarry: the system has pages of 131072 bytes and Quarry is made "
+              "for at most 65536, aborting\n$");
 }
 
 TEST(OsPageSourceDeathTest, AGuardedPageFaults) {
@@ -244,13 +407,16 @@ class MapOnly final : public PageSource {
 TEST(PageSource, WhatASourceLeavesOutIsRefused) {
   MapOnly source;
   char* const start = MapBytes(source, kMiB);
-  char* const place = MapBytes(source, 2 * kMiB);
-  EXPECT_FALSE(source.Purge(start, kMiB));
+  char* const place = MapPlace(source, kMiB, 2 * kMiB);
+  EXPECT_EQ(source.Purge(start, kMiB), Purged::kRefused);
+  source.PreferHugePages(start, kMiB);
   EXPECT_FALSE(source.GrowInPlace(start, kMiB, 2 * kMiB));
   EXPECT_FALSE(source.Move(start, kMiB, place, 2 * kMiB));
   source.Guard(start, PageBytes());
   source.KeepSmallPages(start, kMiB);
   start[0] = 1;
+  source.MakeZero(start, kMiB);
+  EXPECT_EQ(start[0], 0);
   EXPECT_FALSE(IsMapped(place));
   EXPECT_EQ(source.statistics().mapped_bytes, kMiB);
   EXPECT_EQ(source.statistics().purge_calls, 0u);
@@ -263,7 +429,7 @@ TEST(ScriptedPageSource, RefusesTheNthCallAndRecordsAll) {
   char* const first = MapBytes(source, kMiB);
   ASSERT_NE(first, nullptr);
   EXPECT_EQ(source.Map(kMiB, 1), nullptr);
-  EXPECT_TRUE(source.Purge(first, kMiB));
+  EXPECT_EQ(source.Purge(first, kMiB), Purged::kZero);
   source.Unmap(first, kMiB);
   ASSERT_EQ(source.calls().size(), 4u);
   EXPECT_TRUE(source.calls()[1].refused);

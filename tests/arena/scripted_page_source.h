@@ -16,7 +16,16 @@ namespace quarry {
 // Thread-safety: one thread.
 class ScriptedPageSource final : public PageSource {
  public:
-  enum class Kind { kMap, kUnmap, kPurge, kGrow, kMove, kGuard, kSmallPages };
+  enum class Kind {
+    kMap,
+    kUnmap,
+    kPurge,
+    kGrow,
+    kMove,
+    kGuard,
+    kSmallPages,
+    kHugePages,
+  };
 
   struct Call {
     Kind kind;
@@ -83,7 +92,7 @@ class ScriptedPageSource final : public PageSource {
   }
 
   bool PurgePages(void* start, size_t bytes) override {
-    const bool done = !Refused(Kind::kPurge) && os_.Purge(start, bytes);
+    const bool done = !Refused(Kind::kPurge) && os_.PurgeToZero(start, bytes);
     calls_.push_back({Kind::kPurge, start, bytes, !done});
     return done;
   }
@@ -112,6 +121,11 @@ class ScriptedPageSource final : public PageSource {
   void AdviseSmallPages(void* start, size_t bytes) override {
     os_.KeepSmallPages(start, bytes);
     calls_.push_back({Kind::kSmallPages, start, bytes, false});
+  }
+
+  void AdviseHugePages(void* start, size_t bytes) override {
+    os_.PreferHugePages(start, bytes);
+    calls_.push_back({Kind::kHugePages, start, bytes, false});
   }
 
   // Not OsPages(), so that this one may stand in for it.
