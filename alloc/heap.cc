@@ -6,6 +6,7 @@
 
 #include "alloc/options.h"
 #include "arena/huge.h"
+#include "arena/limits.h"
 #include "arena/page_source.h"
 #include "arena/process_arenas.h"
 #include "arena/report.h"
@@ -20,6 +21,11 @@ namespace {
 
 // Page runs above this would need segments larger than an arena maps.
 constexpr size_t kMostRunBytes = size_t{32} << 20;
+
+// A block that realloc() makes larger than this becomes huge whatever the
+// threshold: what grows will grow again, and a huge block does so without a
+// copy.
+constexpr size_t kMostGrownRunBytes = size_t{4} << 20;
 
 uint8_t PerturbByte() {
   return settings.perturb_byte.load(std::memory_order_relaxed);
@@ -64,11 +70,12 @@ Room RoomOf(Tag tag) {
 struct Large {
   void* start;
   bool zeroed;
+  Huge* huge;  // nullptr for a run.
 };
 
 Large TryAllocateLarge(size_t bytes, size_t alignment) {
   if (ABSL_PREDICT_FALSE(bytes > PTRDIFF_MAX || alignment > PTRDIFF_MAX)) {
-    return {nullptr, false};
+    return {};
   }
   if (ServedByArena(std::max(bytes, alignment))) {
     Run* run;
@@ -82,38 +89,49 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
       const size_t pages = std::max<size_t>(PagesFor(bytes), 1);
       run = ArenaOfThread().Allocate(pages, alignment);
     }
-    if (run == nullptr) return {nullptr, false};
-    return {run->start, run->zeroed};
+    if (run == nullptr) return {};
+    return {run->start, run->zeroed, nullptr};
   }
   if (Huge* huge = huge_blocks.Allocate(std::max<size_t>(bytes, 1),
                                         alignment)) {
-    return {huge->start, huge->zeroed};
+    return {huge->start, huge->zeroed, huge};
   }
-  return {nullptr, false};
+  return {};
 }
 
-// What the heap keeps for later may be what the system will not give, so it goes
-// back before a request fails; but not for a request that is larger than all
-// that could come free.
+// What the heap keeps for later may be what the system will not give, or what a
+// limit has no room beside, so it goes back before a request fails; but not for
+// a request that is larger than all that could come free.
 bool ReleasedFor(size_t bytes) {
-  return bytes <= OsPages().statistics().mapped_bytes && ReleaseMemory(0) != 0;
+  const size_t most_bytes =
+      std::max(OsPages().statistics().mapped_bytes,
+               settings.hard_limit_bytes.load(std::memory_order_relaxed));
+  return bytes <= most_bytes && ReleaseMemory(0) != 0;
+}
+
+// To be called where something was mapped and no lock is held.
+void RelievePressure() {
+  if (ABSL_PREDICT_TRUE(!PressureIsDue())) return;
+  memory_limits.Relieve([] { static_cast<void>(ReleaseMemory(0)); });
 }
 
 Large AllocateLarge(size_t bytes, size_t alignment) {
-  const Large large = TryAllocateLarge(bytes, alignment);
-  if (ABSL_PREDICT_TRUE(large.start != nullptr) || !ReleasedFor(bytes)) {
-    return large;
+  Large large = TryAllocateLarge(bytes, alignment);
+  if (ABSL_PREDICT_FALSE(large.start == nullptr) && ReleasedFor(bytes)) {
+    large = TryAllocateLarge(bytes, alignment);
   }
-  return TryAllocateLarge(bytes, alignment);
+  RelievePressure();
+  return large;
 }
 
 void* AllocateBlock(SizeClass size_class) {
   void* block = ThreadCache::Allocate(size_class);
-  if (ABSL_PREDICT_TRUE(block != nullptr) ||
-      !ReleasedFor(BlockBytes(size_class))) {
-    return block;
+  if (ABSL_PREDICT_FALSE(block == nullptr) &&
+      ReleasedFor(BlockBytes(size_class))) {
+    block = ThreadCache::Allocate(size_class);
   }
-  return ThreadCache::Allocate(size_class);
+  RelievePressure();
+  return block;
 }
 
 // Aborts with what can be said about `p`, which is no block in use.
@@ -195,6 +213,29 @@ void* Move(void* p, size_t old_bytes, size_t new_bytes) {
   return moved;
 }
 
+bool ResizeHuge(Huge* huge, size_t bytes) {
+  bool resized = huge_blocks.Resize(huge, bytes);
+  if (ABSL_PREDICT_FALSE(!resized) && ReleasedFor(bytes - huge->bytes)) {
+    resized = huge_blocks.Resize(huge, bytes);
+  }
+  RelievePressure();
+  return resized;
+}
+
+// Moves a run into a huge block of `bytes` bytes.
+void* MoveToHuge(Run* run, size_t bytes) {
+  if (bytes > PTRDIFF_MAX) return nullptr;
+  Huge* huge = huge_blocks.Allocate(bytes, kMinAlignmentBytes);
+  if (ABSL_PREDICT_FALSE(huge == nullptr) && ReleasedFor(bytes)) {
+    huge = huge_blocks.Allocate(bytes, kMinAlignmentBytes);
+  }
+  if (huge == nullptr) return nullptr;
+  memcpy(Perturb(huge->start, bytes), run->start, run->bytes());
+  Deallocate(run->start);
+  RelievePressure();
+  return huge->start;
+}
+
 // Whether `run` has, or could be made to have, room for `bytes` in its place.
 bool ResizeRun(Run* run, size_t bytes) {
   const size_t pages = MediumBytes(bytes) / PageBytes();
@@ -230,7 +271,12 @@ void* AllocateZeroed(size_t bytes) {
   }
   if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
   const Large large = AllocateLarge(bytes, kMinAlignmentBytes);
-  if (large.start != nullptr && !large.zeroed) memset(large.start, 0, bytes);
+  if (large.start == nullptr || large.zeroed) return large.start;
+  if (large.huge != nullptr) {
+    huge_blocks.MakeZero(large.huge);
+  } else {
+    memset(large.start, 0, bytes);
+  }
   return large.start;
 }
 
@@ -280,6 +326,9 @@ void* Reallocate(void* p, size_t bytes) {
           ResizeRun(run, bytes)) {
         return p;
       }
+      if (bytes > run->bytes() && bytes > kMostGrownRunBytes) {
+        return MoveToHuge(run, bytes);
+      }
       return Move(p, run->bytes(), bytes);
     }
     case Room::kHuge: {
@@ -287,8 +336,9 @@ void* Reallocate(void* p, size_t bytes) {
       // Down to half of what would make it huge, so that a block whose size
       // varies about the threshold is not copied each time.
       if (bytes > PTRDIFF_MAX) return nullptr;
-      if (!ServedByArena(bytes * 2)) {
-        return huge_blocks.Resize(huge, bytes) ? huge->start : nullptr;
+      if (bytes >= huge->bytes || bytes * 2 > kMostGrownRunBytes ||
+          !ServedByArena(bytes * 2)) {
+        return ResizeHuge(huge, bytes) ? huge->start : nullptr;
       }
       return Move(p, huge->bytes, bytes);
     }

@@ -166,11 +166,13 @@ QUARRY_PUBLIC int mallopt(int parameter, int value) noexcept {
       if (value < 0) return 0;
       quarry::settings.mmap_threshold_bytes.store(static_cast<size_t>(value),
                                                   kRelaxed);
+      quarry::settings.mmap_threshold_adapts.store(false, kRelaxed);
       return 1;
     case M_TRIM_THRESHOLD:  // -1 is the largest size_t: never trim.
       if (value < -1) return 0;
       quarry::settings.trim_threshold_bytes.store(static_cast<size_t>(value),
                                                   kRelaxed);
+      quarry::settings.mmap_threshold_adapts.store(false, kRelaxed);
       return 1;
     case M_ARENA_MAX:
       if (value < 0) return 0;

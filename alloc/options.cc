@@ -80,6 +80,7 @@ constexpr Option kOptions[] = {
      "Blocks of at least this size get a mapping of their own.",
      [](size_t value) {
        settings.mmap_threshold_bytes.store(value, std::memory_order_relaxed);
+       settings.mmap_threshold_adapts.store(false, std::memory_order_relaxed);
      },
      [](const Settings& from) {
        return from.mmap_threshold_bytes.load(std::memory_order_relaxed);
@@ -88,6 +89,7 @@ constexpr Option kOptions[] = {
      "Free memory that an arena keeps before it gives any back.",
      [](size_t value) {
        settings.trim_threshold_bytes.store(value, std::memory_order_relaxed);
+       settings.mmap_threshold_adapts.store(false, std::memory_order_relaxed);
      },
      [](const Settings& from) {
        return from.trim_threshold_bytes.load(std::memory_order_relaxed);

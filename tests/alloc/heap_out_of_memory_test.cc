@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "alloc/heap.h"
+#include "arena/limits.h"
 #include "arena/page_source.h"
 #include "arena/report.h"
 #include "gtest/gtest.h"
@@ -245,39 +246,81 @@ void LimitAddressSpace(size_t bytes) {
   QUARRY_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
 }
 
+// Fills what there is, which is more than `least_bytes`, with blocks of each of
+// several sizes, and empties it again.
+void FillAndEmpty(size_t least_bytes) {
+  for (const size_t bytes : {100, 1000, 30000, 100000}) {
+    // Linked through their first words: a vector would need memory itself.
+    char* newest = nullptr;
+    size_t count = 0;
+    while (char* const block = Allocate(bytes)) {
+      memcpy(block, &newest, sizeof(newest));
+      newest = block;
+      ++count;
+    }
+    QUARRY_CHECK(count * bytes > least_bytes);
+    QUARRY_CHECK(Allocate(bytes) == nullptr);
+    QUARRY_CHECK(AllocateZeroed(200 * kMiB) == nullptr);
+    QUARRY_CHECK(AllocateAligned(200 * kMiB, 512 * kMiB) == nullptr);
+    QUARRY_CHECK(Reallocate(newest, 200 * kMiB) == nullptr);
+    VerifyHeap();
+    CheckBalanced();
+    for (; count > 0; --count) {
+      char* const block = newest;
+      memcpy(&newest, block, sizeof(newest));
+      Deallocate(block);
+    }
+    QUARRY_CHECK(newest == nullptr);
+    static_cast<void>(ReleaseMemory(0));
+    VerifyHeap();
+    // And all of it serves another size.
+    char* const large = Allocate(64 * kMiB);
+    QUARRY_CHECK(large != nullptr);
+    Deallocate(large);
+  }
+}
+
 TEST(HeapOutOfMemory, AnAddressSpaceThatIsFull) {
   if (kInstrumented) GTEST_SKIP() << "the sanitizer needs more addresses";
   EXPECT_EQ(InAChild([] {
     LimitAddressSpace(AddressSpaceBytes() + 96 * kMiB);
-    for (const size_t bytes : {100, 1000, 30000, 100000}) {
-      // Linked through their first words: a vector would need memory itself.
-      char* newest = nullptr;
-      size_t count = 0;
-      while (char* const block = Allocate(bytes)) {
-        memcpy(block, &newest, sizeof(newest));
-        newest = block;
-        ++count;
-      }
-      QUARRY_CHECK(count * bytes > 64 * kMiB);
-      QUARRY_CHECK(Allocate(bytes) == nullptr);
-      QUARRY_CHECK(AllocateZeroed(200 * kMiB) == nullptr);
-      QUARRY_CHECK(AllocateAligned(bytes, 512 * kMiB) == nullptr);
-      QUARRY_CHECK(Reallocate(newest, 200 * kMiB) == nullptr);
-      VerifyHeap();
-      CheckBalanced();
-      for (; count > 0; --count) {
-        char* const block = newest;
-        memcpy(&newest, block, sizeof(newest));
-        Deallocate(block);
-      }
-      QUARRY_CHECK(newest == nullptr);
-      static_cast<void>(ReleaseMemory(0));
-      VerifyHeap();
-      // And all of it serves another size.
-      char* const large = Allocate(64 * kMiB);
-      QUARRY_CHECK(large != nullptr);
-      Deallocate(large);
-    }
+    FillAndEmpty(64 * kMiB);
+    return 0;
+  }), 0);
+}
+
+TEST(HeapOutOfMemory, AnAddressSpaceOf256MiB) {
+  if (kInstrumented) GTEST_SKIP() << "the sanitizer needs more addresses";
+  EXPECT_EQ(InAChild([] {
+    LimitAddressSpace(256 * kMiB);
+    FillAndEmpty(160 * kMiB);
+    return 0;
+  }), 0);
+}
+
+TEST(HeapOutOfMemory, AHardLimitOf256MiB) {
+  EXPECT_EQ(InAChild([] {
+    SetMemoryLimits(0, 256 * kMiB);
+    FillAndEmpty(200 * kMiB);
+    QUARRY_CHECK(GatherStatistics().peak_mapped_bytes <= 256 * kMiB);
+    return 0;
+  }), 0);
+}
+
+// What is kept for reuse, and the old place of what grows, do not stand in the
+// way.
+TEST(HeapOutOfMemory, GrowthNeedsRoomOnlyForWhatItAdds) {
+  EXPECT_EQ(InAChild([] {
+    SetMemoryLimits(0, 100 * kMiB);
+    Deallocate(Allocate(20 * kMiB));
+    Deallocate(Allocate(16 * kMiB));
+    char* block = Allocate(50 * kMiB);
+    QUARRY_CHECK(block != nullptr);
+    block[0] = 1;
+    block = static_cast<char*>(Reallocate(block, 90 * kMiB));
+    QUARRY_CHECK(block != nullptr && block[0] == 1);
+    QUARRY_CHECK(Reallocate(block, 110 * kMiB) == nullptr);
+    Deallocate(block);
     return 0;
   }), 0);
 }

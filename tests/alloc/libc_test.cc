@@ -189,6 +189,7 @@ class Mallopt : public testing::Test {
   ~Mallopt() override {
     settings.mmap_threshold_bytes = mmap_threshold_bytes_;
     settings.trim_threshold_bytes = trim_threshold_bytes_;
+    settings.mmap_threshold_adapts = true;
     settings.arenas_max = arenas_max_;
     settings.perturb_byte = 0;
   }
@@ -210,6 +211,14 @@ TEST_F(Mallopt, SetsWhatQuarryHas) {
   EXPECT_EQ(settings.arenas_max, 3u);
   EXPECT_EQ(__libc_mallopt(M_ARENA_MAX, 2), 1);
   EXPECT_EQ(settings.arenas_max, 2u);
+}
+
+TEST_F(Mallopt, AThresholdThatIsSetNoLongerAdapts) {
+  for (const int parameter : {M_MMAP_THRESHOLD, M_TRIM_THRESHOLD}) {
+    settings.mmap_threshold_adapts = true;
+    EXPECT_EQ(mallopt(parameter, 1 << 20), 1);
+    EXPECT_FALSE(settings.mmap_threshold_adapts);
+  }
 }
 
 TEST_F(Mallopt, RefusesWhatMakesNoSense) {

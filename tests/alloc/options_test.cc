@@ -39,6 +39,7 @@ class Options : public testing::Test {
     const Settings defaults;
     settings.mmap_threshold_bytes = defaults.mmap_threshold_bytes.load();
     settings.trim_threshold_bytes = defaults.trim_threshold_bytes.load();
+    settings.mmap_threshold_adapts = defaults.mmap_threshold_adapts.load();
     settings.arenas_max = defaults.arenas_max.load();
     settings.perturb_byte = defaults.perturb_byte.load();
     ApplyOptions("stats_at_exit:0", STDERR_FILENO);
@@ -54,6 +55,14 @@ TEST_F(Options, EachOneSetsItsSetting) {
   EXPECT_EQ(settings.arenas_max, 3u);
   EXPECT_EQ(settings.perturb_byte, 90);
   EXPECT_GE(OpenForStatisticsAtExit(), 0);
+}
+
+TEST_F(Options, AThresholdThatIsSetNoLongerAdapts) {
+  for (const char* text : {"mmap_threshold:100000", "trim_threshold:7"}) {
+    settings.mmap_threshold_adapts = true;
+    EXPECT_EQ(Complaints(text), "");
+    EXPECT_FALSE(settings.mmap_threshold_adapts);
+  }
 }
 
 TEST_F(Options, StatisticsAtExitReachTheFirstStderr) {
