@@ -27,6 +27,10 @@ constexpr size_t kMostRunBytes = size_t{32} << 20;
 // copy.
 constexpr size_t kMostGrownRunBytes = size_t{4} << 20;
 
+// Smaller blocks are written to with zeros faster than the system is asked which
+// of their pages are resident.
+constexpr size_t kLeastLookedInto = size_t{1} << 20;
+
 uint8_t PerturbByte() {
   return settings.perturb_byte.load(std::memory_order_relaxed);
 }
@@ -70,7 +74,6 @@ Room RoomOf(Tag tag) {
 struct Large {
   void* start;
   bool zeroed;
-  Huge* huge;  // nullptr for a run.
 };
 
 Large TryAllocateLarge(size_t bytes, size_t alignment) {
@@ -90,11 +93,11 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
       run = ArenaOfThread().Allocate(pages, alignment);
     }
     if (run == nullptr) return {};
-    return {run->start, run->zeroed, nullptr};
+    return {run->start, run->zeroed};
   }
   if (Huge* huge = huge_blocks.Allocate(std::max<size_t>(bytes, 1),
                                         alignment)) {
-    return {huge->start, huge->zeroed, huge};
+    return {huge->start, huge->zeroed};
   }
   return {};
 }
@@ -272,11 +275,9 @@ void* AllocateZeroed(size_t bytes) {
   if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
   const Large large = AllocateLarge(bytes, kMinAlignmentBytes);
   if (large.start == nullptr || large.zeroed) return large.start;
-  if (large.huge != nullptr) {
-    huge_blocks.MakeZero(large.huge);
-  } else {
-    memset(large.start, 0, bytes);
-  }
+  // Where little of a block was touched, little of it is dirty.
+  if (bytes < kLeastLookedInto) return memset(large.start, 0, bytes);
+  OsPages().MakeZero(large.start, RoundUp(bytes, PageBytes()));
   return large.start;
 }
 
@@ -497,6 +498,7 @@ HeapStatistics GatherStatistics() {
   const PageSource::Statistics os = OsPages().statistics();
   s.mapped_bytes = os.mapped_bytes;
   s.peak_mapped_bytes = os.peak_mapped_bytes;
+  s.mappings = os.mappings;
   s.os_map_calls = os.map_calls;
   s.os_unmap_calls = os.unmap_calls;
   s.os_purge_calls = os.purge_calls;

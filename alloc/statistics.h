@@ -45,6 +45,7 @@ struct HeapStatistics {
   size_t threads = 0;  // Thread caches in use.
   size_t arenas = 0;
   size_t segments = 0;
+  size_t mappings = 0;  // Segments, huge blocks and the allocator's own.
   size_t slabs = 0;
   size_t slabs_orphaned = 0;
 

@@ -156,7 +156,8 @@ void PrintStatistics(const HeapStatistics& s, TextSink sink, void* context) {
   page.Text(" orphaned), ").Number(s.live_huge_blocks).Text(" huge blocks\n");
   page.Text("system calls: ").Number(s.os_map_calls).Text(" map, ");
   page.Number(s.os_unmap_calls).Text(" unmap, ");
-  page.Number(s.os_purge_calls).Text(" purge\n");
+  page.Number(s.os_purge_calls).Text(" purge; ").Number(s.mappings);
+  page.Text(" mappings now\n");
   page.Text("threads: ").Number(s.refills).Text(" refills, ");
   page.Number(s.flushes).Text(" flushes, ").Number(s.remote_frees);
   page.Text(" remote frees, ").Number(s.drained_blocks).Text(" drained\n");
@@ -224,6 +225,7 @@ void PrintStatisticsXml(const HeapStatistics& s, TextSink sink, void* context) {
       {"threads", s.threads},
       {"arenas", s.arenas},
       {"segments", s.segments},
+      {"mappings", s.mappings},
       {"slabs", s.slabs},
       {"slabs_orphaned", s.slabs_orphaned},
       {"os_map_calls", s.os_map_calls},

@@ -39,14 +39,14 @@ bool MayBeKept(size_t bytes) {
          !AboveSoftLimit();
 }
 
-// Two threads that free at once may leave the lower of two thresholds: the next
-// free raises it again.
-void AdaptThreshold(size_t bytes) {
+// Whether the threshold was raised over `bytes`. Two threads that free at once
+// may leave the lower of two thresholds: the next free raises it again.
+bool RaisesThreshold(size_t bytes) {
   constexpr auto kRelaxed = std::memory_order_relaxed;
   if (bytes > HugeBlocks::kLargestAdaptedBytes ||
       bytes < settings.mmap_threshold_bytes.load(kRelaxed) ||
       !settings.mmap_threshold_adapts.load(kRelaxed)) {
-    return;
+    return false;
   }
   const size_t threshold_bytes = bytes + PageBytes();
   settings.mmap_threshold_bytes.store(threshold_bytes, kRelaxed);
@@ -55,6 +55,7 @@ void AdaptThreshold(size_t bytes) {
   const size_t trim_bytes = settings.trim_threshold_bytes.load(kRelaxed);
   settings.trim_threshold_bytes.store(std::max(trim_bytes, 2 * threshold_bytes),
                                       kRelaxed);
+  return true;
 }
 
 }  // namespace
@@ -120,8 +121,7 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment) {
 
 void HugeBlocks::Deallocate(Huge* huge) {
   Huge* discarded = nullptr;  // Linked by next.
-  const bool is_kept = MayBeKept(huge->bytes);
-  AdaptThreshold(huge->bytes);
+  const bool is_kept = !RaisesThreshold(huge->bytes) && MayBeKept(huge->bytes);
   {
     LockHolder hold(lock_);
     if (!IsInUse(huge)) ReportFreedLargeBlock("free", huge->start);
@@ -229,10 +229,6 @@ size_t HugeBlocks::TryGrow(Huge* huge, size_t least_bytes, size_t most_bytes) {
     }
   }
   return 0;
-}
-
-void HugeBlocks::MakeZero(Huge* huge) {
-  source_.MakeZero(huge->start, huge->bytes);
 }
 
 bool HugeBlocks::Move(Huge* huge, size_t bytes) {

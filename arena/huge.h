@@ -39,8 +39,8 @@ struct Huge {
 // none, with the next call here. Nothing is kept above the soft limit.
 //
 // While settings.mmap_threshold_adapts, a block whose size a program has shown
-// to free again raises settings.mmap_threshold_bytes over that size, so that
-// the arenas serve the next ones.
+// to free again raises settings.mmap_threshold_bytes over that size. The arenas
+// serve the next ones, so this one is not kept.
 //
 // The page map names a block at its first granule only, so an entry costs the
 // same for 1 MiB and for 1 TiB. It stays while the mapping is kept for reuse;
@@ -92,9 +92,6 @@ class HugeBlocks {
   // least_bytes, and then it is as it was. Requires least <= most.
   [[nodiscard]] size_t TryGrow(Huge* huge, size_t least_bytes,
                                size_t most_bytes) ABSL_LOCKS_EXCLUDED(lock_);
-
-  // Makes the whole block read as zero.
-  void MakeZero(Huge* huge);
 
   // The block in use that starts at p, or nullptr. Takes no lock.
   static Huge* Of(const void* p);

@@ -12,8 +12,8 @@
 namespace quarry {
 namespace {
 
-// How much more is mapped before the program is told again.
-size_t ToldAgainAfter(size_t soft_bytes) { return soft_bytes / 16; }
+// By how much use passes the limit again, or falls below, before it counts.
+size_t Hysteresis(size_t soft_bytes) { return soft_bytes / 16; }
 
 }  // namespace
 
@@ -32,7 +32,7 @@ size_t MemoryLimits::WatchedBytes() const {
   const size_t soft_bytes = SoftLimit();
   if (soft_bytes != 0) {
     return std::max(soft_bytes,
-                    next_told_bytes_.load(std::memory_order_relaxed));
+                    next_relief_bytes_.load(std::memory_order_relaxed));
   }
   const bool looked_up =
       system_limit_bytes_.load(std::memory_order_relaxed) != kNotLookedUp;
@@ -59,16 +59,17 @@ bool MemoryLimits::Charge(size_t bytes) {
 void MemoryLimits::Refund(size_t bytes) {
   const size_t now =
       mapped_bytes_.fetch_sub(bytes, std::memory_order_relaxed) - bytes;
-  if (next_told_bytes_.load(std::memory_order_relaxed) != 0 &&
-      now <= SoftLimit()) {
-    next_told_bytes_.store(0, std::memory_order_relaxed);
+  if (next_relief_bytes_.load(std::memory_order_relaxed) == 0) return;
+  const size_t soft_bytes = SoftLimit();
+  if (now <= soft_bytes - Hysteresis(soft_bytes)) {
+    next_relief_bytes_.store(0, std::memory_order_relaxed);
   }
 }
 
 void MemoryLimits::SetLimits(size_t soft_bytes, size_t hard_bytes) {
   settings.soft_limit_bytes.store(soft_bytes, std::memory_order_relaxed);
   settings.hard_limit_bytes.store(hard_bytes, std::memory_order_relaxed);
-  next_told_bytes_.store(0, std::memory_order_relaxed);
+  next_relief_bytes_.store(0, std::memory_order_relaxed);
   if (mapped_bytes() > WatchedBytes()) {
     pressure_is_due_.store(true, std::memory_order_relaxed);
   }
@@ -111,12 +112,13 @@ void MemoryLimits::Relieve(void (*release)()) {
     const size_t soft_bytes = SoftLimit();
     release();
     const size_t now = mapped_bytes();
-    if (now > soft_bytes) {
-      // Before the callback, which may itself allocate.
-      next_told_bytes_.store(now + ToldAgainAfter(soft_bytes),
-                             std::memory_order_relaxed);
-      Tell(now, soft_bytes);
-    }
+    const size_t hysteresis = Hysteresis(soft_bytes);
+    const bool is_far_below = now <= soft_bytes - hysteresis;
+    // Before the callback, which may itself allocate.
+    next_relief_bytes_.store(
+        is_far_below ? 0 : std::max(now, soft_bytes) + hysteresis,
+        std::memory_order_relaxed);
+    if (now > soft_bytes) Tell(now, soft_bytes);
   }
   reliever_.store(0, std::memory_order_release);
 }

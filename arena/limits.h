@@ -19,7 +19,8 @@ namespace quarry {
 //   soft   Passing it raises PressureIsDue(). The next slow path that holds no
 //          lock calls Relieve(): free memory goes back, and if that was not
 //          enough, the program is told by its callback. It is told again after
-//          a sixteenth of the limit more, or after use fell below the limit.
+//          a sixteenth of the limit more, or after use fell a sixteenth below
+//          it: not each time when use goes to and fro about the limit.
 //
 // A limit is in settings.soft_limit_bytes and settings.hard_limit_bytes. Where
 // no soft limit is set, that of the control group is taken, which is looked up
@@ -88,8 +89,8 @@ class MemoryLimits {
   const char* const system_root_;
   std::atomic<size_t> mapped_bytes_{0};
   std::atomic<bool> pressure_is_due_{false};
-  // Since the program was told: what must be mapped for it to be told again.
-  std::atomic<size_t> next_told_bytes_{0};
+  // Since Relieve(): what must be mapped for the next; 0 for the limit itself.
+  std::atomic<size_t> next_relief_bytes_{0};
   std::atomic<size_t> system_limit_bytes_{kNotLookedUp};
   // The process in which a thread is in Relieve(), or 0. A number and no flag,
   // since a fork within Relieve() copies it without the thread.

@@ -11,6 +11,7 @@
 #include "alloc/heap.h"
 #include "arena/page_source.h"
 #include "arena/report.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
@@ -161,12 +162,15 @@ TEST(HeapDeathTest, DoubleFreeOfAPageRun) {
 }
 
 TEST(HeapDeathTest, DoubleFreeOfAHugeBlock) {
+  // One that raised the threshold would not be kept for reuse.
+  settings.mmap_threshold_adapts = false;
   char* const p = Allocate(kHugeBytes);
   EXPECT_REPORT((Deallocate(p), Deallocate(p)), AlreadyFree("free", p));
   EXPECT_REPORT((Deallocate(p), DeallocateSized(p, kHugeBytes)),
                 AlreadyFree("sized free", p));
   Deallocate(p);
-  // One that is not kept for reuse is gone at once, and its address with it.
+  settings.mmap_threshold_adapts = true;
+  // One that is not kept is gone at once, and its address with it.
   char* const unmapped = Allocate(100 * kMiB);
   EXPECT_REPORT((Deallocate(unmapped), Deallocate(unmapped)),
                 Foreign("free", unmapped));
@@ -281,10 +285,12 @@ TEST(HeapDeathTest, PointersThatQuarryNeverGaveOut) {
         uintptr_t{0x1000000000000}}) {
     ExpectForeign(reinterpret_cast<char*>(address));
   }
-  void* const mapping = mmap(nullptr, 65536, PROT_READ | PROT_WRITE,
+  // In its midst, so that no thread's stack is just below.
+  constexpr size_t kMappingBytes = 32 * kMiB;
+  void* const mapping = mmap(nullptr, kMappingBytes, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  ExpectForeign(static_cast<char*>(mapping));
-  munmap(mapping, 65536);
+  ExpectForeign(static_cast<char*>(mapping) + kMappingBytes / 2);
+  munmap(mapping, kMappingBytes);
   // Another malloc's.
   void* const other = malloc(100);
   ExpectForeign(static_cast<char*>(other));

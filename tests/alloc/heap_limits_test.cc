@@ -157,5 +157,17 @@ TEST_F(HeapGrowth, AReusedMappingIsZeroForCalloc) {
   settings.mmap_threshold_adapts = true;
 }
 
+TEST_F(HeapGrowth, AReusedRunIsZeroForCalloc) {
+  settings.mmap_threshold_bytes = 32 * kMiB;
+  for (const size_t touched : {size_t{1}, 5 * kMiB + 1}) {
+    char* const block = Allocate(5 * kMiB + 1);
+    memset(block, 1, touched);
+    Deallocate(block);
+    char* const zeroed = static_cast<char*>(AllocateZeroed(5 * kMiB + 1));
+    EXPECT_TRUE(AllBytesAre(zeroed, 5 * kMiB + 1, 0));
+    Deallocate(zeroed);
+  }
+}
+
 }  // namespace
 }  // namespace quarry

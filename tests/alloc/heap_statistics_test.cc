@@ -66,6 +66,7 @@ TEST(HeapStatistics, EachRoomHasItsFigure) {
   EXPECT_GE(during.threads, 1u);
   EXPECT_GE(during.arenas, 1u);
   EXPECT_GE(during.segments, 1u);
+  EXPECT_GE(during.mappings, during.segments + during.live_huge_blocks);
   EXPECT_GE(during.slabs, 1u);
   EXPECT_GT(during.os_map_calls, 0u);
   for (char* block : {small, medium, huge}) Deallocate(block);
@@ -76,14 +77,16 @@ TEST(HeapStatistics, EachRoomHasItsFigure) {
 }
 
 TEST(HeapStatistics, AFreedHugeBlockIsKeptForReuse) {
-  // Other tests' blocks may have raised it.
+  // Other tests' blocks may have raised the threshold, and this one would.
   settings.mmap_threshold_bytes = 4 * kMiB;
+  settings.mmap_threshold_adapts = false;
   ReleaseMemory(0);
   EXPECT_EQ(GatherStatistics().huge_cached_bytes, 0u);
   Deallocate(Allocate(8 * kMiB));
   EXPECT_EQ(GatherStatistics().huge_cached_bytes, 8 * kMiB);
   ReleaseMemory(0);
   EXPECT_EQ(GatherStatistics().huge_cached_bytes, 0u);
+  settings.mmap_threshold_adapts = true;
 }
 
 void ExpectNoneWentDown(const HeapStatistics& before,

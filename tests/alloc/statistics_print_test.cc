@@ -30,6 +30,7 @@ HeapStatistics Example() {
   s.threads = 3;
   s.arenas = 2;
   s.segments = 4;
+  s.mappings = 9;
   s.slabs = 50;
   s.slabs_orphaned = 5;
   s.os_map_calls = 11;
@@ -111,7 +112,7 @@ TEST(StatisticsPrint, ThePage) {
           "           1.9 MiB    20.0 %\n"
           "now: 3 threads, 2 arenas, 4 segments, 50 slabs (5 orphaned), "
           "1 huge blocks\n"
-          "system calls: 11 map, 12 unmap, 13 purge\n"
+          "system calls: 11 map, 12 unmap, 13 purge; 9 mappings now\n"
           "threads: 21 refills, 22 flushes, 23 remote frees, 24 drained\n"
           "slabs: 60 made, 10 returned, 6 adopted\n"
           "  block bytes     slabs       live blocks       free blocks\n"

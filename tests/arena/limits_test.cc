@@ -110,14 +110,31 @@ TEST_F(MemoryLimitsTest, IsToldAgainOnlyAfterASixteenthMore) {
   EXPECT_EQ(told_.times, 2);
 }
 
-TEST_F(MemoryLimitsTest, IsToldAgainAfterUseFellBelow) {
+TEST_F(MemoryLimitsTest, IsToldAgainAfterUseFellASixteenthBelow) {
   limits_.SetLimits(16 * kMiB, 0);
   Charge(17 * kMiB);
   RelieveIfDue();
-  limits_.Refund(kMiB);
-  Charge(1);
+  limits_.Refund(2 * kMiB - 1);
+  Charge(kMiB);
+  RelieveIfDue();
+  EXPECT_EQ(told_.times, 1);
+  limits_.Refund(kMiB + 1);
+  Charge(kMiB + 1);
   RelieveIfDue();
   EXPECT_EQ(told_.times, 2);
+}
+
+TEST_F(MemoryLimitsTest, IsNotRelievedEachTimeUsePassesTheLimit) {
+  limits_.SetLimits(16 * kMiB, 0);
+  Charge(16 * kMiB);
+  for (int i = 0; i < 100; ++i) {
+    Charge(1);
+    released_bytes = limits_.PressureIsDue() ? 1 : 0;
+    RelieveIfDue();
+    if (i > 0) limits_.Refund(1);
+  }
+  EXPECT_EQ(releases, 1);
+  EXPECT_EQ(told_.times, 0);
 }
 
 TEST_F(MemoryLimitsTest, IsNotToldWhenReleasingWasEnough) {
