@@ -2,6 +2,7 @@
 
 #include <linux/futex.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,15 +13,41 @@ constinit MaintenanceSignal maintenance_signal;
 
 void MaintenanceSignal::NoteWorkSlow(uint32_t state) {
   const uint32_t wanted = state == kNoThread ? kWanted : kAwake;
-  // Release pairs with the acquire of the thread that wakes.
-  if (!state_.compare_exchange_strong(state, wanted, std::memory_order_release,
-                                      std::memory_order_relaxed)) {
-    return;
-  }
-  if (wanted != kAwake) return;
+  if (!Change(state, wanted) || wanted != kAwake) return;
   const int saved_errno = errno;
   syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
   errno = saved_errno;
+}
+
+void MaintenanceSignal::ResetAfterFork() {
+  switch (state()) {
+    case kNoThread:
+    case kAsleep:
+      state_.store(kNoThread, std::memory_order_relaxed);
+      return;
+    case kWanted:
+    case kAwake:
+      state_.store(kWanted, std::memory_order_relaxed);
+      return;
+    case kOff:
+      return;
+  }
+}
+
+bool MaintenanceSignal::WaitForWork(uint64_t most_ms) {
+  // Relative: nothing but the end of the time and a change of state ends the
+  // wait, since the thread takes no signals; being traced may, and then the
+  // time begins anew.
+  const timespec most = {static_cast<time_t>(most_ms / 1000),
+                         static_cast<long>(most_ms % 1000 * 1000000)};
+  while (state() == kAsleep) {
+    if (syscall(SYS_futex, &state_, FUTEX_WAIT_PRIVATE, kAsleep,
+                most_ms != 0 ? &most : nullptr, nullptr, 0) != 0 &&
+        errno == ETIMEDOUT) {
+      return !Change(kAsleep, kAwake);
+    }
+  }
+  return true;
 }
 
 }  // namespace quarry

@@ -1,14 +1,22 @@
 // How the rooms tell the maintenance thread that there is work for it.
 //
-//   kNoThread --NoteWork--> kWanted --the thread starts--> kAwake
-//                                                          |    ^
-//                                          nothing is left |    | NoteWork
-//                                                          v    |
-//                                                          kAsleep
+//   kNoThread --NoteWork--> kWanted --TryStart--> kAwake <---------+
+//                              |                     |             | NoteWork,
+//                              |          FallAsleep |             | StayAwake
+//                              +--TurnOff--> kOff    +--> kAsleep -+
 //
 // A room that made memory dirty, or took frees for a thread that may be idle,
 // calls NoteWork(). That is one load while the thread is awake. A process that
 // never has work never starts the thread; one that is idle is not woken.
+//
+// No work is forgotten. The thread calls FallAsleep(), then looks for work once
+// more, and waits only if it finds none. A room makes its work, then calls
+// NoteWork(). Where the work is made under a lock that the look takes, either
+// the look comes later and finds it, or the room's call comes later and finds
+// kAsleep. Where it is made without a lock, the same holds if it is made and
+// looked for by sequentially consistent operations, as the state is stored and
+// loaded here: in their one order the store of kAsleep or the making of the
+// work is first.
 //
 // Thread-safety: any thread. NoteWork() may be called with any lock held; it
 //   never allocates and never waits.
@@ -29,26 +37,52 @@ class MaintenanceSignal {
     kWanted,    // To be started by the next thread that holds no lock.
     kAwake,
     kAsleep,
-    kOff,       // By option, or since it could not be started.
+    kOff,  // By option, or since it could not be started.
   };
 
+  // --- For the rooms. ---
+
   void NoteWork() {
-    // Relaxed: the thread looks for work only after it took the lock under
-    // which the work was made.
-    const uint32_t state = state_.load(std::memory_order_relaxed);
+    // Sequentially consistent, which costs a load no more on x86: see above.
+    const uint32_t state = state_.load(std::memory_order_seq_cst);
     if (ABSL_PREDICT_FALSE(state == kNoThread || state == kAsleep)) {
       NoteWorkSlow(state);
     }
   }
 
-  bool IsWanted() const {
-    return state_.load(std::memory_order_relaxed) == kWanted;
+  bool IsWanted() const { return state() == kWanted; }
+  bool IsOff() const { return state() == kOff; }
+  State state() const {
+    return static_cast<State>(state_.load(std::memory_order_relaxed));
   }
 
-  std::atomic<uint32_t>& state() { return state_; }
+  // --- For who starts the thread. ---
+
+  // True for one caller: it starts the thread, or else calls TurnOff().
+  [[nodiscard]] bool TryStart() { return Change(kWanted, kAwake); }
+  void TurnOff() { state_.store(kOff, std::memory_order_relaxed); }
+
+  // In the child of a fork, which has one thread: if the thread had work, its
+  // place is to be taken.
+  void ResetAfterFork();
+
+  // --- For the thread. ---
+
+  void FallAsleep() { state_.store(kAsleep, std::memory_order_seq_cst); }
+  void StayAwake() { (void)Change(kAsleep, kAwake); }
+
+  // Waits until there is work, at most `most_ms` milliseconds or, with 0,
+  // however long that is. From then on the thread is awake. Returns whether
+  // there is work.
+  bool WaitForWork(uint64_t most_ms);
 
  private:
   void NoteWorkSlow(uint32_t state);
+
+  bool Change(uint32_t from, uint32_t to) {
+    return state_.compare_exchange_strong(from, to, std::memory_order_acq_rel,
+                                          std::memory_order_relaxed);
+  }
 
   std::atomic<uint32_t> state_{kNoThread};
 };
