@@ -12,6 +12,7 @@
 #include "arena/report.h"
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
+#include "tcache/maintenance.h"
 #include "tcache/orphans.h"
 #include "tcache/remote_free.h"
 #include "tcache/thread_life.h"
@@ -124,6 +125,7 @@ Large AllocateLarge(size_t bytes, size_t alignment) {
     large = TryAllocateLarge(bytes, alignment);
   }
   RelievePressure();
+  StartMaintenanceIfWanted();
   return large;
 }
 
@@ -134,6 +136,7 @@ void* AllocateBlock(SizeClass size_class) {
     block = ThreadCache::Allocate(size_class);
   }
   RelievePressure();
+  StartMaintenanceIfWanted();
   return block;
 }
 
@@ -253,6 +256,29 @@ bool ResizeRun(Run* run, size_t bytes) {
   return pages == run->pages;
 }
 
+// Gives `p`, whose tag is `tag`, back to the room that it came from.
+void ReturnToRoom(void* p, Tag tag) {
+  constexpr char kCall[] = "free";
+  const Room room = RoomOf(tag);
+  if (ABSL_PREDICT_TRUE(room == Room::kSlab)) {
+    Slab* slab = Slab::Of(p);
+    if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
+      CheckIsBlock(kCall, slab, p);
+      memset(p, PerturbByte(), slab->block_bytes());
+    }
+    return ThreadCache::Free(slab, p);
+  }
+  if (room == Room::kRun) {
+    Run* run = RunAt(kCall, p);
+    if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
+      memset(p, PerturbByte(), run->bytes());
+    }
+    return ThreadCache::FreeRun(run);
+  }
+  if (room == Room::kHuge) return huge_blocks.Deallocate(HugeAt(kCall, p));
+  ReportWildPointer(kCall, p);
+}
+
 }  // namespace
 
 void* AllocateSlow(size_t bytes) {
@@ -325,6 +351,7 @@ void* Reallocate(void* p, size_t bytes) {
       Run* run = RunAt(kCall, p);
       if (bytes > kSmallMaxBytes && ServedByArena(bytes) &&
           ResizeRun(run, bytes)) {
+        StartMaintenanceIfWanted();
         return p;
       }
       if (bytes > run->bytes() && bytes > kMostGrownRunBytes) {
@@ -349,29 +376,12 @@ void* Reallocate(void* p, size_t bytes) {
   ReportWildPointer(kCall, p);
 }
 
-void DeallocateSlow(void* p) {
-  constexpr char kCall[] = "free";
+void DeallocateSlow(void* p, const void* caller) {
   if (p == nullptr) return;
   const Tag tag = PageMap::TagOf(p);
-  if (ThreadCache::TryPushCold(p, tag)) return;
-  const Room room = RoomOf(tag);
-  if (ABSL_PREDICT_TRUE(room == Room::kSlab)) {
-    Slab* slab = Slab::Of(p);
-    if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
-      CheckIsBlock(kCall, slab, p);
-      memset(p, PerturbByte(), slab->block_bytes());
-    }
-    return ThreadCache::Free(slab, p);
-  }
-  if (room == Room::kRun) {
-    Run* run = RunAt(kCall, p);
-    if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
-      memset(p, PerturbByte(), run->bytes());
-    }
-    return ThreadCache::FreeRun(run);
-  }
-  if (room == Room::kHuge) return huge_blocks.Deallocate(HugeAt(kCall, p));
-  ReportWildPointer(kCall, p);
+  if (ThreadCache::TryPushCold(p, tag)) return StartMaintenanceIfWanted(caller);
+  ReturnToRoom(p, tag);
+  StartMaintenanceIfWanted(caller);
 }
 
 void DeallocateSizedSlow(void* p, size_t bytes) {
@@ -411,10 +421,13 @@ size_t GoodBytes(size_t bytes) {
                               : RoundUp(bytes, PageBytes());
 }
 
-void FlushThread() { ThreadCache::FlushThread(); }
+void FlushThread() {
+  ThreadCache::FlushThread();
+  StartMaintenanceIfWanted();
+}
 
 size_t ReleaseMemory(size_t pad_bytes) {
-  FlushThread();
+  ThreadCache::FlushThread();
   size_t released = huge_blocks.Purge();
   Arena& own = ArenaOfThread();
   for (size_t i = 0; i < kMaxArenas; ++i) {

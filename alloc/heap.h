@@ -48,12 +48,13 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPop(size_t bytes) {
 
 // --- Freeing. All take nullptr, and leave errno alone. ---
 
-void DeallocateSlow(void* p);
+// `caller` is the code that called the function which this is inlined into.
+void DeallocateSlow(void* p, const void* caller);
 void DeallocateSizedSlow(void* p, size_t bytes);
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
   if (ABSL_PREDICT_TRUE(ThreadCache::TryPush(p))) return;
-  return DeallocateSlow(p);
+  return DeallocateSlow(p, __builtin_return_address(0));
 }
 
 // `bytes` is what was asked for, or any size up to what was given.

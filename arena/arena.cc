@@ -51,15 +51,10 @@ bool IsBefore(uint32_t then_ms, uint32_t time_ms) {
   return then_ms != time_ms && AgeMs(then_ms, time_ms) <= kLongestAgeMs;
 }
 
-uint32_t MaintenanceState() {
-  // Relaxed: who acts on an old state purges once too often or too late.
-  return maintenance_signal.state().load(std::memory_order_relaxed);
-}
-
 // Whether there is no maintenance thread that sees to old runs.
 bool CallersPurge() {
   return !settings.maintenance.load(std::memory_order_relaxed) ||
-         MaintenanceState() == MaintenanceSignal::kOff;
+         maintenance_signal.IsOff();
 }
 
 }  // namespace
@@ -405,7 +400,7 @@ void Arena::SeeToDirtyRuns() {
   const size_t cap_bytes = CapBytes();
   if (ABSL_PREDICT_FALSE(dirty_bytes > cap_bytes) &&
       dirty_bytes > stubborn_dirty_bytes_.load(std::memory_order_relaxed) &&
-      (MaintenanceState() != MaintenanceSignal::kAwake ||
+      (maintenance_signal.state() != MaintenanceSignal::kAwake ||
        dirty_bytes / 2 >= cap_bytes)) {
     PurgeOverCap();
   }

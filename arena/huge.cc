@@ -30,8 +30,7 @@ uint32_t DecayMs() {
 // Whether nobody else sees to what is kept for reuse.
 bool DecayRidesOnCalls() {
   return !settings.maintenance.load(std::memory_order_relaxed) ||
-         maintenance_signal.state().load(std::memory_order_relaxed) ==
-             MaintenanceSignal::kOff;
+         maintenance_signal.IsOff();
 }
 
 bool MayBeKept(size_t bytes) {

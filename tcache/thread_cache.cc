@@ -488,11 +488,16 @@ void ThreadCache::Relist(Slab* slab) {
   list.PushFront(slab);
 }
 
-bool ThreadCache::Tidy() {
+bool ThreadCache::Tidy(bool is_urgent) {
   // The owner is at work, and will be asked again.
   if (!lock_.TryAcquire()) return true;
   if (!pending_.IsEmpty()) {
     DrainPending();
+    is_tidy_ = false;
+  }
+  if (is_urgent) {
+    for (Shelf& shelf : shelves_) shelf.depot_unused = shelf.depot_count;
+    is_quiet_ = true;
     is_tidy_ = false;
   }
   if (!is_quiet_ || !is_tidy_) {

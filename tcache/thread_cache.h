@@ -229,9 +229,10 @@ class alignas(64) ThreadCache {
   // For the maintenance thread, now and then: takes in remote frees, and gives
   // back what the owner has not used since the last call: magazines that stayed
   // in the depot, and, of a thread that does nothing, empty slabs, the untouched
-  // ends of others, and page runs. Returns whether there may be more to give
-  // back at the next call.
-  bool Tidy() ABSL_LOCKS_EXCLUDED(lock_);
+  // ends of others, and page runs. When it `is_urgent`, as if the owner had been
+  // idle for long. Returns whether there may be more to give back at the next
+  // call.
+  bool Tidy(bool is_urgent) ABSL_LOCKS_EXCLUDED(lock_);
 
   // --- For any thread. ---
 

@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "arena/huge.h"
+#include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
@@ -51,6 +52,7 @@ void AfterForkInChild() {
   ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.ResetAfterFork();
   });
+  maintenance_signal.ResetAfterFork();
   // One thread is left, so the list of caches may be walked without its lock,
   // which Give() takes.
   ThreadCache* const mine = thread_state.cache;

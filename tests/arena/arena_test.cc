@@ -93,6 +93,12 @@ class PlacedPageSource final : public PageSource {
   char* next_end_ = nullptr;
 };
 
+// As in a process where none was ever wanted.
+void ForgetMaintenanceThread() {
+  maintenance_signal.FallAsleep();
+  maintenance_signal.ResetAfterFork();
+}
+
 // What tests change and the process shares.
 class SettingsSaver {
  public:
@@ -101,7 +107,7 @@ class SettingsSaver {
     settings.decay_ms = decay_ms_;
     settings.maintenance = true;
     settings.huge_pages = HugePagePolicy::kDefault;
-    maintenance_signal.state() = MaintenanceSignal::kNoThread;
+    ForgetMaintenanceThread();
   }
 
  private:
@@ -834,8 +840,7 @@ TEST_F(PlacedArenaTest, WithoutAThreadOldRunsArePurgedByWhoCalls) {
   settings.decay_ms = 20;
   for (const bool by_setting : {true, false}) {
     settings.maintenance = !by_setting;
-    maintenance_signal.state() =
-        by_setting ? MaintenanceSignal::kNoThread : MaintenanceSignal::kOff;
+    if (!by_setting) maintenance_signal.TurnOff();
     PageRun* const run = Allocate(10);
     PageRun* const guard = Allocate(1);
     Fill(run, 1);
@@ -848,7 +853,7 @@ TEST_F(PlacedArenaTest, WithoutAThreadOldRunsArePurgedByWhoCalls) {
     }
     EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
     settings.maintenance = true;
-    maintenance_signal.state() = MaintenanceSignal::kNoThread;
+    ForgetMaintenanceThread();
     Deallocate({guard});
   }
 }
@@ -860,7 +865,8 @@ TEST_F(PlacedArenaTest, LeavesWhatItMayToTheThreadThatIsAwake) {
     runs.push_back(Allocate(kMiB / PageBytes()));
     runs.push_back(Allocate(1));
   }
-  maintenance_signal.state() = MaintenanceSignal::kAwake;
+  maintenance_signal.FallAsleep();
+  maintenance_signal.StayAwake();
   for (int i = 0; i < 7; ++i) arena_.Deallocate(runs[2 * i]);
   EXPECT_EQ(arena_.FreeDirtyBytes(), 7 * kMiB);
   EXPECT_EQ(arena_.PurgeOverCap(), 5 * kMiB);

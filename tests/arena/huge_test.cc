@@ -318,12 +318,14 @@ TEST_F(HugeBlocksTest, WhatIsReusedIsNotOld) {
 }
 
 TEST_F(HugeBlocksTest, KeepingOneCallsTheMaintenanceThread) {
-  maintenance_signal.state() = MaintenanceSignal::kNoThread;
+  maintenance_signal.FallAsleep();
   Huge* const huge = blocks_.Allocate(kMiB, 1);
-  EXPECT_FALSE(maintenance_signal.IsWanted());
+  EXPECT_EQ(maintenance_signal.state(), MaintenanceSignal::kAsleep);
   blocks_.Deallocate(huge);
-  EXPECT_TRUE(maintenance_signal.IsWanted());
-  maintenance_signal.state() = MaintenanceSignal::kNoThread;
+  EXPECT_EQ(maintenance_signal.state(), MaintenanceSignal::kAwake);
+  // As it was: there is no thread.
+  maintenance_signal.FallAsleep();
+  maintenance_signal.ResetAfterFork();
 }
 
 TEST_F(HugeBlocksTest, WithoutThatThreadDecayRidesOnCalls) {

@@ -469,7 +469,7 @@ TEST_F(ThreadCacheTest, TidyTakesFromTheDepotWhatStayedThere) {
   const size_t full = StatisticsOf(c).depot_blocks;
   ASSERT_GT(full, 2000u);
   ThreadCache* const cache = thread_state.cache;
-  EXPECT_TRUE(cache->Tidy()) << "the owner was at work";
+  EXPECT_TRUE(cache->Tidy(false)) << "the owner was at work";
   EXPECT_EQ(StatisticsOf(c).depot_blocks, full);
   // A third is used again and comes back, so only the rest was not wanted.
   blocks.clear();
@@ -479,14 +479,22 @@ TEST_F(ThreadCacheTest, TidyTakesFromTheDepotWhatStayedThere) {
   const size_t unused = StatisticsOf(c).depot_blocks;
   for (void* p : blocks) Free(p);
   const size_t before = StatisticsOf(c).depot_blocks;
-  EXPECT_TRUE(cache->Tidy());
+  EXPECT_TRUE(cache->Tidy(false));
   EXPECT_EQ(StatisticsOf(c).depot_blocks, before - unused);
   VerifyAll();
   // Left alone, it all goes, and there is nothing more to do.
-  EXPECT_FALSE(cache->Tidy());
+  EXPECT_FALSE(cache->Tidy(false));
   EXPECT_EQ(StatisticsOf(c).depot_blocks, 0u);
-  EXPECT_FALSE(cache->Tidy());
+  EXPECT_FALSE(cache->Tidy(false));
   VerifyAll();
+}
+
+TEST_F(ThreadCacheTest, UrgentTidyWaitsForNothing) {
+  std::vector<void*> blocks;
+  for (int i = 0; i < 4000; ++i) blocks.push_back(Allocate(kBytes));
+  for (void* p : blocks) Free(p);
+  EXPECT_FALSE(thread_state.cache->Tidy(true));
+  EXPECT_EQ(StatisticsOf(ClassOf(kBytes)).depot_blocks, 0u);
 }
 
 TEST_F(ThreadCacheTest, TidyOfAnIdleThreadReturnsEmptySlabsAndTails) {
@@ -501,7 +509,7 @@ TEST_F(ThreadCacheTest, TidyOfAnIdleThreadReturnsEmptySlabsAndTails) {
     blocks.pop_back();
   }
   ThreadCache* const cache = thread_state.cache;
-  while (cache->Tidy()) {
+  while (cache->Tidy(false)) {
   }
   const ThreadCache::ClassStatistics after = StatisticsOf(ClassOf(kLarge));
   EXPECT_EQ(after.depot_blocks, 0u);
@@ -518,7 +526,7 @@ TEST_F(ThreadCacheTest, TidyTakesRemoteFreesInForAnIdleOwner) {
   ThreadCache* const cache = thread_state.cache;
   OnAnotherThread([&] {
     for (void* p : blocks) Free(p);
-    while (cache->Tidy()) {
+    while (cache->Tidy(false)) {
     }
   });
   EXPECT_LT(StatisticsOf(c).slabs, slabs / 2);

@@ -1,0 +1,191 @@
+#include "tcache/maintenance.h"
+
+#include <elf.h>
+#include <link.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/auxv.h>
+#include <sys/prctl.h>
+#include <sys/single_threaded.h>
+#include <time.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+
+#include "arena/clock.h"
+#include "arena/limits.h"
+#include "arena/process_arenas.h"
+#include "arena/report.h"
+#include "arena/settings.h"
+#include "tcache/cache_registry.h"
+#include "tcache/thread_cache.h"
+
+namespace quarry {
+namespace {
+
+constexpr uint32_t kShortestPauseMs = 10;
+
+// Far below the 49 days after which the clock begins anew.
+constexpr size_t kMostDecayMs = size_t{24} * 60 * 60 * 1000;
+
+// A tick needs a few KiB. But glibc puts the thread-local storage of the whole
+// program on each stack, and large libraries have some 100 KiB of it. Pages
+// that are not touched cost nothing.
+constexpr size_t kStackBytes = size_t{256} << 10;
+
+uint32_t DecayMs() {
+  return static_cast<uint32_t>(std::min(
+      settings.decay_ms.load(std::memory_order_relaxed), kMostDecayMs));
+}
+
+uint32_t PauseMs() {
+  return AboveSoftLimit() ? kShortestPauseMs
+                          : std::max(DecayMs() / 4, kShortestPauseMs);
+}
+
+void Pause(uint32_t pause_ms) {
+  const timespec pause = {pause_ms / 1000, pause_ms % 1000 * 1000000L};
+  nanosleep(&pause, nullptr);
+}
+
+// Returns when there is work, or `most_ms` have passed.
+void Sleep(uint64_t most_ms, MaintenancePace* pace) {
+  maintenance_signal.FallAsleep();
+  if (most_ms == MaintenancePace::kUntilWork &&
+      MaintenanceTick(NowMs()) != TickResult::kNothingLeft) {
+    return maintenance_signal.StayAwake();
+  }
+  if (maintenance_signal.WaitForWork(most_ms)) pace->NoteWork();
+}
+
+void* Maintain(void*) {
+  prctl(PR_SET_NAME, "quarry");
+  // A thread that must not be interrupted may have started this one, which
+  // must not compete with it.
+  const sched_param no_priority = {};
+  (void)sched_setscheduler(0, SCHED_OTHER, &no_priority);
+  MaintenancePace pace;
+  for (;;) {
+    // First: what was just freed is too young, and a program that takes it and
+    // frees it again in a loop would wake the thread as often.
+    const uint32_t pause_ms = PauseMs();
+    Pause(pause_ms);
+    uint64_t most_ms;
+    if (pace.SleepsAfter(MaintenanceTick(NowMs()), pause_ms, &most_ms)) {
+      Sleep(most_ms, &pace);
+    }
+    QUARRY_DCHECK(thread_state.cache == &no_cache);
+  }
+}
+
+bool StartThread() {
+  pthread_attr_t attributes;
+  if (pthread_attr_init(&attributes) != 0) return false;
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  // A thread begins with the mask of the one that starts it. glibc keeps the
+  // signals of its own out of it.
+  sigset_t all, mask;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &mask);
+  pthread_t thread;
+  pthread_attr_setstacksize(&attributes, kStackBytes);
+  int error = pthread_create(&thread, &attributes, Maintain, nullptr);
+  if (error == EINVAL) {
+    // Thread-local storage alone is more than that: as for any other thread.
+    pthread_attr_destroy(&attributes);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    error = pthread_create(&thread, &attributes, Maintain, nullptr);
+  }
+  pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+  pthread_attr_destroy(&attributes);
+  return error == 0;
+}
+
+// glibc's loader calls free() for the thread-local storage of threads that have
+// exited under a lock that pthread_create() takes. What it allocates, it
+// allocates without that lock.
+bool MayStartThread(const void* caller) {
+  const uintptr_t base = getauxval(AT_BASE);
+  // A static program has the loader somewhere in its own code.
+  if (base == 0) return __libc_single_threaded;
+  const uintptr_t offset = reinterpret_cast<uintptr_t>(caller) - base;
+  const auto* file = reinterpret_cast<const ElfW(Ehdr)*>(base);
+  const auto* part = reinterpret_cast<const ElfW(Phdr)*>(base + file->e_phoff);
+  for (size_t i = 0; i < file->e_phnum; ++i, ++part) {
+    if (part->p_type == PT_LOAD && offset - part->p_vaddr < part->p_memsz) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void TickIfDue() {
+  static constinit std::atomic<uint32_t> last_ms{0};
+  const uint32_t now_ms = NowMs();
+  uint32_t then_ms = last_ms.load(std::memory_order_relaxed);
+  if (AgeMs(then_ms, now_ms) < PauseMs()) return;
+  if (last_ms.compare_exchange_strong(then_ms, now_ms,
+                                      std::memory_order_relaxed)) {
+    (void)MaintenanceTick(now_ms);
+  }
+}
+
+}  // namespace
+
+TickResult MaintenanceTick(uint32_t now_ms) {
+  const bool is_urgent = AboveSoftLimit();
+  const uint32_t before_ms = now_ms - (is_urgent ? 0 : DecayMs());
+  bool is_left = false;
+  // First, since the slabs that caches give up are dirty pages of arenas.
+  cache_registry.ForEach([&](ThreadCache* cache) {
+    if (cache->is_open && cache->Tidy(is_urgent)) is_left = true;
+  });
+  size_t given_bytes = huge_blocks.PurgeFreedBefore(before_ms);
+  if (huge_blocks.statistics().cached_bytes != 0) is_left = true;
+  const bool is_dense = settings.huge_pages.load(std::memory_order_relaxed) ==
+                        HugePagePolicy::kDense;
+  for (size_t i = 0; i < kMaxArenas; ++i) {
+    Arena& arena = ArenaAt(i);
+    given_bytes += arena.PurgeFreedBefore(before_ms);
+    given_bytes += arena.PurgeOverCap();
+    if (is_dense) arena.AdviseDense();
+    // Asked under the arena's lock: see maintenance_signal.h.
+    if (arena.statistics().free_dirty_bytes != 0) is_left = true;
+  }
+  if (!is_left) return TickResult::kNothingLeft;
+  return given_bytes != 0 ? TickResult::kGaveBack : TickResult::kInVain;
+}
+
+bool MaintenancePace::SleepsAfter(TickResult result, uint32_t pause_ms,
+                                  uint64_t* most_ms) {
+  constexpr uint32_t kMostDoublings = 20;
+  if (result != TickResult::kInVain) in_vain_ = 0;
+  if (result == TickResult::kGaveBack) return false;
+  if (result == TickResult::kNothingLeft) {
+    *most_ms = kUntilWork;
+    return true;
+  }
+  if (++in_vain_ <= kTicksInVain) return false;
+  *most_ms = uint64_t{pause_ms}
+             << std::min(in_vain_ - kTicksInVain, kMostDoublings);
+  return true;
+}
+
+void MaintainOnSlowPath(const void* caller) {
+  const int saved_errno = errno;
+  if (maintenance_signal.IsOff()) {
+    TickIfDue();
+  } else if (!settings.maintenance.load(std::memory_order_relaxed)) {
+    maintenance_signal.TurnOff();
+  } else if (!thread_state.exited &&
+             (caller == nullptr || MayStartThread(caller)) &&
+             maintenance_signal.TryStart() && !StartThread()) {
+    maintenance_signal.TurnOff();
+  }
+  errno = saved_errno;
+}
+
+}  // namespace quarry

@@ -1,0 +1,80 @@
+// Memory that goes back to the system while the program does something else,
+// or nothing: the allocator's own thread.
+//
+// The rooms note work when a mebibyte is free and dirty (maintenance_signal.h).
+// The next slow path that holds no lock starts the thread, which then ticks
+// four times in settings.decay_ms: what has been free for longer goes back.
+// When a tick leaves nothing behind, the thread sleeps until work is noted.
+//
+//   NoteWork -> pause -> tick -> pause -> tick -> ... nothing left: asleep
+//                 ^                                        |
+//                 +------------- NoteWork -----------------+
+//
+// What stays dirty although it was due, because the system refuses to take
+// locked memory, would keep it ticking: after some ticks in vain it sleeps
+// between them, each time for twice as long.
+//
+// Where there is no thread, by settings.maintenance or because it could not be
+// started, slow paths make the ticks, so that only a process without calls
+// keeps its memory.
+//
+// The thread takes no signals, allocates nothing and has no cache. It touches
+// only objects without destructors, so it may run while the process exits. A
+// fork waits for the locks that it holds; the child has no such thread, and
+// starts its own when there is work.
+//
+// Thread-safety: all functions on any thread that holds no lock.
+#ifndef QUARRY_TCACHE_MAINTENANCE_H_
+#define QUARRY_TCACHE_MAINTENANCE_H_
+
+#include <cstdint>
+
+#include "absl/base/optimization.h"
+#include "arena/maintenance_signal.h"
+
+namespace quarry {
+
+enum class TickResult {
+  kNothingLeft,
+  kGaveBack,  // Something, and something is left.
+  kInVain,    // All that is left is too young, or the system refuses it.
+};
+
+// One round of what the thread does, at the time `now_ms` of NowMs(). Above the
+// soft limit, nothing is too young.
+TickResult MaintenanceTick(uint32_t now_ms);
+
+// How long the thread waits after its ticks.
+class MaintenancePace {
+ public:
+  static constexpr uint64_t kUntilWork = 0;
+
+  // After this many ticks in vain all that was young then has been due: the
+  // ticks are four to the time for which memory may stay.
+  static constexpr uint32_t kTicksInVain = 8;
+
+  // Whether the thread sleeps after a tick with this result, and how long at
+  // most, in milliseconds, when ticks are `pause_ms` apart.
+  bool SleepsAfter(TickResult result, uint32_t pause_ms, uint64_t* most_ms);
+
+  void NoteWork() { in_vain_ = 0; }
+
+ private:
+  uint32_t in_vain_ = 0;
+};
+
+// Starts the thread, or makes a tick where there is none. `caller` is the code
+// that called libc's free(), and null on the way of any other call.
+void MaintainOnSlowPath(const void* caller);
+
+// To be called at the end of a slow path, without a lock.
+inline void StartMaintenanceIfWanted(const void* caller = nullptr) {
+  if (ABSL_PREDICT_FALSE(maintenance_signal.IsWanted() ||
+                         maintenance_signal.IsOff())) {
+    MaintainOnSlowPath(caller);
+  }
+}
+
+}  // namespace quarry
+
+#endif  // QUARRY_TCACHE_MAINTENANCE_H_
