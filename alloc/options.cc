@@ -12,13 +12,21 @@
 
 #include <atomic>
 
+#include "arena/limits.h"
 #include "arena/report.h"
 #include "arena/settings.h"
 
 namespace quarry {
 namespace {
 
-enum class Unit { kSwitch, kByteValue, kCount, kBytes };
+enum class Unit {
+  kSwitch,
+  kByteValue,
+  kCount,
+  kBytes,
+  kMilliseconds,
+  kChoice,
+};
 
 constexpr const char* kVariable = "QUARRY_OPTIONS";
 
@@ -53,6 +61,8 @@ struct Option {
   const char* meaning;
   void (*set)(size_t value);
   size_t (*value_of)(const Settings& settings);
+  // The names of a kChoice's values, from 0 on: "none|some|all".
+  const char* choices = nullptr;
 };
 
 constexpr Option kOptions[] = {
@@ -94,6 +104,59 @@ constexpr Option kOptions[] = {
      [](const Settings& from) {
        return from.trim_threshold_bytes.load(std::memory_order_relaxed);
      }},
+    {"decay_ms", Unit::kMilliseconds,
+     "How long memory stays free before it goes back; 0 is not at all.",
+     [](size_t value) {
+       settings.decay_ms.store(value, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return from.decay_ms.load(std::memory_order_relaxed);
+     }},
+    {"maintenance", Unit::kSwitch,
+     "A thread gives memory back while the program makes no calls.",
+     [](size_t value) {
+       settings.maintenance.store(value != 0, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return size_t{from.maintenance.load(std::memory_order_relaxed)};
+     }},
+    {"lazy_purge", Unit::kSwitch,
+     "What goes back stays resident until the system needs it (MADV_FREE).",
+     [](size_t value) {
+       settings.lazy_purge.store(value != 0, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return size_t{from.lazy_purge.load(std::memory_order_relaxed)};
+     }},
+    {"thp", Unit::kChoice,
+     "Huge pages: for no block, as the system is set, or for full ranges, too.",
+     [](size_t value) {
+       settings.huge_pages.store(static_cast<HugePagePolicy>(value),
+                                 std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return static_cast<size_t>(
+           from.huge_pages.load(std::memory_order_relaxed));
+     },
+     "never|default|dense"},
+    {"soft_limit", Unit::kBytes,
+     "Above this much mapped memory, free memory goes back at once; 0 is none.",
+     [](size_t value) {
+       SetMemoryLimits(
+           value, settings.hard_limit_bytes.load(std::memory_order_relaxed));
+     },
+     [](const Settings& from) {
+       return from.soft_limit_bytes.load(std::memory_order_relaxed);
+     }},
+    {"hard_limit", Unit::kBytes,
+     "What would map more than this much fails; 0 is none.",
+     [](size_t value) {
+       SetMemoryLimits(
+           settings.soft_limit_bytes.load(std::memory_order_relaxed), value);
+     },
+     [](const Settings& from) {
+       return from.hard_limit_bytes.load(std::memory_order_relaxed);
+     }},
     {"arenas_max", Unit::kCount,
      "At most this many arenas; 0 is one for each processor.",
      [](size_t value) {
@@ -114,8 +177,9 @@ constexpr Option kOptions[] = {
      }},
 };
 
-const char* UnitName(Unit unit) {
-  switch (unit) {
+// What values an option takes.
+const char* ValuesOf(const Option& option) {
+  switch (option.unit) {
     case Unit::kSwitch:
       return "0 or 1";
     case Unit::kByteValue:
@@ -124,6 +188,10 @@ const char* UnitName(Unit unit) {
       return "a count";
     case Unit::kBytes:
       return "bytes";
+    case Unit::kMilliseconds:
+      return "milliseconds";
+    case Unit::kChoice:
+      return option.choices;
   }
   __builtin_unreachable();
 }
@@ -137,6 +205,10 @@ size_t LargestOf(Unit unit) {
     case Unit::kCount:
     case Unit::kBytes:
       return PTRDIFF_MAX;
+    case Unit::kMilliseconds:
+      return 24 * 60 * 60 * 1000;
+    case Unit::kChoice:
+      break;  // Has names in place of numbers.
   }
   __builtin_unreachable();
 }
@@ -201,6 +273,42 @@ bool ParseValue(Piece piece, Unit unit, size_t* value) {
   return true;
 }
 
+// Calls visit(name, value) for each choice until that returns true.
+template <typename Visit>
+void ForEachChoice(const Option& option, Visit visit) {
+  Piece rest{option.choices, strlen(option.choices)};
+  for (size_t value = 0;; ++value) {
+    const Piece name = rest.Before('|');
+    if (visit(name, value) || name.bytes == rest.bytes) return;
+    rest = rest.From(name.bytes + 1);
+  }
+}
+
+bool ParseValueOf(const Option& option, Piece piece, size_t* value) {
+  if (option.unit != Unit::kChoice) {
+    return ParseValue(piece, option.unit, value);
+  }
+  bool found = false;
+  ForEachChoice(option, [&](Piece name, size_t choice) {
+    found = name.bytes == piece.bytes &&
+            memcmp(name.text, piece.text, name.bytes) == 0;
+    if (found) *value = choice;
+    return found;
+  });
+  return found;
+}
+
+void AppendValue(const Option& option, size_t value, LineBuffer& line) {
+  if (option.unit != Unit::kChoice) {
+    line.AppendDecimal(value);
+    return;
+  }
+  ForEachChoice(option, [&](Piece name, size_t choice) {
+    if (choice == value) line.AppendText(name.text, name.bytes);
+    return choice == value;
+  });
+}
+
 LineBuffer& Begin(LineBuffer& line) {
   return line.AppendText("quarry: ").AppendText(kVariable).AppendText(": ");
 }
@@ -217,10 +325,10 @@ void ApplyOne(Piece item, int report_descriptor) {
   for (const Option& option : kOptions) {
     if (!(name == option.name)) continue;
     size_t value;
-    if (ParseValue(text, option.unit, &value)) return option.set(value);
+    if (ParseValueOf(option, text, &value)) return option.set(value);
     Begin(line).AppendText("\"").AppendText(text.text, text.bytes);
     line.AppendText("\" is no value for ").AppendText(option.name);
-    line.AppendText(" (").AppendText(UnitName(option.unit));
+    line.AppendText(" (").AppendText(ValuesOf(option));
     line.AppendText("), ignored").Flush(report_descriptor);
     return;
   }
@@ -270,12 +378,13 @@ void PrintOptions(int file_descriptor) {
   line.AppendText(
       "quarry: options, as in QUARRY_OPTIONS=name:value,name:value");
   line.Flush(file_descriptor);
-  line.AppendText("  name            default    unit      meaning");
+  line.AppendText("  name            default    values               meaning");
   line.Flush(file_descriptor);
   for (const Option& option : kOptions) {
     PadTo(line.AppendText("  ").AppendText(option.name), 18);
-    PadTo(line.AppendDecimal(option.value_of(kDefaults)), 29);
-    PadTo(line.AppendText(UnitName(option.unit)), 39);
+    AppendValue(option, option.value_of(kDefaults), line);
+    PadTo(line, 29);
+    PadTo(line.AppendText(ValuesOf(option)), 50);
     line.AppendText(option.meaning).Flush(file_descriptor);
   }
   line.AppendText("  bytes may end in k, m or g: 64k is 65536");

@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "arena/limits.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 
@@ -40,6 +41,11 @@ class Options : public testing::Test {
     settings.mmap_threshold_bytes = defaults.mmap_threshold_bytes.load();
     settings.trim_threshold_bytes = defaults.trim_threshold_bytes.load();
     settings.mmap_threshold_adapts = defaults.mmap_threshold_adapts.load();
+    settings.decay_ms = defaults.decay_ms.load();
+    settings.maintenance = defaults.maintenance.load();
+    settings.lazy_purge = defaults.lazy_purge.load();
+    settings.huge_pages = defaults.huge_pages.load();
+    SetMemoryLimits(0, 0);
     settings.arenas_max = defaults.arenas_max.load();
     settings.perturb_byte = defaults.perturb_byte.load();
     ApplyOptions("stats_at_exit:0", STDERR_FILENO);
@@ -57,8 +63,47 @@ TEST_F(Options, EachOneSetsItsSetting) {
   EXPECT_GE(OpenForStatisticsAtExit(), 0);
 }
 
-TEST_F(Options, AThresholdThatIsSetNoLongerAdapts) {
-  for (const char* text : {"mmap_threshold:100000", "trim_threshold:7"}) {
+TEST_F(Options, WhatGoesBackIsSet) {
+  EXPECT_EQ(Complaints("decay_ms:0,maintenance:0,lazy_purge:1"), "");
+  EXPECT_EQ(settings.decay_ms, 0u);
+  EXPECT_FALSE(settings.maintenance);
+  EXPECT_TRUE(settings.lazy_purge);
+  EXPECT_EQ(Complaints("decay_ms:86400000,maintenance:1,lazy_purge:0"), "");
+  EXPECT_EQ(settings.decay_ms, 86400000u);
+  EXPECT_TRUE(settings.maintenance);
+  EXPECT_FALSE(settings.lazy_purge);
+}
+
+TEST_F(Options, LimitsAreSetOneByOne) {
+  EXPECT_EQ(Complaints("soft_limit:1g"), "");
+  EXPECT_EQ(settings.soft_limit_bytes, size_t{1} << 30);
+  EXPECT_EQ(settings.hard_limit_bytes, 0u);
+  EXPECT_EQ(Complaints("hard_limit:2g"), "");
+  EXPECT_EQ(settings.soft_limit_bytes, size_t{1} << 30);
+  EXPECT_EQ(settings.hard_limit_bytes, size_t{2} << 30);
+  EXPECT_EQ(Complaints("soft_limit:0,hard_limit:0"), "");
+  EXPECT_EQ(settings.soft_limit_bytes, 0u);
+  EXPECT_EQ(settings.hard_limit_bytes, 0u);
+}
+
+TEST_F(Options, AChoiceHasNames) {
+  EXPECT_EQ(Complaints("thp:never"), "");
+  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kNever);
+  EXPECT_EQ(Complaints("thp:dense"), "");
+  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kDense);
+  EXPECT_EQ(Complaints("thp:default"), "");
+  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kDefault);
+  for (const char* value : {"", "0", "1", "neve", "never1", "Never",
+                            "never|default", "never|default|dense", "|"}) {
+    EXPECT_EQ(Complaints(("thp:" + std::string(value)).c_str()),
+              "quarry: QUARRY_OPTIONS: \"" + std::string(value) +
+                  "\" is no value for thp (never|default|dense), ignored\n");
+  }
+  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kDefault);
+}
+
+TEST_F(Options, AThresholdThatIsSetDoesNotAdapt) {
+  for (const char* text : {"mmap_threshold:1m", "trim_threshold:1m"}) {
     settings.mmap_threshold_adapts = true;
     EXPECT_EQ(Complaints(text), "");
     EXPECT_FALSE(settings.mmap_threshold_adapts);
@@ -165,6 +210,22 @@ TEST_F(Options, ABadValueIsReportedAndChangesNothing) {
   EXPECT_EQ(Complaints("stats_at_exit:2"),
             "quarry: QUARRY_OPTIONS: \"2\" is no value for stats_at_exit "
             "(0 or 1), ignored\n");
+  EXPECT_EQ(Complaints("maintenance:2"),
+            "quarry: QUARRY_OPTIONS: \"2\" is no value for maintenance "
+            "(0 or 1), ignored\n");
+  EXPECT_EQ(Complaints("lazy_purge:no"),
+            "quarry: QUARRY_OPTIONS: \"no\" is no value for lazy_purge "
+            "(0 or 1), ignored\n");
+  for (const char* value : {"86400001", "1s", "-1", "1k", ""}) {
+    EXPECT_EQ(Complaints(("decay_ms:" + std::string(value)).c_str()),
+              "quarry: QUARRY_OPTIONS: \"" + std::string(value) +
+                  "\" is no value for decay_ms (milliseconds), ignored\n");
+  }
+  for (const char* name : {"soft_limit", "hard_limit"}) {
+    EXPECT_EQ(Complaints((std::string(name) + ":1t").c_str()),
+              "quarry: QUARRY_OPTIONS: \"1t\" is no value for " +
+                  std::string(name) + " (bytes), ignored\n");
+  }
   EXPECT_EQ(Complaints("help:yes"),
             "quarry: QUARRY_OPTIONS: \"yes\" is no value for help "
             "(0 or 1), ignored\n");
@@ -199,21 +260,39 @@ TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
   EXPECT_EQ(
       Written(PrintOptions),
       "quarry: options, as in QUARRY_OPTIONS=name:value,name:value\n"
-      "  name            default    unit      meaning\n"
-      "  help            0          0 or 1    Print this table to stderr.\n"
-      "  stats_at_exit   0          0 or 1    "
+      "  name            default    values               meaning\n"
+      "  help            0          0 or 1               "
+      "Print this table to stderr.\n"
+      "  stats_at_exit   0          0 or 1               "
       "Print a page of statistics to stderr when the process ends.\n"
-      "  stats_process   0          a count   "
-      "Only the process with this id prints that page; 0 is every process.\n"
-      "  mmap_threshold  4194304    bytes     "
+      "  stats_process   0          a count              "
+      "Only the process with this id prints that page; 0 is every "
+      "process.\n"
+      "  mmap_threshold  4194304    bytes                "
       "Blocks of at least this size get a mapping of their own.\n"
-      "  trim_threshold  67108864   bytes     "
+      "  trim_threshold  67108864   bytes                "
       "Free memory that an arena keeps before it gives any back.\n"
-      "  arenas_max      0          a count   "
+      "  decay_ms        500        milliseconds         "
+      "How long memory stays free before it goes back; 0 is not at "
+      "all.\n"
+      "  maintenance     1          0 or 1               "
+      "A thread gives memory back while the program makes no calls.\n"
+      "  lazy_purge      0          0 or 1               "
+      "What goes back stays resident until the system needs it "
+      "(MADV_FREE).\n"
+      "  thp             default    never|default|dense  "
+      "Huge pages: for no block, as the system is set, or for full "
+      "ranges, too.\n"
+      "  soft_limit      0          bytes                "
+      "Above this much mapped memory, free memory goes back at once; 0 "
+      "is none.\n"
+      "  hard_limit      0          bytes                "
+      "What would map more than this much fails; 0 is none.\n"
+      "  arenas_max      0          a count              "
       "At most this many arenas; 0 is one for each processor.\n"
-      "  perturb         0          0 to 255  "
-      "Fill freed blocks with this byte and fresh ones with its complement; "
-      "0 is off.\n"
+      "  perturb         0          0 to 255             "
+      "Fill freed blocks with this byte and fresh ones with its "
+      "complement; 0 is off.\n"
       "  bytes may end in k, m or g: 64k is 65536\n");
 }
 
