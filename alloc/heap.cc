@@ -376,6 +376,41 @@ void* Reallocate(void* p, size_t bytes) {
   ReportWildPointer(kCall, p);
 }
 
+size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes) {
+  constexpr char kCall[] = "try_expand";
+  if (least_bytes > PTRDIFF_MAX) return 0;
+  most_bytes = std::min(most_bytes, size_t{PTRDIFF_MAX});
+  size_t usable = 0;
+  size_t grown = 0;
+  switch (RoomOf(PageMap::TagOf(p))) {
+    case Room::kSlab:
+      usable = UsableBytesFor(kCall, p);
+      break;
+    case Room::kRun: {
+      Run* run = RunAt(kCall, p);
+      usable = run->bytes();
+      if (most_bytes <= usable) break;
+      grown = PageBytes() *
+              run->arena()->TryGrow(
+                  run, std::max<size_t>(PagesFor(least_bytes), run->pages),
+                  PagesFor(most_bytes));
+      break;
+    }
+    case Room::kHuge: {
+      Huge* huge = HugeAt(kCall, p);
+      usable = huge->bytes;
+      if (most_bytes <= usable) break;
+      grown = huge_blocks.TryGrow(huge, std::max(least_bytes, usable),
+                                  most_bytes);
+      break;
+    }
+    case Room::kNone:
+      ReportWildPointer(kCall, p);
+  }
+  if (grown != 0) return grown;
+  return usable >= least_bytes ? usable : 0;
+}
+
 void DeallocateSlow(void* p, const void* caller) {
   if (p == nullptr) return;
   const Tag tag = PageMap::TagOf(p);
@@ -495,6 +530,7 @@ HeapStatistics GatherStatistics() {
     const Arena::Statistics arena = ArenaAt(i).statistics();
     run_bytes += arena.in_use_bytes;
     s.arena_free_bytes += arena.free_bytes;
+    s.arena_dirty_bytes += arena.free_dirty_bytes;
     s.segments += arena.segments;
     if (arena.mapped_bytes != 0) ++s.arenas;
   }
@@ -504,6 +540,7 @@ HeapStatistics GatherStatistics() {
   s.live_huge_bytes = huge.live_bytes;
   s.live_huge_blocks = huge.live_blocks;
   s.huge_cached_bytes = huge.cached_bytes;
+  s.mappings = s.segments + huge.live_blocks + huge.cached_blocks;
 
   s.live_bytes = s.live_small_bytes + s.live_medium_bytes + s.live_huge_bytes;
   s.metadata_bytes = metadata_pool.mapped_bytes() + PageMap::LeafBytes();
@@ -511,10 +548,13 @@ HeapStatistics GatherStatistics() {
   const PageSource::Statistics os = OsPages().statistics();
   s.mapped_bytes = os.mapped_bytes;
   s.peak_mapped_bytes = os.peak_mapped_bytes;
-  s.mappings = os.mappings;
   s.os_map_calls = os.map_calls;
   s.os_unmap_calls = os.unmap_calls;
   s.os_purge_calls = os.purge_calls;
+  s.soft_limit_bytes =
+      settings.soft_limit_bytes.load(std::memory_order_relaxed);
+  s.hard_limit_bytes =
+      settings.hard_limit_bytes.load(std::memory_order_relaxed);
   return s;
 }
 

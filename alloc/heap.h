@@ -46,6 +46,11 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPop(size_t bytes) {
 // nullptr p is as it was. Requires p != nullptr and bytes > 0.
 [[nodiscard]] void* Reallocate(void* p, size_t bytes);
 
+// Makes `p` at least least_bytes and at most about most_bytes long where it is,
+// and no shorter than it was. Returns its usable bytes, or 0 with nothing
+// changed. Requires p != nullptr and least_bytes <= most_bytes.
+[[nodiscard]] size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes);
+
 // --- Freeing. All take nullptr, and leave errno alone. ---
 
 // `caller` is the code that called the function which this is inlined into.

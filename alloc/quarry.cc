@@ -5,9 +5,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <algorithm>
+
 #include "alloc/calls.h"
 #include "alloc/heap.h"
 #include "alloc/statistics.h"
+#include "arena/limits.h"
 
 // Fast paths first. Each of the others is one call of calls.h or heap.h.
 
@@ -67,6 +70,12 @@ void* quarry_reallocf(void* block, size_t bytes) noexcept {
   return quarry::Reallocf(block, bytes);
 }
 
+size_t quarry_try_expand(void* block, size_t least_bytes,
+                         size_t most_bytes) noexcept {
+  if (block == nullptr || least_bytes > most_bytes) return 0;
+  return quarry::TryExpand(block, least_bytes, most_bytes);
+}
+
 size_t quarry_malloc_usable_size(const void* block) noexcept {
   return quarry::UsableBytes(block);
 }
@@ -81,12 +90,23 @@ size_t quarry_release_memory(size_t keep_bytes) noexcept {
   return quarry::ReleaseMemory(keep_bytes);
 }
 
+int quarry_set_memory_limit(size_t soft_bytes, size_t hard_bytes) noexcept {
+  if (hard_bytes != 0 && soft_bytes > hard_bytes) return EINVAL;
+  quarry::SetMemoryLimits(soft_bytes, hard_bytes);
+  return 0;
+}
+
+void quarry_set_pressure_callback(quarry_pressure_callback_t callback,
+                                  void* context) noexcept {
+  quarry::SetPressureCallback(callback, context);
+}
+
 int quarry_statistics(quarry_statistics_t* statistics) noexcept {
+  constexpr size_t kFirstEditionBytes = offsetof(quarry_statistics_t, mappings);
   const size_t given = statistics->size;
-  if (given < sizeof(quarry_statistics_t)) return EINVAL;
+  if (given < kFirstEditionBytes) return EINVAL;
   const quarry::HeapStatistics heap = quarry::GatherStatistics();
-  memset(statistics, 0, given);
-  *statistics = {
+  const quarry_statistics_t all = {
       .size = given,
       .mapped_bytes = heap.mapped_bytes,
       .peak_mapped_bytes = heap.peak_mapped_bytes,
@@ -115,7 +135,13 @@ int quarry_statistics(quarry_statistics_t* statistics) noexcept {
       .slabs_made = heap.slabs_made,
       .slabs_returned = heap.slabs_returned,
       .adoptions = heap.adoptions,
+      .mappings = heap.mappings,
+      .arena_dirty_bytes = heap.arena_dirty_bytes,
+      .soft_limit_bytes = heap.soft_limit_bytes,
+      .hard_limit_bytes = heap.hard_limit_bytes,
   };
+  memset(statistics, 0, given);
+  memcpy(statistics, &all, std::min(given, sizeof(all)));
   return 0;
 }
 

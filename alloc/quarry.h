@@ -117,6 +117,16 @@ void* quarry_reallocarray(void* block, size_t count,
 QUARRY_PUBLIC __attribute__((alloc_size(2), warn_unused_result))
 void* quarry_reallocf(void* block, size_t bytes) QUARRY_NOTHROW;
 
+/* Makes `block` at least `least_bytes` bytes without moving it, and as much
+ * longer as there is room for, up to about `most_bytes`; never shorter. Returns
+ * how many bytes it now has, or 0, with nothing changed and errno untouched,
+ * when there is no room behind it, `block` is NULL, or `least_bytes` is more
+ * than `most_bytes`. Small blocks never grow. For a sized free, `block` was
+ * then asked for with what was returned. */
+QUARRY_PUBLIC __attribute__((warn_unused_result))
+size_t quarry_try_expand(void* block, size_t least_bytes,
+                         size_t most_bytes) QUARRY_NOTHROW;
+
 /* --------------------------------------------------------------- freeing */
 
 /* Frees `block`, from whichever call it came. NULL does nothing. errno is left
@@ -161,6 +171,28 @@ void quarry_thread_flush(void) QUARRY_NOTHROW;
 QUARRY_PUBLIC
 size_t quarry_release_memory(size_t keep_bytes) QUARRY_NOTHROW;
 
+/* Bounds what the heap may take from the system; 0 is no bound. Above
+ * `soft_bytes` free memory goes back at once and the pressure callback is
+ * called; what would go above `hard_bytes` fails with ENOMEM. Both hold from
+ * now on: a heap that is above them already keeps what it has. Returns 0, or
+ * EINVAL, with nothing changed, when there is a `hard_bytes` and `soft_bytes`
+ * is more. */
+QUARRY_PUBLIC
+int quarry_set_memory_limit(size_t soft_bytes,
+                            size_t hard_bytes) QUARRY_NOTHROW;
+
+/* What a program wants to do when its memory goes above the soft limit: drop
+ * what it can do without. Told how much is mapped and what the limit is. */
+typedef void (*quarry_pressure_callback_t)(void* context, size_t mapped_bytes,
+                                           size_t soft_bytes);
+
+/* From now on `callback` is called with `context`; NULL is no callback. It runs
+ * on the thread whose allocation went above the limit, within that call, and
+ * may use the heap. */
+QUARRY_PUBLIC
+void quarry_set_pressure_callback(quarry_pressure_callback_t callback,
+                                  void* context) QUARRY_NOTHROW;
+
 /* Figures of the whole heap, in bytes where the name says so. They are read
  * while other threads run, each once, so they are exact only at rest.
  *
@@ -202,6 +234,13 @@ typedef struct quarry_statistics {
   size_t slabs_made;
   size_t slabs_returned;
   size_t adoptions; /* Of slabs of threads that had exited. */
+
+  /* Second edition. */
+  size_t mappings; /* That hold blocks; the allocator's own are a few more. */
+  size_t arena_dirty_bytes; /* Of arena_free_bytes, what is not yet given back;
+                             * quarry_release_memory() does so at once. */
+  size_t soft_limit_bytes;  /* As quarry_set_memory_limit(); 0 is none. */
+  size_t hard_limit_bytes;
 } quarry_statistics_t;
 
 /* Fills `statistics`, of which the caller has set `size`. Fields are only ever

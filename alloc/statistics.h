@@ -45,7 +45,6 @@ struct HeapStatistics {
   size_t threads = 0;  // Thread caches in use.
   size_t arenas = 0;
   size_t segments = 0;
-  size_t mappings = 0;  // Segments, huge blocks and the allocator's own.
   size_t slabs = 0;
   size_t slabs_orphaned = 0;
 
@@ -60,6 +59,11 @@ struct HeapStatistics {
   size_t slabs_made = 0;
   size_t slabs_returned = 0;
   size_t adoptions = 0;
+
+  size_t mappings = 0;           // That hold blocks: segments, huge blocks.
+  size_t arena_dirty_bytes = 0;  // Of arena_free_bytes, what may go back.
+  size_t soft_limit_bytes = 0;   // 0 is none.
+  size_t hard_limit_bytes = 0;
 
   size_t size_classes = 0;
   SizeClassStatistics by_class[kMaxSizeClasses];

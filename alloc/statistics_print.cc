@@ -142,7 +142,8 @@ void PrintStatistics(const HeapStatistics& s, TextSink sink, void* context) {
       .Line("+ mappings kept for reuse", s.huge_cached_bytes)
       .Line("+ the allocator's own", s.metadata_bytes)
       .Line("= mapped from the system", s.mapped_bytes)
-      .Line("  at the peak", s.peak_mapped_bytes);
+      .Line("  at the peak", s.peak_mapped_bytes)
+      .Line("  dirty in free page runs", s.arena_dirty_bytes);
   page.Text("of what the program holds\n");
   Balance(page, s.mapped_bytes)
       .Line("  small blocks", s.live_small_bytes)
@@ -158,6 +159,10 @@ void PrintStatistics(const HeapStatistics& s, TextSink sink, void* context) {
   page.Number(s.os_unmap_calls).Text(" unmap, ");
   page.Number(s.os_purge_calls).Text(" purge; ").Number(s.mappings);
   page.Text(" mappings now\n");
+  if (s.soft_limit_bytes != 0 || s.hard_limit_bytes != 0) {
+    page.Text("limits in bytes: ").Number(s.soft_limit_bytes).Text(" soft, ");
+    page.Number(s.hard_limit_bytes).Text(" hard; 0 is none\n");
+  }
   page.Text("threads: ").Number(s.refills).Text(" refills, ");
   page.Number(s.flushes).Text(" flushes, ").Number(s.remote_frees);
   page.Text(" remote frees, ").Number(s.drained_blocks).Text(" drained\n");
@@ -225,7 +230,6 @@ void PrintStatisticsXml(const HeapStatistics& s, TextSink sink, void* context) {
       {"threads", s.threads},
       {"arenas", s.arenas},
       {"segments", s.segments},
-      {"mappings", s.mappings},
       {"slabs", s.slabs},
       {"slabs_orphaned", s.slabs_orphaned},
       {"os_map_calls", s.os_map_calls},
@@ -238,6 +242,10 @@ void PrintStatisticsXml(const HeapStatistics& s, TextSink sink, void* context) {
       {"slabs_made", s.slabs_made},
       {"slabs_returned", s.slabs_returned},
       {"adoptions", s.adoptions},
+      {"mappings", s.mappings},
+      {"arena_dirty_bytes", s.arena_dirty_bytes},
+      {"soft_limit_bytes", s.soft_limit_bytes},
+      {"hard_limit_bytes", s.hard_limit_bytes},
   };
   page.Text("<quarry>\n");
   for (const auto& figure : kFigures) {

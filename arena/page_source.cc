@@ -93,7 +93,6 @@ void* PageSource::MapPlace(size_t old_bytes, size_t new_bytes,
   }
   QUARRY_DCHECK(IsMultiple(start, alignment));
   map_calls_.fetch_add(1, std::memory_order_relaxed);
-  mappings_.fetch_add(1, std::memory_order_relaxed);
   CountMapped(added_bytes);
   return start;
 }
@@ -106,7 +105,6 @@ void PageSource::Unmap(void* start, size_t bytes) {
 void PageSource::UnmapPlace(size_t old_bytes, void* place, size_t new_bytes) {
   UnmapPages(place, new_bytes);
   unmap_calls_.fetch_add(1, std::memory_order_relaxed);
-  mappings_.fetch_sub(1, std::memory_order_relaxed);
   CountUnmapped(new_bytes - old_bytes);
 }
 
@@ -170,8 +168,6 @@ bool PageSource::Move(void* start, size_t old_bytes, void* place,
                       size_t new_bytes) {
   QUARRY_DCHECK(IsWholePages(start, old_bytes));
   QUARRY_DCHECK(IsWholePages(place, new_bytes) && old_bytes <= new_bytes);
-  // Either way one of the two mappings is gone.
-  mappings_.fetch_sub(1, std::memory_order_relaxed);
   if (!MovePages(start, old_bytes, place, new_bytes)) {
     CountUnmapped(new_bytes - old_bytes);
     return false;
@@ -197,7 +193,6 @@ void PageSource::PreferHugePages(void* start, size_t bytes) {
 PageSource::Statistics PageSource::statistics() const {
   return {mapped_bytes_.load(std::memory_order_relaxed),
           peak_mapped_bytes_.load(std::memory_order_relaxed),
-          mappings_.load(std::memory_order_relaxed),
           map_calls_.load(std::memory_order_relaxed),
           unmap_calls_.load(std::memory_order_relaxed),
           purge_calls_.load(std::memory_order_relaxed)};

@@ -52,7 +52,6 @@ class PageSource {
   struct Statistics {
     size_t mapped_bytes;       // Mapped now.
     size_t peak_mapped_bytes;  // The most it ever was.
-    size_t mappings;           // Live ones. The kernel may join neighbours.
     size_t map_calls;          // Map, GrowInPlace and Move that succeeded.
     size_t unmap_calls;
     size_t purge_calls;
@@ -152,7 +151,6 @@ class PageSource {
   // Plain counters: nothing is published through them.
   std::atomic<size_t> mapped_bytes_{0};
   std::atomic<size_t> peak_mapped_bytes_{0};
-  std::atomic<size_t> mappings_{0};
   std::atomic<size_t> map_calls_{0};
   std::atomic<size_t> unmap_calls_{0};
   std::atomic<size_t> purge_calls_{0};

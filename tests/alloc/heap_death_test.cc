@@ -20,6 +20,9 @@
 namespace quarry {
 namespace {
 
+// A death test is a fork, which should copy a process of one thread.
+const bool no_thread = (settings.maintenance = false, true);
+
 // The whole of what goes to stderr, and the way the process ends.
 #define EXPECT_REPORT(statement, text)                     \
   EXPECT_EXIT(statement, testing::KilledBySignal(SIGABRT), \

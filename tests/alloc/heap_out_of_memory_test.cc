@@ -17,6 +17,7 @@
 #include "arena/limits.h"
 #include "arena/page_source.h"
 #include "arena/report.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/size_classes.h"
 #include "tests/alloc/heap_support.h"
@@ -24,6 +25,9 @@
 
 namespace quarry {
 namespace {
+
+// The figures are exact only while no other thread runs.
+const bool no_thread = (settings.maintenance = false, true);
 
 // What `run` returned in a child of this process; -1 if it did not end well.
 template <typename Run>

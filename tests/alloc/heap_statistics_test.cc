@@ -16,6 +16,9 @@ namespace {
 
 using Random = std::mt19937_64;
 
+// The figures are exact only while no other thread runs.
+const bool no_thread = (settings.maintenance = false, true);
+
 size_t RandomBytes(Random& random) {
   return random() % (size_t{1} << (4 + random() % 20));
 }

@@ -16,6 +16,7 @@
 
 #include "alloc/heap.h"
 #include "arena/page_source.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/thread_life.h"
 #include "tests/alloc/heap_support.h"
@@ -23,6 +24,9 @@
 
 namespace quarry {
 namespace {
+
+// The figures are exact only while the threads of a test are the only ones.
+const bool no_thread = (settings.maintenance = false, true);
 
 // What an arena that has its first segment may add before it counts as growth.
 constexpr size_t kNextSegments = 24 * kMiB;

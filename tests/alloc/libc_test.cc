@@ -3,18 +3,23 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "alloc/quarry.h"
+#include "arena/maintenance_signal.h"
+#include "arena/report.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/alloc/malloc_contract.h"
+#include "tests/arena/in_child.h"
 
 // Names that no header of glibc 2.36 has.
 extern "C" {
@@ -95,6 +100,40 @@ TEST(Libc, TheLibrarysOwnAllocationsAreQuarrys) {
   ASSERT_GT(asprintf(&text, "%0100d", 7), 0);
   EXPECT_EQ(malloc_usable_size(text), quarry_good_size(101));
   free(text);
+}
+
+// The figures are exact, and what is free is there, only without a thread.
+const bool no_thread = (settings.maintenance = false, true);
+
+// glibc frees the thread-local storage of threads that were joined under a lock
+// that it takes, too, to start a thread: the one that gives memory back must
+// not be started there. Those are the frees of a thread that made none of the
+// others, so they take the slow path.
+TEST(Libc, JoiningThreadsDoesNotWaitForItself) {
+  EXPECT_EQ(InChild([] {
+              alarm(60);
+              settings.maintenance = true;
+              // More stacks than glibc keeps.
+              constexpr size_t kThreads = 12;
+              pthread_attr_t attributes;
+              pthread_attr_init(&attributes);
+              pthread_attr_setstacksize(&attributes, size_t{8} << 20);
+              pthread_t threads[kThreads];
+              for (pthread_t& thread : threads) {
+                QUARRY_CHECK(pthread_create(
+                                 &thread, &attributes,
+                                 [](void*) -> void* { return nullptr; },
+                                 nullptr) == 0);
+              }
+              std::thread([&threads] {
+                free(malloc(1));
+                maintenance_signal.NoteWork();
+                for (pthread_t thread : threads) pthread_join(thread, nullptr);
+              }).join();
+              free(malloc(100000));
+              QUARRY_CHECK(!maintenance_signal.IsWanted());
+            }),
+            0);
 }
 
 TEST(Libc, CfreeIsFree) {
@@ -188,6 +227,7 @@ class Mallopt : public testing::Test {
  protected:
   ~Mallopt() override {
     settings.mmap_threshold_bytes = mmap_threshold_bytes_;
+    settings.mmap_threshold_adapts = true;
     settings.trim_threshold_bytes = trim_threshold_bytes_;
     settings.mmap_threshold_adapts = true;
     settings.arenas_max = arenas_max_;
@@ -203,8 +243,11 @@ class Mallopt : public testing::Test {
 TEST_F(Mallopt, SetsWhatQuarryHas) {
   EXPECT_EQ(mallopt(M_MMAP_THRESHOLD, 1 << 20), 1);
   EXPECT_EQ(settings.mmap_threshold_bytes, size_t{1} << 20);
+  EXPECT_FALSE(settings.mmap_threshold_adapts);
+  settings.mmap_threshold_adapts = true;
   EXPECT_EQ(mallopt(M_TRIM_THRESHOLD, 12345678), 1);
   EXPECT_EQ(settings.trim_threshold_bytes, 12345678u);
+  EXPECT_FALSE(settings.mmap_threshold_adapts);
   EXPECT_EQ(mallopt(M_TRIM_THRESHOLD, -1), 1);
   EXPECT_EQ(settings.trim_threshold_bytes, SIZE_MAX);
   EXPECT_EQ(mallopt(M_ARENA_MAX, 3), 1);

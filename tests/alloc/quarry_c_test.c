@@ -21,6 +21,9 @@ int main(void) {
   statistics.size = sizeof(statistics);
   EXPECT(quarry_statistics(&statistics) == 0);
   EXPECT(statistics.live_bytes >= 1010);
+  EXPECT(quarry_try_expand(text, 1, 1000) >= 1000);
+  quarry_set_pressure_callback(NULL, NULL);
+  EXPECT(quarry_set_memory_limit(2, 1) != 0);
   quarry_free(text);
   quarry_free(allocation.block);
   return 0;

@@ -1,6 +1,8 @@
 #include "alloc/quarry.h"
 
 #include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -8,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/alloc/malloc_contract.h"
 
@@ -51,7 +54,11 @@ void ExpectBalanced(const quarry_statistics_t& s) {
   EXPECT_EQ(s.live_bytes,
             s.live_small_bytes + s.live_medium_bytes + s.live_huge_bytes);
   EXPECT_GE(s.peak_mapped_bytes, s.mapped_bytes);
+  EXPECT_LE(s.arena_dirty_bytes, s.arena_free_bytes);
 }
+
+// The figures are exact only while no other thread runs.
+const bool no_thread = (settings.maintenance = false, true);
 
 TEST(Quarry, BlocksAlignedTo8SaveWhatTheAlignmentCosts) {
   std::vector<void*> blocks;
@@ -136,10 +143,112 @@ TEST(Quarry, StatisticsKnowTheirEdition) {
   EXPECT_NE(longer.known.mapped_bytes, 0u);
   EXPECT_TRUE(AllBytesAre(longer.later, sizeof(longer.later), 0));
 
+  // A program of the first edition gets what it knows.
+  constexpr size_t kFirstBytes = offsetof(quarry_statistics_t, mappings);
+  quarry_statistics_t first;
+  memset(&first, 0xff, sizeof(first));
+  first.size = kFirstBytes;
+  ASSERT_EQ(quarry_statistics(&first), 0);
+  EXPECT_EQ(first.size, kFirstBytes);
+  EXPECT_NE(first.mapped_bytes, 0u);
+  EXPECT_NE(first.os_map_calls, SIZE_MAX);
+  EXPECT_TRUE(
+      AllBytesAre(&first.mappings, sizeof(first) - kFirstBytes, 0xff));
+
   quarry_statistics_t shorter = {};
-  shorter.size = sizeof(size_t);
+  shorter.size = kFirstBytes - 1;
   EXPECT_EQ(quarry_statistics(&shorter), EINVAL);
   EXPECT_EQ(shorter.mapped_bytes, 0u);
+}
+
+TEST(Quarry, StatisticsTellWhatMayGoBack) {
+  quarry_release_memory(0);
+  EXPECT_EQ(Statistics().arena_dirty_bytes, 0u);
+  char* medium = static_cast<char*>(quarry_malloc(1 << 20));
+  memset(medium, 1, 1 << 20);
+  void* huge = quarry_malloc(100 << 20);
+  const quarry_statistics_t before = Statistics();
+  EXPECT_EQ(before.mappings, before.segments + before.live_huge_blocks);
+  quarry_free(medium);
+  EXPECT_GE(Statistics().arena_dirty_bytes, size_t{1} << 20);
+  quarry_free(huge);
+  EXPECT_EQ(Statistics().mappings, before.mappings - 1);
+  quarry_release_memory(0);
+  EXPECT_EQ(Statistics().arena_dirty_bytes, 0u);
+}
+
+TEST(Quarry, LimitsAreSetAndTold) {
+  EXPECT_EQ(quarry_set_memory_limit(size_t{1} << 40, size_t{2} << 40), 0);
+  EXPECT_EQ(Statistics().soft_limit_bytes, size_t{1} << 40);
+  EXPECT_EQ(Statistics().hard_limit_bytes, size_t{2} << 40);
+  EXPECT_EQ(quarry_set_memory_limit(2, 1), EINVAL);
+  EXPECT_EQ(Statistics().soft_limit_bytes, size_t{1} << 40);
+  EXPECT_EQ(quarry_set_memory_limit(size_t{1} << 40, 0), 0);
+  EXPECT_EQ(Statistics().hard_limit_bytes, 0u);
+  EXPECT_EQ(quarry_set_memory_limit(0, 0), 0);
+  EXPECT_EQ(Statistics().soft_limit_bytes, 0u);
+}
+
+TEST(Quarry, SmallBlocksHaveWhatTheyHave) {
+  void* block = quarry_malloc(100);
+  const size_t usable = quarry_malloc_usable_size(block);
+  EXPECT_EQ(quarry_try_expand(block, 0, 0), usable);
+  EXPECT_EQ(quarry_try_expand(block, usable, usable * 2), usable);
+  errno = 77;
+  EXPECT_EQ(quarry_try_expand(block, usable + 1, usable * 2), 0u);
+  EXPECT_EQ(quarry_try_expand(block, 2, 1), 0u);
+  EXPECT_EQ(quarry_try_expand(nullptr, 1, 2), 0u);
+  EXPECT_EQ(quarry_try_expand(block, SIZE_MAX, SIZE_MAX), 0u);
+  EXPECT_EQ(errno, 77);
+  EXPECT_EQ(quarry_malloc_usable_size(block), usable);
+  quarry_free_sized(block, 100);
+}
+
+TEST(Quarry, ABlockGrowsWhereItIs) {
+  for (const size_t bytes : {size_t{100} << 10, size_t{8} << 20}) {
+    SCOPED_TRACE(bytes);
+    char* block = static_cast<char*>(quarry_malloc(bytes));
+    memset(block, 7, bytes);
+    // No shorter than it is.
+    EXPECT_EQ(quarry_try_expand(block, 1, bytes / 2),
+              quarry_malloc_usable_size(block));
+    EXPECT_EQ(quarry_try_expand(block, bytes, bytes),
+              quarry_malloc_usable_size(block));
+    // More than there ever is, but no less than it has already.
+    EXPECT_EQ(quarry_try_expand(block, size_t{1} << 46, SIZE_MAX), 0u);
+    const size_t grown = quarry_try_expand(block, bytes + 1, bytes + 65536);
+    if (grown != 0) {
+      EXPECT_GT(grown, bytes);
+      EXPECT_EQ(grown, quarry_malloc_usable_size(block));
+      memset(block + bytes, 7, grown - bytes);
+    }
+    EXPECT_TRUE(AllBytesAre(block, bytes, 7));
+    ExpectBalanced(Statistics());
+    quarry_verify();
+    quarry_free_sized(block, grown != 0 ? grown : bytes);
+  }
+}
+
+TEST(Quarry, ThereIsRoomToGrowAtTheEndOfASegment) {
+  quarry_release_memory(0);
+  char* block = static_cast<char*>(quarry_malloc(100000));
+  size_t bytes = quarry_malloc_usable_size(block);
+  // Several pages that nothing else takes lie behind it, sooner or later.
+  std::vector<void*> others;
+  for (int i = 0; i < 100; ++i) {
+    const size_t grown = quarry_try_expand(block, bytes + 1, bytes + 8192);
+    if (grown != 0) {
+      EXPECT_LE(grown, bytes + 8192 + 4096);
+      bytes = grown;
+      break;
+    }
+    others.push_back(block);
+    block = static_cast<char*>(quarry_malloc(100000));
+  }
+  EXPECT_GT(bytes, 100000u + 4096);
+  EXPECT_EQ(quarry_malloc_usable_size(block), bytes);
+  quarry_free_sized(block, bytes);
+  for (void* other : others) quarry_free(other);
 }
 
 TEST(Quarry, SizeClassesAreToldSmallestFirst) {

@@ -30,7 +30,6 @@ HeapStatistics Example() {
   s.threads = 3;
   s.arenas = 2;
   s.segments = 4;
-  s.mappings = 9;
   s.slabs = 50;
   s.slabs_orphaned = 5;
   s.os_map_calls = 11;
@@ -43,6 +42,10 @@ HeapStatistics Example() {
   s.slabs_made = 60;
   s.slabs_returned = 10;
   s.adoptions = 6;
+  s.mappings = 5;
+  s.arena_dirty_bytes = 1000000;
+  s.soft_limit_bytes = 20000000;
+  s.hard_limit_bytes = 30000000;
   s.size_classes = 3;
   s.by_class[0] = {.block_bytes = 16,
                    .slabs = 2,
@@ -103,6 +106,8 @@ TEST(StatisticsPrint, ThePage) {
           "           9.5 MiB   100.0 %\n"
           "  at the peak                           12000000"
           "          11.4 MiB   120.0 %\n"
+          "  dirty in free page runs                1000000"
+          "           1.0 MiB    10.0 %\n"
           "of what the program holds\n"
           "  small blocks                           3000000"
           "           2.9 MiB    30.0 %\n"
@@ -112,7 +117,8 @@ TEST(StatisticsPrint, ThePage) {
           "           1.9 MiB    20.0 %\n"
           "now: 3 threads, 2 arenas, 4 segments, 50 slabs (5 orphaned), "
           "1 huge blocks\n"
-          "system calls: 11 map, 12 unmap, 13 purge; 9 mappings now\n"
+          "system calls: 11 map, 12 unmap, 13 purge; 5 mappings now\n"
+          "limits in bytes: 20000000 soft, 30000000 hard; 0 is none\n"
           "threads: 21 refills, 22 flushes, 23 remote frees, 24 drained\n"
           "slabs: 60 made, 10 returned, 6 adopted\n"
           "  block bytes     slabs       live blocks       free blocks\n"
@@ -125,6 +131,10 @@ TEST(StatisticsPrint, AnEmptyHeapDividesByNothing) {
   EXPECT_NE(page.find("  held by the program                          0"
                       "           0.0 MiB     0.0 %\n"),
             std::string::npos);
+}
+
+TEST(StatisticsPrint, LimitsThatAreNotSetAreNotPrinted) {
+  EXPECT_EQ(PageOf(HeapStatistics()).find("limits"), std::string::npos);
 }
 
 TEST(StatisticsPrint, LinesStayWithinATerminalForHeapsOfTebibytes) {
@@ -182,6 +192,10 @@ TEST(StatisticsPrint, TheXml) {
             0u)
       << xml;
   EXPECT_NE(xml.find("<figure name=\"adoptions\" value=\"6\"/>\n"
+                     "<figure name=\"mappings\" value=\"5\"/>\n"
+                     "<figure name=\"arena_dirty_bytes\" value=\"1000000\"/>\n"
+                     "<figure name=\"soft_limit_bytes\" value=\"20000000\"/>\n"
+                     "<figure name=\"hard_limit_bytes\" value=\"30000000\"/>\n"
                      "<class block_bytes=\"16\" slabs=\"2\" "
                      "live_blocks=\"100\" free_blocks=\"8000\"/>\n"),
             std::string::npos)

@@ -1,0 +1,112 @@
+// Memory that goes back by itself, whichever call made it free. Each test runs
+// in a child, since the thread that gives it back stays.
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "alloc/heap.h"
+#include "arena/maintenance_signal.h"
+#include "arena/report.h"
+#include "arena/settings.h"
+#include "gtest/gtest.h"
+#include "tests/alloc/heap_support.h"
+#include "tests/arena/in_child.h"
+#include "tests/arena/test_seed.h"
+
+namespace quarry {
+namespace {
+
+// Both without another call of the heap's that could do the work.
+void CheckThatMemoryGoesBack() {
+  QUARRY_CHECK(maintenance_signal.state() == MaintenanceSignal::kAwake ||
+               maintenance_signal.state() == MaintenanceSignal::kAsleep);
+  QUARRY_CHECK(Soon([] {
+    const HeapStatistics s = GatherStatistics();
+    return s.arena_dirty_bytes == 0 && s.huge_cached_bytes == 0;
+  }));
+}
+
+template <typename Step>
+void ExpectToGoBackAfter(Step step) {
+  EXPECT_EQ(InChild([&] {
+              settings.decay_ms = 50;
+              Deallocate(Allocate(1));
+              step();
+              CheckThatMemoryGoesBack();
+            }),
+            0);
+}
+
+TEST(HeapMaintenance, AfterSmallBlocksWereFreed) {
+  const uint64_t seed = TestSeed();
+  for (const bool in_order : {true, false}) {
+    ExpectToGoBackAfter([&] {
+      std::vector<void*> blocks(Steps(100000));
+      for (void*& block : blocks) block = Allocate(1000);
+      if (!in_order) {
+        std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(seed));
+      }
+      QUARRY_CHECK(maintenance_signal.state() == MaintenanceSignal::kNoThread);
+      for (void* block : blocks) Deallocate(block);
+    });
+  }
+}
+
+TEST(HeapMaintenance, AfterAPageRunWasFreed) {
+  ExpectToGoBackAfter([] {
+    char* const block = Allocate(3 * kMiB);
+    memset(block, 1, 3 * kMiB);
+    Deallocate(block);
+  });
+}
+
+TEST(HeapMaintenance, AfterAHugeBlockWasFreed) {
+  ExpectToGoBackAfter([] {
+    char* const block = Allocate(20 * kMiB);
+    memset(block, 1, 20 * kMiB);
+    Deallocate(block);
+  });
+}
+
+TEST(HeapMaintenance, AfterABlockShrank) {
+  ExpectToGoBackAfter([] {
+    char* const block = Allocate(3 * kMiB);
+    memset(block, 1, 3 * kMiB);
+    QUARRY_CHECK(Reallocate(block, 100 * kKiB) == block);
+  });
+}
+
+TEST(HeapMaintenance, AfterAThreadGaveItsBlocksUp) {
+  ExpectToGoBackAfter([] {
+    // As many as fit into magazines and depots.
+    std::vector<void*> blocks(60);
+    for (size_t bytes = 1000; bytes <= 32000; bytes += 1000) {
+      for (void*& block : blocks) block = Allocate(bytes);
+      for (void* block : blocks) Deallocate(block);
+    }
+    FlushThread();
+  });
+}
+
+TEST(HeapMaintenance, NoThreadWhereItIsTurnedOff) {
+  EXPECT_EQ(InChild([] {
+              settings.maintenance = false;
+              settings.decay_ms = 20;
+              char* const block = Allocate(3 * kMiB);
+              memset(block, 1, 3 * kMiB);
+              Deallocate(block);
+              QUARRY_CHECK(maintenance_signal.IsOff());
+              // The next calls do the work.
+              QUARRY_CHECK(Soon([] {
+                FlushThread();
+                return GatherStatistics().arena_dirty_bytes == 0;
+              }));
+            }),
+            0);
+}
+
+}  // namespace
+}  // namespace quarry
