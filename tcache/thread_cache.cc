@@ -184,6 +184,7 @@ void* ThreadCache::Refill(SizeClass size_class) {
 }
 
 void* ThreadCache::TakeOne(SizeClass size_class) {
+  is_quiet_ = false;
   if (!pending_.IsEmpty()) DrainPending();
   Slab* slab = BestSlab(size_class);
   if (slab == nullptr) slab = AcquireSlab(size_class);

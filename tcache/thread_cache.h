@@ -375,8 +375,8 @@ class alignas(64) ThreadCache {
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   // Whether the owner took the lock since the last Tidy(), and whether that
   // found nothing more to give back.
-  bool is_quiet_ ABSL_GUARDED_BY(lock_) = false;
-  bool is_tidy_ ABSL_GUARDED_BY(lock_) = false;
+  bool is_quiet_ ABSL_GUARDED_BY(lock_) = true;
+  bool is_tidy_ ABSL_GUARDED_BY(lock_) = true;
 
   RunCache runs_;
 
