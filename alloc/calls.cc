@@ -22,6 +22,10 @@ void* OrNoMemory(void* block) {
   return block;
 }
 
+ABSL_ATTRIBUTE_NOINLINE void* MallocUncommon(size_t bytes) {
+  return OrNoMemory(AllocateSlow(bytes));
+}
+
 // What the first allocation sets up, a thread that only frees may read without
 // a lock, so it comes before any second thread.
 __attribute__((constructor)) void StartBeforeMain() {
@@ -38,7 +42,10 @@ __attribute__((destructor)) void PrintStatisticsAtExit() {
 
 }  // namespace
 
-void* MallocSlow(size_t bytes) { return OrNoMemory(AllocateSlow(bytes)); }
+void* MallocSlow(size_t bytes) {
+  if (void* block = TryTakeMedium(bytes)) return block;
+  return MallocUncommon(bytes);
+}
 
 void* MallocAligned8(size_t bytes) {
   return OrNoMemory(AllocateUnaligned8(bytes));

@@ -51,10 +51,6 @@ bool ServedByArena(size_t bytes) {
                      kSmallMaxBytes + 1);
 }
 
-size_t PagesFor(size_t bytes) {
-  return (bytes + PageBytes() - 1) / PageBytes();
-}
-
 Arena& ArenaOfThread() {
   ThreadCache* cache = CurrentCache();
   return cache != nullptr ? *cache->arena() : ArenaAt(0);
@@ -84,9 +80,11 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
   if (ServedByArena(std::max(bytes, alignment))) {
     Run* run;
     if (ABSL_PREDICT_TRUE(alignment <= PageBytes() && bytes > kSmallMaxBytes)) {
-      const size_t pages = MediumBytes(bytes) / PageBytes();
-      run = ThreadCache::TakeRun(pages);
-      if (run == nullptr) run = ArenaOfThread().Allocate(pages, PageBytes());
+      const size_t medium_bytes = MediumBytes(bytes);
+      run = ThreadCache::TakeRun(medium_bytes);
+      if (run == nullptr) {
+        run = ArenaOfThread().Allocate(PagesFor(medium_bytes), PageBytes());
+      }
     } else {
       // No more than the needed pages: what is aligned widely seldom fits
       // another request.
@@ -244,7 +242,7 @@ void* MoveToHuge(Run* run, size_t bytes) {
 
 // Whether `run` has, or could be made to have, room for `bytes` in its place.
 bool ResizeRun(Run* run, size_t bytes) {
-  const size_t pages = MediumBytes(bytes) / PageBytes();
+  const size_t pages = PagesFor(MediumBytes(bytes));
   if (pages == run->pages) return true;
   if (pages > run->pages) {
     return PagesFor(bytes) <= run->pages ||
@@ -277,6 +275,13 @@ void ReturnToRoom(void* p, Tag tag) {
   }
   if (room == Room::kHuge) return huge_blocks.Deallocate(HugeAt(kCall, p));
   ReportWildPointer(kCall, p);
+}
+
+ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, Tag tag,
+                                                const void* caller) {
+  if (ThreadCache::TryPushCold(p, tag)) return StartMaintenanceIfWanted(caller);
+  ReturnToRoom(p, tag);
+  StartMaintenanceIfWanted(caller);
 }
 
 }  // namespace
@@ -414,9 +419,9 @@ size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes) {
 void DeallocateSlow(void* p, const void* caller) {
   if (p == nullptr) return;
   const Tag tag = PageMap::TagOf(p);
-  if (ThreadCache::TryPushCold(p, tag)) return StartMaintenanceIfWanted(caller);
-  ReturnToRoom(p, tag);
-  StartMaintenanceIfWanted(caller);
+  // Here, in a function that has no register to save for it.
+  if (tag == kRunTag && ThreadCache::TryKeepRun(p)) return;
+  return DeallocateUncommon(p, tag, caller);
 }
 
 void DeallocateSizedSlow(void* p, size_t bytes) {

@@ -33,6 +33,17 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPop(size_t bytes) {
 }
 [[nodiscard]] void* AllocateSlow(size_t bytes);
 
+// The same for blocks of some tens of KiB to a few MiB: a page run that this
+// thread keeps, else nullptr.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
+  if (bytes <= kSmallMaxBytes || bytes > RunCache::kMostRunBytes ||
+      thread_state.tag == 0) {
+    return nullptr;
+  }
+  const Run* run = ThreadCache::TakeRun(MediumBytes(bytes));
+  return run != nullptr ? run->start : nullptr;
+}
+
 // All bytes are zero.
 [[nodiscard]] void* AllocateZeroed(size_t bytes);
 

@@ -373,15 +373,6 @@ Arena::Place Arena::Take(Run* run) {
   return Place::kBin;
 }
 
-Run* Arena::RunOf(const void* p) {
-  if (PageMap::TagOf(p) != kRunTag) return nullptr;
-  const Segment* const segment =
-      static_cast<const Segment*>(PageMap::DescriptorOf(p));
-  Run* const run = segment->TagAt(segment->PageOf(p));
-  if (run == nullptr || run->start != p || !run->IsInUse()) return nullptr;
-  return run;
-}
-
 Run* Arena::RunContaining(const void* p) {
   if (PageMap::TagOf(p) != kRunTag) return nullptr;
   const Segment* const segment =

@@ -9,6 +9,7 @@
 #include "arena/dirty_runs.h"
 #include "arena/lock.h"
 #include "arena/metadata.h"
+#include "arena/page_map.h"
 #include "arena/page_source.h"
 #include "arena/run.h"
 #include "arena/run_bins.h"
@@ -132,8 +133,17 @@ class Arena {
   void Shrink(Run* run, size_t pages) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // The run in use that starts at p, or nullptr. Takes no lock. p may be any
-  // address.
-  static Run* RunOf(const void* p);
+  // address, or, for the second, any whose tag is kRunTag.
+  static Run* RunOf(const void* p) {
+    return PageMap::TagOf(p) == kRunTag ? RunStartingAt(p) : nullptr;
+  }
+  static Run* RunStartingAt(const void* p) {
+    const Segment* const segment =
+        static_cast<const Segment*>(PageMap::DescriptorOf(p));
+    Run* const run = segment->TagAt(segment->PageOf(p));
+    if (run == nullptr || run->start != p || !run->IsInUse()) return nullptr;
+    return run;
+  }
 
   // The run, free or in use, that contains p, or nullptr. Walks a segment: for
   // error messages. p may be any address.

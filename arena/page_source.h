@@ -2,6 +2,7 @@
 #define QUARRY_ARENA_PAGE_SOURCE_H_
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -32,6 +33,12 @@ inline size_t PageBytes() {
 // a small number when there is none.
 constexpr size_t RoundUp(size_t bytes, size_t unit) {
   return (bytes + unit - 1) & ~(unit - 1);
+}
+
+// How many pages `bytes` bytes need.
+inline size_t PagesFor(size_t bytes) {
+  // PageBytes() is a power of two, which the compiler cannot know.
+  return RoundUp(bytes, PageBytes()) >> std::countr_zero(PageBytes());
 }
 
 // Where an arena's memory comes from: mappings of whole pages.

@@ -3,11 +3,11 @@
 // A program that allocates and frees a buffer in a loop gets the same pages
 // back each time, with neither a lock nor a locked instruction, a system call
 // or a fault. A run is found by its exact size, which is why medium sizes are
-// rounded to eight for each doubling (MediumPages() in size_classes.h).
+// rounded to eight for each doubling (MediumBytes() in size_classes.h).
 //
 //   slot      0      1      2     ...
 //   run      run    run     -            what the slot holds
-//   pages     25     9      0            its size; 0 is an empty slot
+//   bytes   100 Ki  36 Ki   0            its size; 0 is an empty slot
 //
 // Only the owner puts runs in. It and the maintenance thread take them out, and
 // exclude each other as in Dekker's algorithm, with the expensive half of its
@@ -28,7 +28,7 @@
 //   other thread at a time.
 // Ordering: is_busy_ and is_closed_ are released when they turn false and
 //   acquired by the other side, so that the slots pass from one to the other.
-// Invariant: the sum of pages_[i] is cached_pages_; pages_[i] == 0 exactly when
+// Invariant: the sum of bytes_[i] is cached_bytes_; bytes_[i] == 0 exactly when
 //   runs_[i] == nullptr. Every run in a slot is in state kCached.
 // Size: two cache lines.
 // Source: asymmetric fences of Dice, Huang and Yang 2001, by membarrier(2).
@@ -39,6 +39,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "arena/page_source.h"
 #include "arena/run.h"
@@ -51,16 +52,19 @@ class RunCache {
   // Of all runs together, and of one.
   static constexpr size_t kMostBytes = size_t{4} << 20;
   static constexpr size_t kMostRunBytes = kMostBytes / 2;
+  // More is worth the maintenance thread's attention, which Put() leaves to its
+  // caller.
+  static constexpr size_t kFewBytes = size_t{1} << 20;
 
   constexpr RunCache() = default;
   RunCache(const RunCache&) = delete;
   RunCache& operator=(const RunCache&) = delete;
 
-  // A run of exactly `pages` > 0 pages, in state kInUse and known to hold
+  // A run of exactly `bytes` > 0 bytes, in state kInUse, which may hold
   // anything; nullptr if there is none.
-  Run* Take(uint32_t pages) {
+  ABSL_ATTRIBUTE_ALWAYS_INLINE Run* Take(size_t bytes) {
     for (size_t i = 0; i < kSlots; ++i) {
-      if (pages_[i].load(std::memory_order_relaxed) != pages) continue;
+      if (bytes_[i].load(std::memory_order_relaxed) != bytes) continue;
       if (ABSL_PREDICT_FALSE(!Enter())) return nullptr;
       // Again: it may have been stolen before we entered.
       Run* run = runs_[i].load(std::memory_order_relaxed);
@@ -74,27 +78,40 @@ class RunCache {
     return nullptr;
   }
 
+  // Keeps `run`, which is in use, where there is room for it and little is kept;
+  // else false, and then Put().
+  //
+  // Two threads that free it at once may both get here. The arena finds that
+  // out when it is given the run a second time.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryPut(Run* run) {
+    const size_t bytes = run->bytes();
+    if (cached_bytes() + bytes > kFewBytes) return false;
+    for (size_t i = 0; i < kSlots; ++i) {
+      if (bytes_[i].load(std::memory_order_relaxed) != 0) continue;
+      if (ABSL_PREDICT_FALSE(!Enter())) return false;
+      run->state.store(Run::kCached, std::memory_order_relaxed);
+      Fill(i, run, bytes);
+      Leave();
+      return true;
+    }
+    return false;
+  }
+
   // Keeps `run`, whose state the caller has made kCached. Returns the run that
   // must go to its arena for that, if any: one put in earlier, or `run` itself.
-  // Call again with what went before until the answer is nullptr.
   Run* Put(Run* run) {
-    const uint32_t pages = run->pages;
-    if (pages * PageBytes() > kMostRunBytes) return run;
+    const size_t bytes = run->bytes();
+    if (bytes > kMostRunBytes) return run;
     if (ABSL_PREDICT_FALSE(!Enter())) return run;
     Run* evicted = nullptr;
     size_t i = 0;
-    while (i < kSlots && pages_[i].load(std::memory_order_relaxed) != 0) ++i;
+    while (i < kSlots && bytes_[i].load(std::memory_order_relaxed) != 0) ++i;
     if (i == kSlots) {
       i = next_evicted_++ % kSlots;
       evicted = runs_[i].load(std::memory_order_relaxed);
       Remove(i);
     }
-    runs_[i].store(run, std::memory_order_relaxed);
-    pages_[i].store(pages, std::memory_order_relaxed);
-    cached_pages_.store(cached_pages_.load(std::memory_order_relaxed) + pages,
-                        std::memory_order_relaxed);
-    puts_.store(puts_.load(std::memory_order_relaxed) + 1,
-                std::memory_order_relaxed);
+    Fill(i, run, bytes);
     Leave();
     return evicted;
   }
@@ -146,7 +163,7 @@ class RunCache {
 
   // Any thread may ask.
   size_t cached_bytes() const {
-    return cached_pages_.load(std::memory_order_relaxed) * PageBytes();
+    return cached_bytes_.load(std::memory_order_relaxed);
   }
 
   // In the child of a fork, for the cache of a thread that is gone: whatever
@@ -171,11 +188,18 @@ class RunCache {
   }
   void Leave() { is_busy_.store(false, std::memory_order_release); }
 
+  void Fill(size_t i, Run* run, size_t bytes) {
+    runs_[i].store(run, std::memory_order_relaxed);
+    bytes_[i].store(static_cast<uint32_t>(bytes), std::memory_order_relaxed);
+    cached_bytes_.store(cached_bytes() + bytes, std::memory_order_relaxed);
+    puts_.store(puts_.load(std::memory_order_relaxed) + 1,
+                std::memory_order_relaxed);
+  }
+
   void Remove(size_t i) {
-    cached_pages_.store(cached_pages_.load(std::memory_order_relaxed) -
-                            pages_[i].load(std::memory_order_relaxed),
-                        std::memory_order_relaxed);
-    pages_[i].store(0, std::memory_order_relaxed);
+    const size_t bytes = bytes_[i].load(std::memory_order_relaxed);
+    cached_bytes_.store(cached_bytes() - bytes, std::memory_order_relaxed);
+    bytes_[i].store(0, std::memory_order_relaxed);
     runs_[i].store(nullptr, std::memory_order_relaxed);
   }
 
@@ -183,8 +207,8 @@ class RunCache {
   // cannot.
   static bool FenceAllThreads();
 
-  std::atomic<uint32_t> pages_[kSlots] = {};
-  std::atomic<size_t> cached_pages_{0};
+  std::atomic<uint32_t> bytes_[kSlots] = {};
+  std::atomic<size_t> cached_bytes_{0};
   std::atomic<uint32_t> puts_{0};
   std::atomic<bool> is_busy_{false};
   std::atomic<bool> is_closed_{false};

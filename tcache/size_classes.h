@@ -90,8 +90,9 @@ constexpr size_t MinRequestBytes(SizeClass size_class) {
 // each doubling as the classes above, so that a size which varies a little
 // meets runs of its size again, and a block that grows a little stays.
 inline size_t MediumBytes(size_t bytes) {
+  const size_t page_bytes = PageBytes();
   const size_t step = std::bit_floor(bytes - 1) / kClassesPerDoubling;
-  return RoundUp(bytes, step > PageBytes() ? step : PageBytes());
+  return RoundUp(bytes, step > page_bytes ? step : page_bytes);
 }
 
 // Slabs are one granule, or, for classes of which that would hold only a few

@@ -329,7 +329,7 @@ void ThreadCache::FreeRun(Run* run) {
   while (Run* other = cache->runs_.PopAbove(RunCache::kMostBytes)) {
     cache->arena_->Deallocate(other);
   }
-  if (cache->runs_.cached_bytes() >= kWorthTidyingBytes) {
+  if (cache->runs_.cached_bytes() > RunCache::kFewBytes) {
     maintenance_signal.NoteWork();
   }
 }

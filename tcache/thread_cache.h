@@ -197,10 +197,21 @@ class alignas(64) ThreadCache {
   // Frees a block of `slab`, whoever owns it. Aborts if `p` is no block in use.
   static void Free(Slab* slab, void* p);
 
-  // A page run of the thread's arena that it keeps, of exactly `pages` pages;
+  // A page run of the thread's arena that it keeps, of exactly `bytes` bytes;
   // nullptr if there is none. What it holds is not known.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t pages) {
-    return thread_state.cache->runs_.Take(static_cast<uint32_t>(pages));
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t bytes) {
+    return thread_state.cache->runs_.Take(bytes);
+  }
+
+  // Frees the run that starts at `p`, whose tag is kRunTag, by keeping it, if
+  // that is possible with a look at it alone. Otherwise false, with nothing
+  // changed.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepRun(void* p) {
+    ThreadCache* cache = thread_state.cache;
+    Run* run = Arena::RunStartingAt(p);
+    return ABSL_PREDICT_TRUE(run != nullptr && thread_state.tag != 0 &&
+                             run->arena() == cache->arena_) &&
+           cache->runs_.TryPut(run);
   }
 
   // Frees a run in use: keeps it, or gives it to its arena.
@@ -276,7 +287,7 @@ class alignas(64) ThreadCache {
   static constexpr size_t kMostShelfBytes = 512 * 1024;
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
   static constexpr uint32_t kColdBlocks = 64;
-  // In depots or runs: from here on it is worth a thread to give it back.
+  // In depots: from here on it is worth a thread to give it back.
   static constexpr size_t kWorthTidyingBytes = 1024 * 1024;
 
   // The bounds above for each class.

@@ -24,6 +24,8 @@ class RunCacheTest : public testing::Test {
     run->state.store(PageRun::kCached, std::memory_order_relaxed);
   }
 
+  PageRun* Take(size_t pages) { return cache_.Take(pages * PageBytes()); }
+
   std::vector<PageRun*> Steal() {
     std::vector<PageRun*> stolen;
     left_ = cache_.StealIdle([&](PageRun* run) { stolen.push_back(run); });
@@ -37,17 +39,32 @@ class RunCacheTest : public testing::Test {
 TEST_F(RunCacheTest, GivesARunOfTheExactSizeBack) {
   PageRun run;
   Make(&run, 25);
-  EXPECT_EQ(cache_.Take(25), nullptr);
+  EXPECT_EQ(Take(25), nullptr);
   EXPECT_EQ(cache_.Put(&run), nullptr);
   EXPECT_EQ(cache_.cached_bytes(), 25 * PageBytes());
-  EXPECT_EQ(cache_.Take(24), nullptr);
-  EXPECT_EQ(cache_.Take(26), nullptr);
+  EXPECT_EQ(Take(24), nullptr);
+  EXPECT_EQ(Take(26), nullptr);
   run.zeroed = true;
-  EXPECT_EQ(cache_.Take(25), &run);
+  EXPECT_EQ(Take(25), &run);
   EXPECT_TRUE(run.IsInUse());
   EXPECT_FALSE(run.zeroed) << "the program wrote to it";
-  EXPECT_EQ(cache_.Take(25), nullptr);
+  EXPECT_EQ(Take(25), nullptr);
   EXPECT_EQ(cache_.cached_bytes(), 0u);
+}
+
+TEST_F(RunCacheTest, TheShortWayKeepsOnlyAFew) {
+  std::array<PageRun, 3> runs;
+  for (PageRun& run : runs) {
+    Make(&run, static_cast<uint32_t>(RunCache::kFewBytes / 2 / PageBytes()));
+    run.state = PageRun::kInUse;
+  }
+  EXPECT_TRUE(cache_.TryPut(&runs[0]));
+  EXPECT_EQ(runs[0].state, PageRun::kCached);
+  EXPECT_TRUE(cache_.TryPut(&runs[1]));
+  EXPECT_FALSE(cache_.TryPut(&runs[2]));
+  EXPECT_EQ(runs[2].state, PageRun::kInUse);
+  EXPECT_NE(cache_.PopAbove(0), nullptr);
+  EXPECT_NE(cache_.PopAbove(0), nullptr);
 }
 
 TEST_F(RunCacheTest, KeepsNoRunThatIsTooLarge) {
@@ -96,7 +113,7 @@ TEST_F(RunCacheTest, RunsAreStolenFromAnIdleOwnerAlone) {
   EXPECT_EQ(cache_.Put(&run), nullptr);
   EXPECT_TRUE(Steal().empty());
   EXPECT_TRUE(left_) << "put in since the last call";
-  EXPECT_EQ(cache_.Take(7), &run);
+  EXPECT_EQ(Take(7), &run);
   run.state = PageRun::kCached;
   EXPECT_EQ(cache_.Put(&run), nullptr);
   EXPECT_TRUE(Steal().empty());
@@ -104,7 +121,7 @@ TEST_F(RunCacheTest, RunsAreStolenFromAnIdleOwnerAlone) {
   EXPECT_EQ(Steal(), std::vector<PageRun*>{&run});
   EXPECT_FALSE(left_);
   EXPECT_EQ(run.state, PageRun::kCached) << "the arena takes it so";
-  EXPECT_EQ(cache_.Take(7), nullptr);
+  EXPECT_EQ(Take(7), nullptr);
 }
 
 // The owner and a thief at work at once: no run is ever with both, and none is
@@ -161,7 +178,7 @@ TEST_F(RunCacheTest, OwnerAndThiefNeverHoldTheSameRun) {
         hold(evicted);
         mine.push_back(evicted);
       }
-    } else if (PageRun* run = cache_.Take(static_cast<uint32_t>(3 + random() % 3))) {
+    } else if (PageRun* const run = Take(static_cast<uint32_t>(3 + random() % 3))) {
       hold(run);
       mine.push_back(run);
     }
