@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
 # The Debian packages that Quarry needs, and how they get onto the machine.
-# Sourced by tools/quarry and tools/test; runs nothing by itself.
+# Sourced by tools/quarry, tools/test and tools/bench; runs nothing by itself.
 
 # To build the libraries.
 QUARRY_BUILD_PACKAGES=(
@@ -19,6 +19,16 @@ QUARRY_BATTERY_PACKAGES=(
   bc bzip2 cmake curl default-jdk-headless ed gawk gdb git gzip jq lua5.4 make
   ninja-build nginx nodejs openssl patch perl redis-tools rsync ruby sqlite3
   tar vim xz-utils z3 zstd
+)
+
+# To build and run tools/bench, with Debian's other allocators.
+QUARRY_BENCH_PACKAGES=(
+  libjemalloc2 libmimalloc2.0 libtbbmalloc2 libtcmalloc-minimal4 python3 strace
+)
+
+# The real programs of tools/bench.
+QUARRY_BENCH_PROGRAM_PACKAGES=(
+  ghostscript lua5.4 redis-server redis-tools sqlite3 xz-utils z3
 )
 
 # Prints those of the named packages that are not installed.

@@ -2,7 +2,7 @@
 // allocator is preloaded.
 //
 //   patterns --list           names every pattern and says what it does
-//   patterns NAME...          runs these, or all, printing `NAME NS` for each
+//   patterns NAME...          runs these, or all, printing `NAME NS ns` for each
 //   patterns --repetitions=N  timed repetitions of a pattern, of which the fastest
 //                             counts (default 7)
 //   patterns --clock=CLOCK    cpu or wall, instead of the pattern's own clock
@@ -17,8 +17,6 @@
 // programs on a busy machine lengthen far less than wall time; patterns of two
 // threads by wall time, because waiting for each other is part of their cost.
 
-#include <sched.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
@@ -28,65 +26,24 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <thread>
 #include <utility>
 
+#include "tools/benchmarks/support.h"
+
 namespace {
 
-// Zero-filled array in a mapping of its own, never unmapped.
-template <typename T>
-class Table {
- public:
-  explicit Table(size_t entries) : entries_(entries) {
-    void* mapping = mmap(nullptr, entries * sizeof(T), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mapping == MAP_FAILED) {
-      std::perror("patterns: mmap");
-      std::exit(1);
-    }
-    data_ = static_cast<T*>(mapping);
-  }
-
-  T& operator[](size_t i) const { return data_[i]; }
-  T* begin() const { return data_; }
-  T* end() const { return data_ + entries_; }
-  size_t size() const { return entries_; }
-
- private:
-  T* data_;
-  size_t entries_;
-};
-
-// The SplitMix64 generator: the same sequence on every machine.
-// Source: Steele, Lea, Flood 2014.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-
-  // Uniform in [low, high].
-  uint32_t Between(uint32_t low, uint32_t high) {
-    state_ += 0x9e3779b97f4a7c15;
-    uint64_t z = state_;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    z ^= z >> 31;
-    return low + static_cast<uint32_t>(((z >> 32) * (uint64_t{high} - low + 1)) >> 32);
-  }
-
- private:
-  uint64_t state_;
-};
+using bench::NewBlock;
+using bench::NowNs;
+using bench::Random;
+using bench::Table;
+using bench::WaitUntil;
 
 struct Timing {
   int repetitions;
   clockid_t clock;
 };
-
-double NowNs(clockid_t clock) {
-  timespec now;
-  clock_gettime(clock, &now);
-  return static_cast<double>(now.tv_sec) * 1e9 + static_cast<double>(now.tv_nsec);
-}
 
 template <typename Body>
 double FastestNsPerPair(const Timing& timing, size_t pairs, Body body) {
@@ -97,16 +54,6 @@ double FastestNsPerPair(const Timing& timing, size_t pairs, Body body) {
     fastest_ns = std::min(fastest_ns, NowNs(timing.clock) - start_ns);
   }
   return fastest_ns / static_cast<double>(pairs);
-}
-
-// A block of `bytes` whose first and last byte are written. The compiler may not
-// assume that it knows the block, else it would remove the malloc and the free.
-inline char* NewBlock(size_t bytes) {
-  char* block = static_cast<char*>(std::malloc(bytes));
-  block[0] = 1;
-  block[bytes - 1] = 2;
-  asm volatile("" : : "r"(block) : "memory");
-  return block;
 }
 
 double PairOfOneSize(const Timing& timing) {
@@ -146,7 +93,7 @@ double BatchOfAMillion(const Timing& timing, bool shuffled) {
   for (uint32_t i = 0; i < kBlocks; ++i) order[i] = i;
   if (shuffled) {
     Random random(2);
-    for (uint32_t i = kBlocks - 1; i > 0; --i) std::swap(order[i], order[random.Between(0, i)]);
+    random.Shuffle(order.begin(), kBlocks);
   }
   return FastestNsPerPair(timing, kBlocks, [&blocks, &order] {
     for (char*& block : blocks) block = NewBlock(48);
@@ -262,14 +209,6 @@ double HotObjects(const Timing& timing) {
       while (top > 0) std::free(stack[--top]);
     }
   });
-}
-
-// Spins a little, then leaves the core to whomever is waited for.
-template <typename Condition>
-void WaitUntil(Condition condition) {
-  for (int spins = 0; !condition(); ++spins) {
-    if (spins >= 100) sched_yield();
-  }
 }
 
 double ProducerConsumer(const Timing& timing) {
@@ -426,8 +365,7 @@ int main(int argc, char** argv) {
     if (clock != nullptr) {
       timing.clock = std::strcmp(clock, "cpu") == 0 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
     }
-    std::printf("%s %.2f\n", chosen[i]->name, chosen[i]->run(timing));
-    std::fflush(stdout);
+    bench::Print(chosen[i]->name, chosen[i]->run(timing), "ns");
   }
   return 0;
 }

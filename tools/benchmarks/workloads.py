@@ -1,0 +1,95 @@
+"""The table of the workloads: what runs, and how it is measured."""
+
+import dataclasses
+import pathlib
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+GROUPS = {
+    "patterns": "Allocation patterns",
+    "one_thread": "One thread",
+    "threads": "Several threads",
+    "programs": "Programs",
+    "memory": "Scenarios of memory",
+    "calls": "System calls",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """One command line, to be run under every allocator.
+
+  A program of ours prints `NAME VALUE UNIT` for each of its figures. Any other
+  is measured from outside, by `clock`.
+  """
+  name: str
+  group: str
+  argv: tuple              # A first word with a slash is one of our programs.
+  clock: str = ""          # "cpu" or "wall", of a program that prints nothing.
+  environment: tuple = ()  # (name, value) pairs.
+  needs: tuple = ()        # Programs on PATH; without them it is skipped.
+  repeated: tuple = ()     # Of "calls": a command that does the same for longer,
+  more_millions: float = 0  # by so many million operations.
+  series: bool = False     # Writes SECONDS,RESIDENT,LIVE lines to $SERIES.
+
+
+def Pattern(name):
+  return Workload(name, "patterns", ("./patterns", name))
+
+
+def Memory(name, *argv):
+  return Workload(name, "memory", ("./memory/" + argv[0], *argv[1:]))
+
+
+def Calls(name, argv, repeated, more_millions):
+  return Workload(name + "_calls", "calls", argv, needs=("strace",),
+                  repeated=repeated, more_millions=more_millions)
+
+
+WORKLOADS = (
+    Pattern("pair16"),
+    Pattern("pair_random"),
+    Pattern("batch100_32"),
+    Pattern("batch1m_48_order"),
+    Pattern("batch1m_48_random"),
+    Pattern("replace_1k_8k"),
+    Pattern("replace_128k_527"),
+    Pattern("replace_1m_143"),
+    Pattern("hot_objects"),
+    Pattern("producer_consumer"),
+    Pattern("two_threads_churn"),
+
+    Workload("lua_binary_trees", "programs",
+             ("lua5.4", f"{HERE}/programs/binary_trees.lua"), clock="cpu",
+             needs=("lua5.4",)),
+    Workload("python_objects", "programs",
+             ("/usr/bin/python3", f"{HERE}/programs/objects.py"), clock="cpu",
+             environment=(("PYTHONMALLOC", "malloc"),)),
+    Workload("python_imports", "programs",
+             ("/usr/bin/python3", f"{HERE}/programs/imports.py"), clock="cpu"),
+    Workload("true", "programs", ("true",), clock="wall"),
+
+    Memory("return", "return"),
+    Memory("free_only", "free_only"),
+    Memory("idle_threads_keep", "idle_threads", "keep"),
+    Memory("idle_threads_half", "idle_threads", "half"),
+    Memory("calloc_1g", "huge", "calloc_1g"),
+    Memory("alternate_800k", "huge", "alternate_800k"),
+    Memory("realloc_double_ends", "huge", "realloc_double", "ends"),
+    Memory("realloc_double_all", "huge", "realloc_double", "all"),
+    Memory("realloc_1_2_ends", "huge", "realloc_1_2", "ends"),
+    Memory("realloc_1_2_all", "huge", "realloc_1_2", "all"),
+    # A fiftieth of the program's own count: a run of seconds, not minutes.
+    Memory("large_remote", "large_remote", "20000"),
+    Memory("limits", "limits"),
+
+    # The difference between two runs has no start-up in it.
+    Calls("pair16", ("./patterns", "--repetitions=1", "pair16"),
+          ("./patterns", "--repetitions=2", "pair16"), 4),
+    Calls("pair_random", ("./patterns", "--repetitions=1", "pair_random"),
+          ("./patterns", "--repetitions=2", "pair_random"), 4),
+    Calls("replace_1k_8k", ("./patterns", "--repetitions=1", "replace_1k_8k"),
+          ("./patterns", "--repetitions=2", "replace_1k_8k"), 1),
+    Calls("alternate_800k", ("./memory/huge", "alternate_800k", "100"),
+          ("./memory/huge", "alternate_800k", "300"), 0.02),
+)
