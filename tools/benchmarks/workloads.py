@@ -37,6 +37,10 @@ def Pattern(name):
   return Workload(name, "patterns", ("./patterns", name))
 
 
+def Threads(name, *argv):
+  return Workload(name, "threads", ("./threads/" + argv[0], *argv[1:]))
+
+
 def Memory(name, *argv):
   return Workload(name, "memory", ("./memory/" + argv[0], *argv[1:]))
 
@@ -58,6 +62,21 @@ WORKLOADS = (
     Pattern("hot_objects"),
     Pattern("producer_consumer"),
     Pattern("two_threads_churn"),
+
+    Threads("server_2", "server", "2"),
+    Threads("server_8", "server", "8"),
+    Threads("queues_1_to_1", "queues", "1", "1"),
+    Threads("queues_1_to_7", "queues", "1", "7"),
+    Threads("queues_7_to_1", "queues", "7", "1"),
+    Threads("queues_2_to_6", "queues", "2", "6"),
+    Threads("false_sharing_active_2", "false_sharing", "active", "2"),
+    Threads("false_sharing_active_8", "false_sharing", "active", "8"),
+    Threads("false_sharing_passive_2", "false_sharing", "passive", "2"),
+    Threads("false_sharing_passive_8", "false_sharing", "passive", "8"),
+    Threads("thread_churn_2", "thread_churn", "2"),
+    Threads("thread_churn_8", "thread_churn", "8"),
+    Threads("large_buffers_2", "large_buffers", "2"),
+    Threads("large_buffers_8", "large_buffers", "8"),
 
     Workload("lua_binary_trees", "programs",
              ("lua5.4", f"{HERE}/programs/binary_trees.lua"), clock="cpu",
