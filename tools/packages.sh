@@ -11,7 +11,7 @@ QUARRY_BUILD_PACKAGES=(
 # To build and run the tests.
 QUARRY_TEST_PACKAGES=(
   "${QUARRY_BUILD_PACKAGES[@]}"
-  binutils clang-19 libclang-rt-19-dev libgtest-dev python3
+  binutils clang-19 libclang-rt-19-dev libgtest-dev python3 valgrind
 )
 
 # The programs of tests/battery.
@@ -23,7 +23,8 @@ QUARRY_BATTERY_PACKAGES=(
 
 # To build and run tools/bench, with Debian's other allocators.
 QUARRY_BENCH_PACKAGES=(
-  libjemalloc2 libmimalloc2.0 libtbbmalloc2 libtcmalloc-minimal4 python3 strace
+  libbenchmark-dev libjemalloc2 libmimalloc2.0 libtbbmalloc2
+  libtcmalloc-minimal4 python3 strace
 )
 
 # The real programs of tools/bench.

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Builds and tests Quarry in each configuration, then runs the battery.
 
+Between the two, tools/golden_instructions counts what the fast paths take.
+
 Counts test cases, as the tests themselves report them: each TEST() of
 GoogleTest, each script, each program of the battery. A test that crashes, runs
 out of time or does not build counts as one failure. Skipped cases are counted
@@ -20,6 +22,7 @@ import xml.etree.ElementTree as ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BATTERY = ROOT / "tests" / "battery" / "battery.py"
+GOLDEN_INSTRUCTIONS = ROOT / "tools" / "golden_instructions"
 
 # The name shown, and what Bazel is told.
 CONFIGURATIONS = {
@@ -142,6 +145,12 @@ def RunBattery():
   return Counts(passed, failed, 0)
 
 
+def CompareInstructions():
+  """One case: the fast paths take the instructions that they should."""
+  finished = subprocess.run([GOLDEN_INSTRUCTIONS], check=False)
+  return Counts(0, 1, 0) if finished.returncode else Counts(1, 0, 0)
+
+
 def Report(name, run):
   started = time.monotonic()
   print(f"{name}: running", flush=True)
@@ -177,6 +186,10 @@ def Main():
   for name in names:
     counts = Report(name, lambda: RunConfiguration(name, arguments.targets))
     total = Counts(*map(sum, zip(total, counts)))
+  # Of the build that is shipped; what else was asked for is not about them.
+  if "default" in names and arguments.targets == ["//..."]:
+    total = Counts(*map(sum, zip(
+        total, Report("instructions", CompareInstructions))))
   if not arguments.quick and not arguments.no_battery:
     total = Counts(*map(sum, zip(total, Report("battery", RunBattery))))
 

@@ -104,7 +104,9 @@ def Choose(parser, arguments):
 def FindAllocators(arguments):
   """{name: library}; the empty library is the C library's own malloc."""
   library = subprocess.run([ROOT / "tools" / "quarry", "lib"], text=True,
-                           stdout=subprocess.PIPE, check=True)
+                           stdout=subprocess.PIPE, check=False)
+  if library.returncode != 0:
+    sys.exit(2)  # It has said why.
   allocators = {SUBJECT: library.stdout.strip(), "glibc": ""}
   for name, soname in DEBIAN_PEERS.items():
     found = glob.glob(f"/usr/lib/*/{soname}")
@@ -114,7 +116,8 @@ def FindAllocators(arguments):
   wanted = [name for name in arguments.allocators.split(",") if name]
   for name in wanted:
     if name not in allocators:
-      sys.exit(f"tools/bench: no allocator {name}")
+      print(f"tools/bench: no allocator {name}", file=sys.stderr)
+      sys.exit(2)
   return {name: path for name, path in allocators.items()
           if not wanted or name in wanted}
 
@@ -150,7 +153,7 @@ class Progress:
 
 def RunAll(runner, chosen, allocators, rounds):
   """(figures, series, failures, noise) of all runs."""
-  found = {}     # {(workload, figure's name): figure}
+  found = {}     # {(workload, figure's name, unit): figure}
   series = {}    # {workload: {allocator: lines}}
   failures = {}  # {(workload, allocator): why}
   noise = machine.Noise()
@@ -170,7 +173,7 @@ def RunAll(runner, chosen, allocators, rounds):
             failures[workload.name, name] = str(failure)
             values = []
           for figure, kind, unit, value in values:
-            found.setdefault((workload.name, figure), {
+            found.setdefault((workload.name, figure, unit), {
                 "workload": workload.name, "group": workload.group,
                 "name": figure, "kind": kind, "unit": unit, "samples": {},
             })["samples"].setdefault(name, []).append(value)
@@ -203,6 +206,8 @@ def Tables(results):
   tables = [(title, Select(results, "time", [group]))
             for group, title in workloads.GROUPS.items()]
   tables += [
+      ("Fast paths, in times of the least possible",
+       Select(results, "limit", workloads.GROUPS)),
       ("Memory that stays", Select(results, "memory", workloads.GROUPS)),
       ("System calls in steady state",
        Select(results, "calls", workloads.GROUPS)),
@@ -248,9 +253,12 @@ def Main(argv):
     for workload in arguments.workloads:
       print(f"{workload.group:10}  {workload.name}")
     return 0
-  subprocess.run(["bazel", "build", "--noshow_progress",
-                  "//tools/benchmarks:programs"], cwd=ROOT,
-                 stdin=subprocess.DEVNULL, check=True)
+  built = subprocess.run(["bazel", "build", "--noshow_progress",
+                          "--ui_event_filters=-info",
+                          "//tools/benchmarks:programs"], cwd=ROOT,
+                         stdin=subprocess.DEVNULL, check=False)
+  if built.returncode != 0:
+    return 2
   allocators = FindAllocators(arguments)
   skipped = [{"workload": workload.name, "program": run.Missing(workload)}
              for workload in arguments.workloads if run.Missing(workload)]

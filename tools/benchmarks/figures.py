@@ -3,8 +3,8 @@
 In every figure less is better. A figure is a dictionary:
 
   workload, group, name   whose it is; a workload has one or more
-  kind                    "time", "memory", "peak" or "calls"
-  unit                    "ns", "ms", "MiB", "x" or "per M"
+  kind                    "time", "limit", "memory", "peak" or "calls"
+  unit                    "ns", "ms", "limits", "MiB", "x" or "per M"
   samples                 {allocator: [value of each round]}
 """
 

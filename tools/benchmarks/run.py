@@ -8,7 +8,8 @@ import tempfile
 
 TIMEOUT_S = 600
 
-_KINDS = {"ns": "time", "ms": "time", "MiB": "memory", "x": "memory"}
+_KINDS = {"ns": "time", "ms": "time", "MiB": "memory", "x": "memory",
+          "limits": "limit"}
 _TRACED = "trace=mmap,munmap,mremap,madvise,brk,mprotect"
 
 

@@ -6,6 +6,7 @@ import pathlib
 HERE = pathlib.Path(__file__).resolve().parent
 
 GROUPS = {
+    "fast_path": "Fast paths",
     "patterns": "Allocation patterns",
     "one_thread": "One thread",
     "threads": "Several threads",
@@ -51,6 +52,9 @@ def Calls(name, argv, repeated, more_millions):
 
 
 WORKLOADS = (
+    Workload("fast_path", "fast_path",
+             ("./fast_path/fast_path", "--benchmark_min_time=0.1")),
+
     Pattern("pair16"),
     Pattern("pair_random"),
     Pattern("batch100_32"),
