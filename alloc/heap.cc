@@ -277,10 +277,13 @@ void ReturnToRoom(void* p, Tag tag) {
   ReportWildPointer(kCall, p);
 }
 
-ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, Tag tag,
-                                                const void* caller) {
-  if (ThreadCache::TryPushCold(p, tag)) return StartMaintenanceIfWanted(caller);
-  ReturnToRoom(p, tag);
+ABSL_ATTRIBUTE_NOINLINE void FlushNotes(const void* caller) {
+  thread_state.cache->FlushNotes();
+  StartMaintenanceIfWanted(caller);
+}
+
+ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller) {
+  ReturnToRoom(p, PageMap::TagOf(p));
   StartMaintenanceIfWanted(caller);
 }
 
@@ -418,10 +421,15 @@ size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes) {
 
 void DeallocateSlow(void* p, const void* caller) {
   if (p == nullptr) return;
-  const Tag tag = PageMap::TagOf(p);
-  // Here, in a function that has no register to save for it.
-  if (tag == kRunTag && ThreadCache::TryKeepRun(p)) return;
-  return DeallocateUncommon(p, tag, caller);
+  // What is common, in a function that has no register to save for it.
+  Tag tag;
+  if (ABSL_PREDICT_TRUE(PageMap::HomeTagOf(p, &tag))) {
+    if (tag == kRunTag && ThreadCache::TryKeepRun(p)) return;
+    if (ThreadCache::TryPushCold(p, tag)) {
+      return ThreadCache::NotesAreFull() ? FlushNotes(caller) : void();
+    }
+  }
+  return DeallocateUncommon(p, caller);
 }
 
 void DeallocateSizedSlow(void* p, size_t bytes) {

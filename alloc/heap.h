@@ -40,7 +40,8 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
       thread_state.tag == 0) {
     return nullptr;
   }
-  const Run* run = ThreadCache::TakeRun(MediumBytes(bytes));
+  const Run* run =
+      ThreadCache::TakeRun(MediumBytes(bytes, KnownPageBytes()));
   return run != nullptr ? run->start : nullptr;
 }
 

@@ -29,6 +29,12 @@ inline size_t PageBytes() {
   return ABSL_PREDICT_TRUE(bytes != 0) ? bytes : internal::FindPageBytes();
 }
 
+// The same for who holds memory from a source, and so comes after that was asked
+// for: without a call that a fast path would have to be ready for.
+inline size_t KnownPageBytes() {
+  return internal::page_bytes.load(std::memory_order_relaxed);
+}
+
 // The smallest multiple of `unit`, a power of two, that is >= bytes. Wraps to
 // a small number when there is none.
 constexpr size_t RoundUp(size_t bytes, size_t unit) {

@@ -74,7 +74,7 @@ struct alignas(64) Run {
   Run* older = nullptr;
   Run* newer = nullptr;
 
-  size_t bytes() const { return pages * PageBytes(); }
+  size_t bytes() const { return pages * KnownPageBytes(); }
   char* end() const { return start + bytes(); }
   inline Arena* arena() const;  // Defined in segment.h.
 };

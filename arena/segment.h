@@ -88,7 +88,7 @@ class alignas(64) Segment {
   uint32_t PageOf(const void* p) const {
     const uintptr_t offset = reinterpret_cast<uintptr_t>(p) - reach_start_;
     // PageBytes() is a power of two, which the compiler cannot know.
-    return static_cast<uint32_t>(offset >> std::countr_zero(PageBytes()));
+    return static_cast<uint32_t>(offset >> std::countr_zero(KnownPageBytes()));
   }
   char* AddressOf(uint32_t page) const {
     return reinterpret_cast<char*>(reach_start_ + page * PageBytes());

@@ -89,8 +89,7 @@ constexpr size_t MinRequestBytes(SizeClass size_class) {
 // What a request above kSmallMaxBytes gets: whole pages, in steps of eight for
 // each doubling as the classes above, so that a size which varies a little
 // meets runs of its size again, and a block that grows a little stays.
-inline size_t MediumBytes(size_t bytes) {
-  const size_t page_bytes = PageBytes();
+inline size_t MediumBytes(size_t bytes, size_t page_bytes = PageBytes()) {
   const size_t step = std::bit_floor(bytes - 1) / kClassesPerDoubling;
   return RoundUp(bytes, step > page_bytes ? step : page_bytes);
 }

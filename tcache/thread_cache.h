@@ -171,6 +171,7 @@ class alignas(64) ThreadCache {
 
   // Frees `p`, whose tag is `tag`, if it is a block of a fast class that is
   // cold, and that this thread owns. Otherwise false, with nothing changed.
+  // Then FlushNotes() if NotesAreFull().
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(void* p, Tag tag) {
     const Tag offset = tag ^ thread_state.tag;
     if (offset >= kOwnerUnit) return false;
@@ -186,8 +187,10 @@ class alignas(64) ThreadCache {
     cache->cold_[cache->cold_count_] = p;
     std::atomic_signal_fence(std::memory_order_release);
     ++cache->cold_count_;
-    if (cache->cold_count_ == kColdBlocks) cache->FlushNotes();
     return true;
+  }
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool NotesAreFull() {
+    return ABSL_PREDICT_FALSE(thread_state.cache->cold_count_ == kColdBlocks);
   }
 
   // A block of `size_class`, making a cache for the thread if need be; nullptr

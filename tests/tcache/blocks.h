@@ -47,7 +47,10 @@ inline void* Allocate(size_t bytes) { return AllocateOfClass(ClassOf(bytes)); }
 
 inline void Free(void* p) {
   if (ThreadCache::TryPush(p)) return;
-  if (ThreadCache::TryPushCold(p, PageMap::TagOf(p))) return;
+  if (ThreadCache::TryPushCold(p, PageMap::TagOf(p))) {
+    if (ThreadCache::NotesAreFull()) thread_state.cache->FlushNotes();
+    return;
+  }
   ThreadCache::Free(Slab::Of(p), p);
 }
 
