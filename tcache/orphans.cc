@@ -1,5 +1,6 @@
 #include "tcache/orphans.h"
 
+#include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
 #include "tcache/thread_cache.h"
 
@@ -88,7 +89,11 @@ void PassToken(Slab* slab) {
     if (owner != nullptr) {
       // The owner may have exited since, and another thread may have its cache.
       // The stack then is closed, or its new owner passes the token on.
-      if (owner->pending().Push(slab)) return;
+      if (owner->pending().Push(slab)) {
+        // The owner may be idle.
+        maintenance_signal.NoteWork();
+        return;
+      }
       // Its stack is closed under the orphans' lock, and before that lock is
       // released every slab of the cache is an orphan.
       LockHolder wait(orphans.lock());

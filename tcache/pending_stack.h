@@ -30,14 +30,20 @@ class PendingStack {
     do {
       if (head == Closed()) return false;
       slab->pending_next = head;
+      // Releases to TakeAll() what the slab holds, and sequentially consistent
+      // for the maintenance thread, which must not overlook the slab when it
+      // falls asleep: see maintenance_signal.h.
     } while (!head_.compare_exchange_weak(head, slab,
-                                          std::memory_order_release,
+                                          std::memory_order_seq_cst,
                                           std::memory_order_relaxed));
     return true;
   }
 
   bool IsEmpty() const {
-    return head_.load(std::memory_order_relaxed) == nullptr;
+    return head_.load(std::memory_order_seq_cst) == nullptr;
+  }
+  bool IsClosed() const {
+    return head_.load(std::memory_order_relaxed) == Closed();
   }
 
   // All pushed slabs, linked by pending_next.

@@ -492,6 +492,11 @@ void ThreadCache::Relist(Slab* slab) {
 bool ThreadCache::Tidy(bool is_urgent) {
   // The owner is at work, and will be asked again.
   if (!lock_.TryAcquire()) return true;
+  // It has just been closed, and has nothing: its owner waits to say so.
+  if (pending_.IsClosed()) {
+    lock_.Release();
+    return false;
+  }
   if (!pending_.IsEmpty()) {
     DrainPending();
     is_tidy_ = false;
