@@ -428,6 +428,13 @@ void DeallocateSlow(void* p, const void* caller) {
     if (ThreadCache::TryPushCold(p, tag)) {
       return ThreadCache::NotesAreFull() ? FlushNotes(caller) : void();
     }
+    // By the cache's tag, since a thread that left the fast path has another.
+    const bool is_remote =
+        (tag ^ thread_state.cache->tag()) >= kOwnerUnit &&
+        RoomOf(tag) == Room::kSlab && tag < kNobody;
+    if (is_remote && ABSL_PREDICT_TRUE(PerturbByte() == 0)) {
+      return FreeFastRemotely(p, tag);
+    }
   }
   return DeallocateUncommon(p, caller);
 }

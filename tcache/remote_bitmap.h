@@ -16,14 +16,15 @@
 // Ordering: both read-modify-writes of MarkFreed() release, and those of
 //   Drain() acquire: whatever the freeing thread last did to a block happens
 //   before the block is reused. A thread touches the slab no more after the
-//   fetch_or that makes its block drainable, unless that gave it the token:
+//   addition that makes its block drainable, unless that gave it the token:
 //    - the word was not empty: its block is drained with the word, for which
-//      another thread sets the summary; the fetch_or of the word is the last.
+//      another thread sets the summary; the addition to the word is the last.
 //    - the word was empty: no drain takes it before the summary names it, and
-//      so the block keeps the slab alive until the fetch_or of the summary.
+//      so the block keeps the slab alive until the addition to the summary.
 //    - that gave kFirst: no drain happens before the token is passed on.
 // Invariant: a word named by the summary is not empty.
-// Cost: one locked OR for each free; a second for the first free in a word.
+// Cost: one locked addition for each free; a second for the first free in a
+//   word.
 // Errors: a block marked twice between two drains is reported as kAlreadyFree.
 // Source: the per-page atomic free list of mimalloc (Leijen, Zorn, de Moura
 //   2019), with bits in place of a list, so that no loop retries and a double
@@ -51,19 +52,20 @@ class RemoteBitmap {
   // `words` has room for every block of the slab, all zero.
   explicit RemoteBitmap(std::atomic<uint64_t>* words) : words_(words) {}
 
-  // Records that `block` is free. Requires block < kMaxBlocks.
-  [[nodiscard]] Mark MarkFreed(size_t block) {
+  // Records that `block` is free. Requires block < kMaxBlocks. `words` is what
+  // the constructor was given, from a caller who knows it without a look at
+  // this line, which other threads write.
+  [[nodiscard]] Mark MarkFreed(std::atomic<uint64_t>* words, size_t block) {
     const uint64_t bit = uint64_t{1} << (block % 64);
-    const uint64_t word =
-        words_[block / 64].fetch_or(bit, std::memory_order_acq_rel);
+    const uint64_t word = Set(words[block / 64], bit);
     if ((word & bit) != 0) return Mark::kAlreadyFree;
     if (word != 0) return Mark::kAdded;
-    // Acquire as well as release: the holder of the token goes on to read what
-    // the last drain and a change of owner left behind.
-    const uint64_t summary = summary_.fetch_or(uint64_t{1} << (block / 64),
-                                               std::memory_order_acq_rel);
+    // The bit of a word that was empty is not in the summary: a drain clears it
+    // there before it empties the word.
+    const uint64_t summary = Set(summary_, uint64_t{1} << (block / 64));
     return summary == 0 ? Mark::kFirst : Mark::kAdded;
   }
+  [[nodiscard]] Mark MarkFreed(size_t block) { return MarkFreed(words_, block); }
 
   // Calls take(index, word) for each word with marks, and clears it. Gives the
   // token back: the next MarkFreed() that finds the summary empty gets it.
@@ -102,6 +104,17 @@ class RemoteBitmap {
   }
 
  private:
+  // Sets a bit that is not set, and returns what there was before. An addition,
+  // which x86 has as one instruction: where the old value is wanted, fetch_or
+  // is a loop, which takes the line from its last writer twice. A bit that was
+  // set carries into its neighbours, and the process ends with a report.
+  //
+  // Acquire as well as release: the holder of the token goes on to read what
+  // the last drain and a change of owner left behind.
+  static uint64_t Set(std::atomic<uint64_t>& word, uint64_t bit) {
+    return word.fetch_add(bit, std::memory_order_acq_rel);
+  }
+
   std::atomic<uint64_t> summary_{0};
   std::atomic<uint64_t>* words_;
 };

@@ -32,6 +32,18 @@ void CountRemoteFree() {
       std::memory_order_relaxed);
 }
 
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Finish(Slab* slab, void* p,
+                                         RemoteBitmap::Mark mark) {
+  switch (mark) {
+    case RemoteBitmap::Mark::kAdded:
+      return;
+    case RemoteBitmap::Mark::kFirst:
+      return PassToken(slab);
+    case RemoteBitmap::Mark::kAlreadyFree:
+      ReportDoubleFree(p, slab->block_bytes(), slab->start());
+  }
+}
+
 }  // namespace
 
 uint64_t RemoteFreesWithoutCache() {
@@ -41,14 +53,23 @@ uint64_t RemoteFreesWithoutCache() {
 void FreeRemotely(Slab* slab, void* p) {
   CheckIsBlock("free", slab, p);
   CountRemoteFree();
-  switch (slab->remote.MarkFreed(slab->IndexOf(p))) {
-    case RemoteBitmap::Mark::kAdded:
-      return;
-    case RemoteBitmap::Mark::kFirst:
-      return PassToken(slab);
-    case RemoteBitmap::Mark::kAlreadyFree:
-      ReportDoubleFree(p, slab->block_bytes(), slab->start());
+  Finish(slab, p, slab->remote.MarkFreed(slab->IndexOf(p)));
+}
+
+void FreeFastRemotely(void* p, Tag tag) {
+  const SlabGeometry& geometry =
+      Slab::kGeometry[tag % kOwnerUnit / sizeof(Magazine)];
+  // Slabs of fast classes are one granule.
+  const size_t offset = reinterpret_cast<uintptr_t>(p) % kGranuleBytes;
+  const size_t index = (offset * geometry.index_reciprocal) >> kIndexShift;
+  Slab* slab = Slab::Of(p);
+  if (ABSL_PREDICT_FALSE(index * geometry.block_bytes != offset ||
+                         index >= geometry.blocks)) {
+    ReportNoBlock("free", slab, p);
   }
+  CountRemoteFree();
+  std::atomic<uint64_t>* const words = Slab::RemoteWords(slab, geometry);
+  Finish(slab, p, slab->remote.MarkFreed(words, index));
 }
 
 }  // namespace quarry

@@ -17,6 +17,9 @@ namespace quarry {
 // Errors: aborts if p is not the start of a block, or is marked already.
 void FreeRemotely(Slab* slab, void* p);
 
+// The same for a block of a fast class, whose tag is `tag`.
+void FreeFastRemotely(void* p, Tag tag);
+
 // How many calls of FreeRemotely() threads without a cache have made; those of
 // others are counted in ThreadCache::remote_frees.
 uint64_t RemoteFreesWithoutCache();

@@ -20,12 +20,21 @@ Slab::Slab(Run* run, SizeClass size_class, std::atomic<uint64_t>* remote_words)
       size_class_(static_cast<uint16_t>(size_class)),
       remote(remote_words) {}
 
+constexpr std::array<SlabGeometry, kClasses> Slab::kGeometry = [] {
+  std::array<SlabGeometry, kClasses> geometry = {};
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    geometry[c] = {IndexReciprocal(c), static_cast<uint32_t>(BlockBytes(c)),
+                   static_cast<uint16_t>(SlabBlocks(c)),
+                   static_cast<uint16_t>(sizeof(Slab) + WordBytes(c))};
+  }
+  return geometry;
+}();
+
 Slab* Slab::Make(Run* run, SizeClass size_class) {
   void* memory = metadata_pool.Allocate(DescriptorBytes(size_class));
   if (memory == nullptr) return nullptr;
-  char* words = static_cast<char*>(memory) + sizeof(Slab);
-  auto* remote_words = reinterpret_cast<std::atomic<uint64_t>*>(
-      words + WordBytes(size_class));
+  std::atomic<uint64_t>* const remote_words =
+      RemoteWords(static_cast<Slab*>(memory), kGeometry[size_class]);
   return new (memory) Slab(run, size_class, remote_words);
 }
 

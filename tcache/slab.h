@@ -23,6 +23,7 @@
 #ifndef QUARRY_TCACHE_SLAB_H_
 #define QUARRY_TCACHE_SLAB_H_
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -37,6 +38,15 @@
 namespace quarry {
 
 class ThreadCache;
+
+// What all slabs of a class have in common: for who has a block's tag, and so its
+// class, and need not ask the slab, whose lines its owner writes.
+struct SlabGeometry {
+  uint64_t index_reciprocal;
+  uint32_t block_bytes;
+  uint16_t blocks;
+  uint16_t remote_words_at;  // From the start of the descriptor.
+};
 
 // A list of free blocks that is built front to back.
 class BlockList {
@@ -114,6 +124,16 @@ class alignas(64) Slab {
 
   // Frees the descriptor and returns the run. Requires used() == 0.
   static Run* Unmake(Slab* slab);
+
+  // The words of `remote`.
+  static std::atomic<uint64_t>* RemoteWords(Slab* slab,
+                                            const SlabGeometry& geometry) {
+    return reinterpret_cast<std::atomic<uint64_t>*>(
+        reinterpret_cast<char*>(slab) + geometry.remote_words_at);
+  }
+
+  [[gnu::visibility("hidden")]] static const std::array<SlabGeometry, kClasses>
+      kGeometry;
 
   // The slab of `p`, whose tag says that it lies in one.
   static Slab* Of(const void* p) {
@@ -205,13 +225,13 @@ class alignas(64) Slab {
  private:
   Slab(Run* run, SizeClass size_class, std::atomic<uint64_t>* remote_words);
 
-  static size_t Words(SizeClass size_class) {
+  static constexpr size_t Words(SizeClass size_class) {
     return (SlabBlocks(size_class) + 63) / 64;
   }
-  static size_t WordBytes(SizeClass size_class) {
+  static constexpr size_t WordBytes(SizeClass size_class) {
     return RoundUp(Words(size_class) * sizeof(uint64_t), 64);
   }
-  static size_t DescriptorBytes(SizeClass size_class) {
+  static constexpr size_t DescriptorBytes(SizeClass size_class) {
     return sizeof(Slab) + 2 * WordBytes(size_class);
   }
 
