@@ -3,6 +3,15 @@
 _ABSEIL_BUILD = {
     "base": """
 cc_library(
+    name = "all_headers",
+    hdrs = glob([
+        "**/*.h",
+        "**/*.inc",
+    ]),
+    visibility = ["//absl:__subpackages__"],
+)
+
+cc_library(
     name = "core_headers",
     hdrs = [
         "attributes.h",
@@ -16,7 +25,34 @@ cc_library(
     visibility = ["//visibility:public"],
 )
 """,
+    "container": """
+cc_library(
+    name = "flat_hash_map",
+    hdrs = glob(["**/*.h"]),
+    linkopts = [
+        "-labsl_raw_hash_set",
+        "-labsl_hash",
+        "-labsl_city",
+        "-labsl_low_level_hash",
+        "-labsl_raw_logging_internal",
+    ],
+    visibility = ["//visibility:public"],
+    deps = [
+        "//absl/base:all_headers",
+        "//absl/numeric:all_headers",
+    ],
+)
+""",
     "numeric": """
+cc_library(
+    name = "all_headers",
+    hdrs = glob([
+        "**/*.h",
+        "**/*.inc",
+    ]),
+    visibility = ["//absl:__subpackages__"],
+)
+
 cc_library(
     name = "bits",
     hdrs = [
@@ -43,6 +79,6 @@ def _debian_abseil_impl(repository_ctx):
 
 debian_abseil = repository_rule(
     implementation = _debian_abseil_impl,
-    doc = "The header-only parts of Abseil that Quarry uses, as installed.",
+    doc = "The parts of Abseil that Quarry uses, as installed.",
     local = True,
 )

@@ -266,6 +266,7 @@ def Main(argv):
             if not run.Missing(workload)]
 
   with tempfile.TemporaryDirectory(prefix="quarry-bench-") as scratch:
+    workloads.MakeInputs(scratch)
     found, series, failures, noise = RunAll(
         run.Runner(str(BINARIES), scratch), chosen, allocators,
         arguments.rounds)

@@ -18,10 +18,14 @@ class Failed(Exception):
 
 
 class Runner:
-  """Runs workloads with the programs in the folder `binaries`."""
+  """Runs workloads with the programs in the folder `binaries`.
+
+  `scratch` is a folder for reports, and has what workloads.MakeInputs() makes.
+  """
 
   def __init__(self, binaries, scratch):
     self._binaries = binaries
+    self._inputs = scratch
     self._report = os.path.join(scratch, "report")
     self._series = os.path.join(scratch, "series.csv")
 
@@ -59,7 +63,8 @@ class Runner:
     first = argv[0]
     if first.startswith("./"):
       first = os.path.join(self._binaries, first[2:])
-    return [first, *argv[1:]]
+    return [first, *(word.replace("{inputs}", self._inputs)
+                     for word in argv[1:])]
 
   def _Calls(self, argv, library):
     """System calls that ask for memory or give it back, of all threads."""

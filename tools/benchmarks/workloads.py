@@ -2,8 +2,10 @@
 
 import dataclasses
 import pathlib
+import subprocess
+import sys
 
-HERE = pathlib.Path(__file__).resolve().parent
+PROGRAMS = pathlib.Path(__file__).resolve().parent / "programs"
 
 GROUPS = {
     "fast_path": "Fast paths",
@@ -25,7 +27,8 @@ class Workload:
   """
   name: str
   group: str
-  argv: tuple              # A first word with a slash is one of our programs.
+  argv: tuple              # A first word of ./ is one of our programs; {inputs}
+                           # is the folder of MakeInputs().
   clock: str = ""          # "cpu" or "wall", of a program that prints nothing.
   environment: tuple = ()  # (name, value) pairs.
   needs: tuple = ()        # Programs on PATH; without them it is skipped.
@@ -38,8 +41,17 @@ def Pattern(name):
   return Workload(name, "patterns", ("./patterns", name))
 
 
+def OneThread(name, *argv):
+  return Workload(name, "one_thread", ("./one_thread/" + argv[0], *argv[1:]))
+
+
 def Threads(name, *argv):
   return Workload(name, "threads", ("./threads/" + argv[0], *argv[1:]))
+
+
+def Program(name, argv, clock="cpu", needs=(), environment=()):
+  return Workload(name, "programs", argv, clock=clock,
+                  needs=needs or argv[:1], environment=environment)
 
 
 def Memory(name, *argv):
@@ -67,6 +79,18 @@ WORKLOADS = (
     Pattern("producer_consumer"),
     Pattern("two_threads_churn"),
 
+    OneThread("flat_hash_map", "containers", "flat_hash_map"),
+    OneThread("map", "containers", "map"),
+    OneThread("list", "containers", "list"),
+    OneThread("trees", "trees"),
+    OneThread("documents", "documents"),
+    OneThread("key_value", "key_value"),
+    OneThread("lifetimes", "lifetimes"),
+    OneThread("vectors_calloc", "vectors", "calloc"),
+    OneThread("vectors_realloc", "vectors", "realloc"),
+    OneThread("sized_delete", "sized_delete"),
+    OneThread("fork_server", "fork_server"),
+
     Threads("server_2", "server", "2"),
     Threads("server_8", "server", "8"),
     Threads("queues_1_to_1", "queues", "1", "1"),
@@ -82,15 +106,23 @@ WORKLOADS = (
     Threads("large_buffers_2", "large_buffers", "2"),
     Threads("large_buffers_8", "large_buffers", "8"),
 
-    Workload("lua_binary_trees", "programs",
-             ("lua5.4", f"{HERE}/programs/binary_trees.lua"), clock="cpu",
-             needs=("lua5.4",)),
-    Workload("python_objects", "programs",
-             ("/usr/bin/python3", f"{HERE}/programs/objects.py"), clock="cpu",
-             environment=(("PYTHONMALLOC", "malloc"),)),
-    Workload("python_imports", "programs",
-             ("/usr/bin/python3", f"{HERE}/programs/imports.py"), clock="cpu"),
-    Workload("true", "programs", ("true",), clock="wall"),
+    Program("redis", ("bash", f"{PROGRAMS}/redis.sh"), "",
+            needs=("redis-server", "redis-benchmark", "redis-cli")),
+    Program("sqlite3", ("sqlite3", ":memory:", f".read {PROGRAMS}/store.sql")),
+    Program("gcc", ("g++", "-std=c++20", "-O1", "-c", f"{PROGRAMS}/templates.cc",
+                    "-o", "templates.o")),
+    Program("ghostscript", ("gs", "-q", "-dNOPAUSE", "-dBATCH", "-dSAFER",
+                            "-sDEVICE=ppmraw", "-r150",
+                            "-sOutputFile=/dev/null", f"{PROGRAMS}/drawing.ps")),
+    Program("z3", ("z3", f"{PROGRAMS}/puzzle.smt2")),
+    # One file for all runs, which is what xz writes beside its input.
+    Program("xz", ("xz", "--keep", "--force", "--threads=2", "-2",
+                   "{inputs}/text")),
+    Program("lua_binary_trees", ("lua5.4", f"{PROGRAMS}/binary_trees.lua")),
+    Program("python_objects", ("/usr/bin/python3", f"{PROGRAMS}/objects.py"),
+            environment=(("PYTHONMALLOC", "malloc"),)),
+    Program("python_imports", ("/usr/bin/python3", f"{PROGRAMS}/imports.py")),
+    Program("true", ("true",), "wall"),
 
     Memory("return", "return"),
     Memory("free_only", "free_only"),
@@ -105,6 +137,7 @@ WORKLOADS = (
     # A fiftieth of the program's own count: a run of seconds, not minutes.
     Memory("large_remote", "large_remote", "20000"),
     Memory("limits", "limits"),
+    Workload("day", "memory", ("./memory/day", "60"), series=True),
 
     # The difference between two runs has no start-up in it.
     Calls("pair16", ("./patterns", "--repetitions=1", "pair16"),
@@ -116,3 +149,9 @@ WORKLOADS = (
     Calls("alternate_800k", ("./memory/huge", "alternate_800k", "100"),
           ("./memory/huge", "alternate_800k", "300"), 0.02),
 )
+
+
+def MakeInputs(folder):
+  """Writes what the programs work on and is too large to keep."""
+  subprocess.run([sys.executable, PROGRAMS / "text.py",
+                  pathlib.Path(folder) / "text", "6"], check=True)
