@@ -73,7 +73,8 @@ class Random {
   template <typename T>
   void Shuffle(T* values, size_t count) {
     for (size_t i = count; i > 1; --i) {
-      std::swap(values[i - 1], values[Between(0, static_cast<uint32_t>(i - 1))]);
+      const uint32_t other = Between(0, static_cast<uint32_t>(i - 1));
+      std::swap(values[i - 1], values[other]);
     }
   }
 

@@ -32,8 +32,9 @@ class Workload:
   clock: str = ""          # "cpu" or "wall", of a program that prints nothing.
   environment: tuple = ()  # (name, value) pairs.
   needs: tuple = ()        # Programs on PATH; without them it is skipped.
-  repeated: tuple = ()     # Of "calls": a command that does the same for longer,
-  more_millions: float = 0  # by so many million operations.
+  # Of "calls": a command that does the same for longer, and by how much.
+  repeated: tuple = ()
+  more_millions: float = 0  # Operations.
   series: bool = False     # Writes SECONDS,RESIDENT,LIVE lines to $SERIES.
 
 
@@ -109,11 +110,12 @@ WORKLOADS = (
     Program("redis", ("bash", f"{PROGRAMS}/redis.sh"), "",
             needs=("redis-server", "redis-benchmark", "redis-cli")),
     Program("sqlite3", ("sqlite3", ":memory:", f".read {PROGRAMS}/store.sql")),
-    Program("gcc", ("g++", "-std=c++20", "-O1", "-c", f"{PROGRAMS}/templates.cc",
-                    "-o", "templates.o")),
+    Program("gcc", ("g++", "-std=c++20", "-O1", "-c",
+                    f"{PROGRAMS}/templates.cc", "-o", "templates.o")),
     Program("ghostscript", ("gs", "-q", "-dNOPAUSE", "-dBATCH", "-dSAFER",
                             "-sDEVICE=ppmraw", "-r150",
-                            "-sOutputFile=/dev/null", f"{PROGRAMS}/drawing.ps")),
+                            "-sOutputFile=/dev/null",
+                            f"{PROGRAMS}/drawing.ps")),
     Program("z3", ("z3", f"{PROGRAMS}/puzzle.smt2")),
     # One file for all runs, which is what xz writes beside its input.
     Program("xz", ("xz", "--keep", "--force", "--threads=2", "-2",

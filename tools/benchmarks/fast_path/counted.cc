@@ -13,7 +13,7 @@
 
 #include "tools/benchmarks/support.h"
 
-// What follows a call keeps it from being a jump, which is no call to callgrind.
+// What follows a call keeps it from being a jump: no call, to callgrind.
 #define COUNTED extern "C" __attribute__((noinline))
 #define AFTER_THE_CALL asm volatile("" : : : "memory")
 

@@ -48,7 +48,8 @@ class Day {
 
   void LiveThrough() {
     for (size_t phase = 0; phase < kPhases; ++phase) {
-      const double end_ns = start_ns_ + static_cast<double>(phase + 1) * phase_ns_;
+      const double end_ns =
+          start_ns_ + static_cast<double>(phase + 1) * phase_ns_;
       while (bench::NowNs() < end_ns) {
         for (int i = 0; i < 1000; ++i) {
           Block& block = slots_[random_.Between(0, kSlots - 1)];

@@ -4,8 +4,8 @@
 //
 // Each of THREADS (default 400) threads allocates and touches KB (default 2500)
 // thousand bytes in blocks of 16 to 1024, and with `half` frees half of them,
-// picked at random. Prints the wall time per block, and two seconds later what is
-// resident in relation to the bytes that are live.
+// picked at random. Prints the wall time per block, and two seconds later what
+// is resident in relation to the bytes that are live.
 
 #include <pthread.h>
 

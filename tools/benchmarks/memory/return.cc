@@ -4,8 +4,8 @@
 //
 // Allocates and touches MIB (default 1024) of blocks of 16 to 512 bytes, frees
 // all in another order and sleeps. Prints the time of a malloc and its free,
-// and what is resident when all is allocated, after the last free, and one and five
-// seconds later: seconds without a single call of the allocator.
+// and what is resident when all is allocated, after the last free, and one and
+// five seconds later: seconds without a single call of the allocator.
 
 #include <cstdlib>
 

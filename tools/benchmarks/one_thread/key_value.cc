@@ -11,7 +11,8 @@
 #include "tools/benchmarks/support.h"
 
 int main(int argc, char** argv) {
-  const auto keys = static_cast<uint32_t>(bench::Argument(argc, argv, 1, 1'000'000));
+  const auto keys =
+      static_cast<uint32_t>(bench::Argument(argc, argv, 1, 1'000'000));
   const size_t updates = bench::Argument(argc, argv, 2, 2'000'000);
   bench::Random random(1);
   bench::Table<uint16_t> sizes(1 << 16);
