@@ -37,6 +37,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/base/optimization.h"
 #include "tcache/size_classes.h"
 
 namespace quarry {
@@ -58,7 +59,10 @@ class RemoteBitmap {
   [[nodiscard]] Mark MarkFreed(std::atomic<uint64_t>* words, size_t block) {
     const uint64_t bit = uint64_t{1} << (block % 64);
     const uint64_t word = Set(words[block / 64], bit);
-    if ((word & bit) != 0) return Mark::kAlreadyFree;
+    if (ABSL_PREDICT_FALSE((word & bit) != 0)) {
+      words[block / 64].fetch_sub(bit, std::memory_order_relaxed);
+      return Mark::kAlreadyFree;
+    }
     if (word != 0) return Mark::kAdded;
     // The bit of a word that was empty is not in the summary: a drain clears it
     // there before it empties the word.
@@ -107,7 +111,8 @@ class RemoteBitmap {
   // Sets a bit that is not set, and returns what there was before. An addition,
   // which x86 has as one instruction: where the old value is wanted, fetch_or
   // is a loop, which takes the line from its last writer twice. A bit that was
-  // set carries into its neighbours, and the process ends with a report.
+  // set carries into its neighbours until that is taken back; what a drain saw
+  // meanwhile matters no more, since the process ends with a report.
   //
   // Acquire as well as release: the holder of the token goes on to read what
   // the last drain and a change of owner left behind.
