@@ -38,23 +38,11 @@ char* PlaceIn(const Run* run, uint32_t pages, size_t alignment) {
   return last - (reinterpret_cast<uintptr_t>(last) & (alignment - 1));
 }
 
-// What may be dirty before the thread that frees purges.
-size_t CapBytes() {
-  if (settings.decay_ms.load(std::memory_order_relaxed) == 0) return 0;
-  return settings.trim_threshold_bytes.load(std::memory_order_relaxed);
-}
-
 // Times are compared within half of the clock's range.
 constexpr uint32_t kLongestAgeMs = ~uint32_t{0} / 2;
 
 bool IsBefore(uint32_t then_ms, uint32_t time_ms) {
   return then_ms != time_ms && AgeMs(then_ms, time_ms) <= kLongestAgeMs;
-}
-
-// Whether there is no maintenance thread that sees to old runs.
-bool CallersPurge() {
-  return !settings.maintenance.load(std::memory_order_relaxed) ||
-         maintenance_signal.IsOff();
 }
 
 }  // namespace
@@ -69,7 +57,6 @@ Run* Arena::Allocate(size_t pages, size_t alignment) {
     { LockHolder until_the_step_is_done(purge_lock_); }
     run = TryAllocate(needed, alignment, nullptr);
   }
-  if (ABSL_PREDICT_FALSE(CallersPurge())) PurgeOldIfDue();
   return run;
 }
 
@@ -125,7 +112,7 @@ size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   Run* const part = CutOut(after, 0, more, place);
   segment->ClearTags(part);
   segment->MoveEnd(run, static_cast<uint32_t>(pages));
-  in_use_pages_ += more;
+  CountInUse(in_use_pages() + more);
   RecycleRecord(part);
   return pages;
 }
@@ -263,7 +250,7 @@ Run* Arena::Carve(Run* run, uint32_t pages, size_t alignment) {
   run->zeroed = run->dirty_pages == 0 &&
                 run->segment->AreZero(run->segment->PageOf(run->start), pages);
   run->state.store(Run::kInUse, std::memory_order_relaxed);
-  in_use_pages_ += pages;
+  CountInUse(in_use_pages() + pages);
   ++in_use_runs_;
   return run;
 }
@@ -309,7 +296,7 @@ void Arena::Free(Run* run, uint32_t touched_pages) {
   run->dirty_pages = touched_pages == run->pages
                          ? touched_pages
                          : segment->CountDirty(first, run->pages);
-  in_use_pages_ -= run->pages;
+  CountInUse(in_use_pages() - run->pages);
   --in_use_runs_;
   run->state.store(Run::kFree, std::memory_order_relaxed);
   dirty_.Add(run, NowMs());
@@ -393,48 +380,39 @@ void Arena::SeeToDirtyRuns() {
       dirty_bytes > stubborn_dirty_bytes_.load(std::memory_order_relaxed) &&
       (maintenance_signal.state() != MaintenanceSignal::kAwake ||
        dirty_bytes / 2 >= cap_bytes)) {
-    PurgeOverCap();
+    PurgeOverCap(kMostCapPurgeBytes);
   }
-  if (ABSL_PREDICT_FALSE(CallersPurge())) return PurgeOldIfDue();
   if (FreeDirtyBytes() >= kNotedDirtyBytes) maintenance_signal.NoteWork();
 }
 
-// One step, so that no call takes long; the next one goes on at once, until
-// nothing old is left.
-void Arena::PurgeOldIfDue() {
-  const size_t decay_ms = settings.decay_ms.load(std::memory_order_relaxed);
-  if (decay_ms > kLongestAgeMs || FreeDirtyBytes() == 0) return;
-  const uint32_t now_ms = NowMs();
-  if (AgeMs(none_old_ms_.load(std::memory_order_relaxed), now_ms) <
-      decay_ms / 4) {
-    return;
+size_t Arena::CapBytes() const {
+  if (settings.decay_ms.load(std::memory_order_relaxed) == 0) return 0;
+  const size_t cap_bytes =
+      settings.trim_threshold_bytes.load(std::memory_order_relaxed);
+  if (!settings.mmap_threshold_adapts.load(std::memory_order_relaxed) ||
+      maintenance_signal.IsOff()) {
+    return cap_bytes;
   }
-  // Another thread is at it.
-  if (!purge_lock_.TryAcquire()) return;
-  PurgePass pass;
-  pass.of_any_age = false;
-  pass.before_ms = now_ms - static_cast<uint32_t>(decay_ms);
-  pass.gives_way = false;  // It is but one step.
-  pass.left_bytes = FreeDirtyBytes();
-  if (!PurgeStep(&pass)) none_old_ms_.store(now_ms, std::memory_order_relaxed);
-  purge_lock_.Release();
+  return std::max(cap_bytes, in_use_pages() * PageBytes() / 2);
 }
 
-size_t Arena::PurgeFreedBefore(uint32_t time_ms) {
+size_t Arena::PurgeFreedBefore(uint32_t time_ms, size_t most_bytes) {
   PurgePass pass;
   pass.of_any_age = false;
   pass.before_ms = time_ms;
+  pass.left_bytes = most_bytes;
   PurgeAll(&pass);
   return pass.purged_bytes;
 }
 
-size_t Arena::PurgeOverCap() {
+size_t Arena::PurgeOverCap(size_t most_bytes) {
   const size_t cap_bytes = CapBytes();
   const size_t stubborn_bytes =
       stubborn_dirty_bytes_.load(std::memory_order_relaxed);
   if (FreeDirtyBytes() <= std::max(cap_bytes, stubborn_bytes)) return 0;
   PurgePass pass;
-  pass.keep_bytes = cap_bytes / 2;
+  pass.keep_bytes = cap_bytes - std::min(cap_bytes / 2, kMostCapPurgeBytes);
+  pass.left_bytes = most_bytes;
   PurgeAll(&pass);
   // The system refuses to purge locked memory, and would be asked again with
   // every free: not before there is twice as much.
@@ -459,7 +437,7 @@ size_t Arena::Purge(size_t keep_bytes) {
 }
 
 void Arena::PurgeAll(PurgePass* pass) {
-  pass->left_bytes = FreeDirtyBytes();
+  pass->left_bytes = std::min(pass->left_bytes, FreeDirtyBytes());
   bool more = true;
   while (more) {
     LockHolder one_step(purge_lock_);
@@ -493,8 +471,9 @@ Run* Arena::BeginPurge(const PurgePass& pass, Place* origin) {
   const size_t dirty_bytes = FreeDirtyBytes();
   if (dirty_bytes <= pass.keep_bytes) return nullptr;
   const size_t wanted_bytes =
-      std::min(RoundUp(dirty_bytes - pass.keep_bytes, PageBytes()),
-               std::max(kPurgeStepBytes, PageBytes()));
+      std::min({RoundUp(dirty_bytes - pass.keep_bytes, PageBytes()),
+                RoundUp(pass.left_bytes, PageBytes()),
+                std::max(kPurgeStepBytes, PageBytes())});
   const uint32_t wanted = static_cast<uint32_t>(wanted_bytes / PageBytes());
 
   const Segment* const segment = run->segment;
@@ -657,7 +636,7 @@ bool Arena::FindDense(DenseSearch* search, char** found) {
 Arena::Statistics Arena::statistics() {
   LockHolder hold(lock_);
   return {mapped_pages_ * PageBytes(),
-          in_use_pages_ * PageBytes(),
+          in_use_pages() * PageBytes(),
           free_bytes(),
           FreeDirtyBytes(),
           segment_count_,
@@ -715,7 +694,7 @@ void Arena::Verify() {
   QUARRY_CHECK(victim_ == nullptr || victim_ != top_);
   QUARRY_CHECK(segments == segment_count_);
   QUARRY_CHECK(mapped_pages == mapped_pages_);
-  QUARRY_CHECK(free_pages + purging_pages == mapped_pages_ - in_use_pages_);
+  QUARRY_CHECK(free_pages + purging_pages == mapped_pages_ - in_use_pages());
   QUARRY_CHECK((purging_pages > 0) == (purging_ != nullptr));
   QUARRY_CHECK(in_use_runs == in_use_runs_);
   QUARRY_CHECK(free_runs == free_runs_);

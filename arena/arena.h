@@ -44,9 +44,9 @@ namespace quarry {
 // Deallocate().
 //
 // Free runs with dirty pages are listed by age as well, and purged oldest
-// first: by the maintenance thread when they are old, by the thread that frees
-// when too much is dirty, and where there is no maintenance thread by whoever
-// calls. The system calls are made without the lock:
+// first: when they are old by the maintenance thread (tcache/maintenance.h),
+// and when too much is dirty by the thread that frees. The system calls are
+// made without the lock:
 //
 //   purge_lock_  |<------------ one step, at most 8 MiB ------------>|
 //   lock_        |<- cut out ->|                        |<- put in ->|
@@ -89,6 +89,10 @@ class Arena {
   // a request that needs just this run wait.
   static constexpr size_t kPurgeStepBytes = size_t{8} << 20;
 
+  // The most that one free purges because too much is dirty: some milliseconds.
+  // No run that the room above takes is larger, so it keeps up with the frees.
+  static constexpr size_t kMostCapPurgeBytes = 4 * kPurgeStepBytes;
+
   // So much that is dirty is worth the maintenance thread's waking.
   static constexpr size_t kNotedDirtyBytes = size_t{1} << 20;
 
@@ -112,9 +116,9 @@ class Arena {
   // first `touched_pages` may have been touched: what lies behind is as it was
   // when the run was allocated.
   //
-  // Sees to dirty runs, as Shrink() does: purges when more than
-  // settings.trim_threshold_bytes are dirty, or all when settings.decay_ms is
-  // 0, unless the maintenance thread is awake and will; tells that thread.
+  // Sees to dirty runs, as Shrink() does: purges when more is dirty than
+  // settings allow, unless the maintenance thread is awake and will; tells that
+  // thread.
   void Deallocate(Run* run, size_t touched_pages)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
   void Deallocate(Run* run) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_) {
@@ -154,14 +158,23 @@ class Arena {
   // just freed.
 
   // Purges what was freed before time_ms, a time by NowMs() at most 24 days
-  // ago. Leaves the rest to the next call when a request waits for a run that
-  // was being purged, as does PurgeOverCap().
-  size_t PurgeFreedBefore(uint32_t time_ms)
+  // ago, and of that at most `most_bytes`. Leaves the rest to the next call when
+  // a request waits for a run that was being purged, as does PurgeOverCap().
+  size_t PurgeFreedBefore(uint32_t time_ms, size_t most_bytes = SIZE_MAX)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
-  // Purges, if more is dirty than settings allow, down to half of that, so
-  // that the next free does not purge again.
-  size_t PurgeOverCap() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+  // Purges at most `most_bytes` if more is dirty than settings allow: down to
+  // half of that, or kMostCapPurgeBytes below it, so that the next free does
+  // not purge again.
+  //
+  // That is settings.trim_threshold_bytes, and nothing when settings.decay_ms
+  // is 0. But a program that replaces large blocks has as much free at any time
+  // as it is about to use again, and to purge that costs it a fault for each
+  // page. So while what is free goes back in time anyhow, by the maintenance
+  // thread, and the user has set no threshold, half of what is in use may be
+  // dirty beside it.
+  size_t PurgeOverCap(size_t most_bytes = SIZE_MAX)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Purges until at most keep_bytes are dirty. Before, unmaps segments that are
   // wholly free, and free ends of others, while keep_bytes stay free; returns
@@ -205,9 +218,10 @@ class Arena {
     uint32_t before_ms = 0;
     bool gives_way = true;  // Ends early when a request waits for the lock.
 
-    // What was dirty when the pass began and was not asked for yet. It ends a
-    // pass that other threads keep supplied, or that is refused.
-    size_t left_bytes = 0;
+    // At first what may be asked for at most. PurgeAll() takes no more than was
+    // dirty when the pass began, and so ends a pass that other threads keep
+    // supplied, or that is refused.
+    size_t left_bytes = SIZE_MAX;
     size_t purged_bytes = 0;
     bool refused = false;
   };
@@ -276,15 +290,23 @@ class Arena {
   Place Take(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   size_t free_bytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
-    return (mapped_pages_ - in_use_pages_) * PageBytes();
+    return (mapped_pages_ - in_use_pages()) * PageBytes();
   }
+
+  // Without the lock, a moment old.
+  size_t in_use_pages() const {
+    return in_use_pages_.load(std::memory_order_relaxed);
+  }
+  void CountInUse(size_t pages) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    in_use_pages_.store(pages, std::memory_order_relaxed);
+  }
+
+  // What may be dirty before the thread that frees purges.
+  size_t CapBytes() const;
 
   // After a free: purges what is too much, and sees to it that what is old will
   // be purged.
   void SeeToDirtyRuns() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
-  // One step for what is older than settings.decay_ms. Where nothing was, looks
-  // again only after a quarter of that.
-  void PurgeOldIfDue() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   void PurgeAll(PurgePass* pass) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
   // False when the pass is over.
@@ -327,7 +349,8 @@ class Arena {
   size_t spares_ ABSL_GUARDED_BY(lock_) = 0;
 
   size_t mapped_pages_ ABSL_GUARDED_BY(lock_) = 0;
-  size_t in_use_pages_ ABSL_GUARDED_BY(lock_) = 0;
+  // A plain counter that only the holder of the lock writes.
+  std::atomic<size_t> in_use_pages_{0};
   size_t segment_count_ ABSL_GUARDED_BY(lock_) = 0;
   size_t removals_ ABSL_GUARDED_BY(lock_) = 0;  // Of segments, ever.
   size_t in_use_runs_ ABSL_GUARDED_BY(lock_) = 0;
@@ -338,10 +361,8 @@ class Arena {
   // Whether a request waits for purge_lock_.
   bool is_waited_for_ ABSL_GUARDED_BY(lock_) = false;
   // After a purge that the system refused: what may be dirty until the next.
-  // Plain numbers, as is the time when last nothing old was left: what two
-  // threads make of them at once is as good as either.
+  // A plain number: what two threads make of it at once is as good as either.
   std::atomic<size_t> stubborn_dirty_bytes_{0};
-  std::atomic<uint32_t> none_old_ms_{0};
 };
 
 }  // namespace quarry

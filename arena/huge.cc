@@ -22,19 +22,9 @@ bool IsMultiple(const void* p, size_t unit) {
   return (reinterpret_cast<uintptr_t>(p) & (unit - 1)) == 0;
 }
 
-uint32_t DecayMs() {
-  return static_cast<uint32_t>(std::min<size_t>(
-      settings.decay_ms.load(std::memory_order_relaxed), INT32_MAX));
-}
-
-// Whether nobody else sees to what is kept for reuse.
-bool DecayRidesOnCalls() {
-  return !settings.maintenance.load(std::memory_order_relaxed) ||
-         maintenance_signal.IsOff();
-}
-
 bool MayBeKept(size_t bytes) {
-  return bytes <= HugeBlocks::kLargestCachedBytes && DecayMs() != 0 &&
+  return bytes <= HugeBlocks::kLargestCachedBytes &&
+         settings.decay_ms.load(std::memory_order_relaxed) != 0 &&
          !AboveSoftLimit();
 }
 
@@ -64,7 +54,6 @@ Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment) {
   if (bytes > PTRDIFF_MAX) return nullptr;
   bytes = RoundUp(bytes, PageBytes());
   alignment = std::max(alignment, kGranuleBytes);
-  DecayOnCall();
   if (Huge* const cached = TakeCached(bytes, alignment)) return cached;
   if (Huge* const fresh = MapFresh(bytes, alignment)) return fresh;
   // What is kept for reuse may be what is missing.
@@ -143,11 +132,6 @@ void HugeBlocks::Deallocate(Huge* huge) {
   }
   DiscardAll(discarded);
   if (is_kept) maintenance_signal.NoteWork();
-  DecayOnCall();
-}
-
-void HugeBlocks::DecayOnCall() {
-  if (DecayRidesOnCalls()) PurgeFreedBefore(NowMs() - DecayMs());
 }
 
 Huge* HugeBlocks::TakeFreedBefore(uint32_t time_ms, Huge* chain) {

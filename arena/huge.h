@@ -35,8 +35,8 @@ struct Huge {
 // A few freed mappings are kept for reuse, oldest out first, so that a program
 // that allocates and frees a large buffer in a loop makes no system call and
 // faults no page. Their pages stay as they were: dirty. What nobody reused for
-// settings.decay_ms is unmapped, by the maintenance thread or, where there is
-// none, with the next call here. Nothing is kept above the soft limit.
+// settings.decay_ms the maintenance thread unmaps (tcache/maintenance.h).
+// Nothing is kept above the soft limit.
 //
 // While settings.mmap_threshold_adapts, a block whose size a program has shown
 // to free again raises settings.mmap_threshold_bytes over that size. The arenas
@@ -134,9 +134,6 @@ class HugeBlocks {
   // `chain`, which is linked by `next`.
   Huge* TakeFreedBefore(uint32_t time_ms, Huge* chain)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-
-  // PurgeFreedBefore() for a process without a maintenance thread.
-  void DecayOnCall() ABSL_LOCKS_EXCLUDED(lock_);
 
   // Unmaps a chain, linked by `next`, of blocks that are in no list. Returns
   // their bytes.

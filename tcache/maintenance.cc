@@ -122,36 +122,78 @@ bool MayStartThread(const void* caller) {
   return true;
 }
 
+// What was freed before this time is due at `now_ms`.
+uint32_t DueBeforeMs(uint32_t now_ms) {
+  return now_ms - (AboveSoftLimit() ? 0 : DecayMs());
+}
+
+// Returns whether something is left for the next time.
+bool TidyCaches() {
+  const bool is_urgent = AboveSoftLimit();
+  bool is_left = false;
+  cache_registry.ForEach([&](ThreadCache* cache) {
+    if (cache->is_open && cache->Tidy(is_urgent)) is_left = true;
+  });
+  return is_left;
+}
+
+size_t PurgeArenas(uint32_t before_ms, size_t most_bytes) {
+  size_t bytes = 0;
+  for (size_t i = 0; i < kMaxArenas && bytes < most_bytes; ++i) {
+    bytes += ArenaAt(i).PurgeFreedBefore(before_ms, most_bytes - bytes);
+  }
+  return bytes;
+}
+
+void AdviseDense() {
+  if (settings.huge_pages.load(std::memory_order_relaxed) !=
+      HugePagePolicy::kDense) {
+    return;
+  }
+  for (size_t i = 0; i < kMaxArenas; ++i) ArenaAt(i).AdviseDense();
+}
+
+// A tick on a slow path. No call is to take long, so it purges one step, and
+// those that follow go on at once until nothing is due.
 void TickIfDue() {
   static constinit std::atomic<uint32_t> last_ms{0};
+  // Relaxed: who takes the flag takes a step, and what is missed by one tick is
+  // found by the next.
+  static constinit std::atomic<bool> is_behind{false};
   const uint32_t now_ms = NowMs();
+  const uint32_t before_ms = DueBeforeMs(now_ms);
   uint32_t then_ms = last_ms.load(std::memory_order_relaxed);
-  if (AgeMs(then_ms, now_ms) < PauseMs()) return;
-  if (last_ms.compare_exchange_strong(then_ms, now_ms,
+  if (AgeMs(then_ms, now_ms) >= PauseMs() &&
+      last_ms.compare_exchange_strong(then_ms, now_ms,
                                       std::memory_order_relaxed)) {
-    (void)MaintenanceTick(now_ms);
+    TidyCaches();
+    huge_blocks.PurgeFreedBefore(before_ms);
+    AdviseDense();
+    is_behind.store(true, std::memory_order_relaxed);
+  }
+  if (!is_behind.load(std::memory_order_relaxed) ||
+      !is_behind.exchange(false, std::memory_order_relaxed)) {
+    return;
+  }
+  if (PurgeArenas(before_ms, Arena::kPurgeStepBytes) >=
+      Arena::kPurgeStepBytes) {
+    is_behind.store(true, std::memory_order_relaxed);
   }
 }
 
 }  // namespace
 
 TickResult MaintenanceTick(uint32_t now_ms) {
-  const bool is_urgent = AboveSoftLimit();
-  const uint32_t before_ms = now_ms - (is_urgent ? 0 : DecayMs());
-  bool is_left = false;
+  const uint32_t before_ms = DueBeforeMs(now_ms);
   // First, since the slabs that caches give up are dirty pages of arenas.
-  cache_registry.ForEach([&](ThreadCache* cache) {
-    if (cache->is_open && cache->Tidy(is_urgent)) is_left = true;
-  });
+  bool is_left = TidyCaches();
   size_t given_bytes = huge_blocks.PurgeFreedBefore(before_ms);
   if (huge_blocks.statistics().cached_bytes != 0) is_left = true;
-  const bool is_dense = settings.huge_pages.load(std::memory_order_relaxed) ==
-                        HugePagePolicy::kDense;
+  given_bytes += PurgeArenas(before_ms, SIZE_MAX);
+  AdviseDense();
   for (size_t i = 0; i < kMaxArenas; ++i) {
     Arena& arena = ArenaAt(i);
-    given_bytes += arena.PurgeFreedBefore(before_ms);
     given_bytes += arena.PurgeOverCap();
-    if (is_dense) arena.AdviseDense();
     // Asked under the arena's lock: see maintenance_signal.h.
     if (arena.statistics().free_dirty_bytes != 0) is_left = true;
   }

@@ -15,8 +15,9 @@
 // between them, each time for twice as long.
 //
 // Where there is no thread, by settings.maintenance or because it could not be
-// started, slow paths make the ticks, so that only a process without calls
-// keeps its memory.
+// started, slow paths make the ticks, in steps that take no call long, so that
+// only a process without calls keeps its memory. The rooms below note work all
+// the same: the first slow path that would start the thread turns it off.
 //
 // The thread takes no signals, allocates nothing and has no cache. It touches
 // only objects without destructors, so it may run while the process exits. A
@@ -63,7 +64,7 @@ class MaintenancePace {
   uint32_t in_vain_ = 0;
 };
 
-// Starts the thread, or makes a tick where there is none. `caller` is the code
+// Starts the thread, or makes a step of a tick where there is none. `caller` is the code
 // that called libc's free(), and null on the way of any other call.
 void MaintainOnSlowPath(const void* caller);
 

@@ -63,8 +63,23 @@ TEST(HeapMaintenance, AfterAPageRunWasFreed) {
   });
 }
 
+TEST(HeapMaintenance, AfterAThreadKeptPageRuns) {
+  ExpectToGoBackAfter([] {
+    std::vector<char*> blocks(4);
+    for (char*& block : blocks) {
+      block = Allocate(kMiB);
+      memset(block, 1, kMiB);
+    }
+    for (char* block : blocks) Deallocate(block);
+    QUARRY_CHECK(GatherStatistics().cached_bytes >= 4 * kMiB);
+    QUARRY_CHECK(Soon([] { return GatherStatistics().cached_bytes < kMiB; }));
+  });
+}
+
 TEST(HeapMaintenance, AfterAHugeBlockWasFreed) {
   ExpectToGoBackAfter([] {
+    // Else it raises the threshold, and is not kept.
+    settings.mmap_threshold_adapts = false;
     char* const block = Allocate(20 * kMiB);
     memset(block, 1, 20 * kMiB);
     Deallocate(block);
@@ -98,6 +113,7 @@ TEST(HeapMaintenance, NoThreadWhereItIsTurnedOff) {
               char* const block = Allocate(3 * kMiB);
               memset(block, 1, 3 * kMiB);
               Deallocate(block);
+              // The slow path that would have started it.
               QUARRY_CHECK(maintenance_signal.IsOff());
               // The next calls do the work.
               QUARRY_CHECK(Soon([] {

@@ -43,7 +43,6 @@ void RestoreSettings() {
   settings.mmap_threshold_adapts = kDefaults.mmap_threshold_adapts.load();
   settings.trim_threshold_bytes = kDefaults.trim_threshold_bytes.load();
   settings.decay_ms = kDefaults.decay_ms.load();
-  settings.maintenance = kDefaults.maintenance.load();
   settings.huge_pages = kDefaults.huge_pages.load();
   settings.soft_limit_bytes = kDefaults.soft_limit_bytes.load();
 }
@@ -325,18 +324,6 @@ TEST_F(HugeBlocksTest, KeepingOneCallsTheMaintenanceThread) {
   // As it was: there is no thread.
   maintenance_signal.FallAsleep();
   maintenance_signal.ResetAfterFork();
-}
-
-TEST_F(HugeBlocksTest, WithoutThatThreadDecayRidesOnCalls) {
-  settings.decay_ms = 5;
-  settings.maintenance = false;
-  blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
-  const uint32_t freed_ms = NowMs();
-  while (AgeMs(freed_ms, NowMs()) < 20) std::this_thread::yield();
-  EXPECT_EQ(blocks_.statistics().cached_blocks, 1u);
-  Huge* const other = blocks_.Allocate(5 * kMiB, 1);
-  EXPECT_EQ(blocks_.statistics().cached_blocks, 0u);
-  blocks_.Deallocate(other);
 }
 
 TEST_F(HugeBlocksTest, KeepsNothingWithoutADecayTime) {

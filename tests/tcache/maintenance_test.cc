@@ -44,7 +44,15 @@ void MakeDirty(size_t bytes, size_t arena = 0) {
   ArenaAt(arena).Deallocate(run);
 }
 
+// The thread that asks has just had its cache opened. The second tick finds that
+// it does not use it, and has nothing left of it.
+void TickUntilCachesAreTidy() {
+  for (int i = 0; i < 2; ++i) (void)MaintenanceTick(NowMs());
+}
+
 void KeepHugeBlock() {
+  // Else it raises the threshold, and is not kept.
+  settings.mmap_threshold_adapts = false;
   huge_blocks.Deallocate(huge_blocks.Allocate(8 * kMiB, PageBytes()));
   QUARRY_CHECK(huge_blocks.statistics().cached_bytes != 0);
 }
@@ -87,6 +95,7 @@ bool HasThread() {
 
 TEST(MaintenanceTick, NothingIsLeftOfNothing) {
   EXPECT_EQ(InChild([] {
+              TickUntilCachesAreTidy();
               QUARRY_CHECK(MaintenanceTick(NowMs()) ==
                            TickResult::kNothingLeft);
             }),
@@ -96,6 +105,7 @@ TEST(MaintenanceTick, NothingIsLeftOfNothing) {
 TEST(MaintenanceTick, YoungMemoryStaysAndOldMemoryGoes) {
   EXPECT_EQ(InChild([] {
               settings.decay_ms = 60000;
+              TickUntilCachesAreTidy();
               MakeDirty(4 * kMiB);
               QUARRY_CHECK(MaintenanceTick(NowMs()) == TickResult::kInVain);
               QUARRY_CHECK(DirtyBytes() >= 4 * kMiB);
@@ -108,6 +118,7 @@ TEST(MaintenanceTick, YoungMemoryStaysAndOldMemoryGoes) {
 
 TEST(MaintenanceTick, EveryArenaHasItsTurn) {
   EXPECT_EQ(InChild([] {
+              TickUntilCachesAreTidy();
               for (size_t i = 0; i < kMaxArenas; ++i) MakeDirty(kMiB, i);
               QUARRY_CHECK(MaintenanceTick(NowMs() + 60001) ==
                            TickResult::kNothingLeft);
@@ -118,6 +129,7 @@ TEST(MaintenanceTick, EveryArenaHasItsTurn) {
 
 TEST(MaintenanceTick, HugeBlocksKeptForReuseGo) {
   EXPECT_EQ(InChild([] {
+              TickUntilCachesAreTidy();
               KeepHugeBlock();
               QUARRY_CHECK(MaintenanceTick(NowMs() + 60001) ==
                            TickResult::kNothingLeft);
@@ -129,6 +141,7 @@ TEST(MaintenanceTick, HugeBlocksKeptForReuseGo) {
 TEST(MaintenanceTick, AboveTheSoftLimitNothingIsTooYoung) {
   EXPECT_EQ(InChild([] {
               settings.decay_ms = 60000;
+              TickUntilCachesAreTidy();
               SetMemoryLimits(PageBytes(), 0);
               MakeDirty(4 * kMiB);
               QUARRY_CHECK(MaintenanceTick(NowMs() + 1) ==
@@ -141,6 +154,7 @@ TEST(MaintenanceTick, AboveTheSoftLimitNothingIsTooYoung) {
 TEST(MaintenanceTick, WithoutDelayEverythingGoes) {
   EXPECT_EQ(InChild([] {
               settings.decay_ms = 0;
+              TickUntilCachesAreTidy();
               MakeDirty(4 * kMiB);
               QUARRY_CHECK(MaintenanceTick(NowMs() + 1) ==
                            TickResult::kNothingLeft);
@@ -339,6 +353,27 @@ TEST(Maintenance, SlowPathsTickWhereTheOptionTurnsItOff) {
             0);
 }
 
+TEST(Maintenance, ASlowPathPurgesOneStepAndTheNextGoesOn) {
+  EXPECT_EQ(InChild([] {
+              constexpr size_t kStep = Arena::kPurgeStepBytes;
+              settings.decay_ms = 40;
+              maintenance_signal.TurnOff();
+              MakeDirty(3 * kStep, 0);
+              MakeDirty(kStep, 1);
+              KeepHugeBlock();
+              const uint32_t freed_ms = NowMs();
+              StartMaintenanceIfWanted();
+              QUARRY_CHECK(DirtyBytes() == 4 * kStep);
+              while (AgeMs(freed_ms, NowMs()) < 100) usleep(1000);
+              for (size_t left = 4; left > 0; --left) {
+                StartMaintenanceIfWanted();
+                QUARRY_CHECK(DirtyBytes() == (left - 1) * kStep);
+                QUARRY_CHECK(huge_blocks.statistics().cached_bytes == 0);
+              }
+            }),
+            0);
+}
+
 TEST(Maintenance, SlowPathsTickWhereItCannotBeStarted) {
   if (kUnderTsan || kUnderAsan) GTEST_SKIP() << "they need address space";
   EXPECT_EQ(InChild([] {
@@ -396,7 +431,8 @@ TEST(Maintenance, AForksChildOfOneThatSleptHasNoWork) {
 
 TEST(Maintenance, ForksWhileItWorks) {
   EXPECT_EQ(InChild([] {
-              settings.decay_ms = 0;
+              // With 0 no huge block would be kept.
+              settings.decay_ms = 1;
               StartThread();
               for (int i = 0; i < (kUnderTsan ? 20 : 300); ++i) {
                 for (size_t arena = 0; arena < 4; ++arena) {
