@@ -108,76 +108,72 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment) {
 }
 
 void HugeBlocks::Deallocate(Huge* huge) {
-  Huge* discarded = nullptr;  // Linked by next.
   const bool is_kept = !RaisesThreshold(huge->bytes) && MayBeKept(huge->bytes);
+  size_t kept_blocks, kept_bytes;
   {
     LockHolder hold(lock_);
     if (!IsInUse(huge)) ReportFreedLargeBlock("free", huge->start);
     huge->in_use.store(false, std::memory_order_relaxed);
     live_.Remove(huge);
-    if (!is_kept) {
-      discarded = huge;
-      huge->next = nullptr;
-    } else {
+    if (is_kept) {
       huge->freed_ms = NowMs();  // Under the lock, so that the list is in order.
       cached_.PushNewest(huge);
-      while (cached_.blocks > kMostCachedBlocks ||
-             cached_.bytes > kMostCachedBytes) {
-        Huge* const oldest = cached_.oldest;
-        cached_.Remove(oldest);
-        oldest->next = discarded;
-        discarded = oldest;
-      }
     }
+    kept_blocks = cached_.blocks;
+    kept_bytes = cached_.bytes;
   }
-  DiscardAll(discarded);
-  if (is_kept) maintenance_signal.NoteWork();
-}
-
-Huge* HugeBlocks::TakeFreedBefore(uint32_t time_ms, Huge* chain) {
-  while (cached_.oldest != nullptr) {
-    Huge* const oldest = cached_.oldest;
-    // What was freed since has an age that wraps around to a huge one.
-    const uint32_t age_ms = AgeMs(oldest->freed_ms, time_ms);
-    if (age_ms == 0 || age_ms > INT32_MAX) break;
-    cached_.Remove(oldest);
-    oldest->next = chain;
-    chain = oldest;
+  if (!is_kept) return Discard(huge);
+  maintenance_signal.NoteWork();
+  if (kept_blocks <= kMostCachedBlocks && kept_bytes <= kMostCachedBytes) {
+    return;
   }
-  return chain;
+  const auto is_too_much = [&](const Huge*) {
+    lock_.AssertHeld();
+    return cached_.blocks > kMostCachedBlocks ||
+           cached_.bytes > kMostCachedBytes;
+  };
+  while (DiscardOldest(is_too_much) != 0) {
+  }
 }
 
 size_t HugeBlocks::PurgeFreedBefore(uint32_t time_ms) {
-  Huge* discarded;
-  {
-    LockHolder hold(lock_);
-    discarded = TakeFreedBefore(time_ms, nullptr);
-  }
-  return DiscardAll(discarded);
+  const auto is_old = [&](const Huge* huge) {
+    // What was freed since has an age that wraps around to a huge one.
+    const uint32_t age_ms = AgeMs(huge->freed_ms, time_ms);
+    return age_ms != 0 && age_ms <= INT32_MAX;
+  };
+  size_t purged_bytes = 0;
+  while (const size_t bytes = DiscardOldest(is_old)) purged_bytes += bytes;
+  return purged_bytes;
 }
 
 size_t HugeBlocks::Purge() {
-  Huge* discarded;
-  {
-    LockHolder hold(lock_);
-    discarded = cached_.newest;
-    cached_ = List();
-  }
-  return DiscardAll(discarded);
+  size_t purged_bytes = 0;
+  const auto is_any = [](const Huge*) { return true; };
+  while (const size_t bytes = DiscardOldest(is_any)) purged_bytes += bytes;
+  return purged_bytes;
 }
 
-size_t HugeBlocks::DiscardAll(Huge* huge) {
-  size_t bytes = 0;
-  while (huge != nullptr) {
-    Huge* const next = huge->next;
-    bytes += huge->bytes;
-    // The entry goes first: once unmapped, the address may be another's.
-    PageMap::Set(huge->start, kGranuleBytes, kNoTag, nullptr);
-    source_.Unmap(huge->start, huge->bytes);
-    metadata_.Deallocate(huge, sizeof(Huge));
-    huge = next;
+template <typename MayGo>
+size_t HugeBlocks::DiscardOldest(MayGo may_go) {
+  LockHolder one_block(purge_lock_);
+  Huge* oldest;
+  {
+    LockHolder hold(lock_);
+    oldest = cached_.oldest;
+    if (oldest == nullptr || !may_go(oldest)) return 0;
+    cached_.Remove(oldest);
   }
+  const size_t bytes = oldest->bytes;
+  Discard(oldest);
   return bytes;
+}
+
+void HugeBlocks::Discard(Huge* huge) {
+  // The entry goes first: once unmapped, the address may be another's.
+  PageMap::Set(huge->start, kGranuleBytes, kNoTag, nullptr);
+  source_.Unmap(huge->start, huge->bytes);
+  metadata_.Deallocate(huge, sizeof(Huge));
 }
 
 bool HugeBlocks::Resize(Huge* huge, size_t bytes) {
@@ -272,8 +268,6 @@ void HugeBlocks::Verify() {
        huge != nullptr && huge->next != nullptr; huge = huge->next) {
     QUARRY_CHECK(AgeMs(huge->next->freed_ms, huge->freed_ms) <= INT32_MAX);
   }
-  QUARRY_CHECK(cached_.blocks <= kMostCachedBlocks);
-  QUARRY_CHECK(cached_.bytes <= kMostCachedBytes);
 }
 
 void HugeBlocks::List::PushNewest(Huge* huge) {

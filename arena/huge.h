@@ -47,7 +47,9 @@ struct Huge {
 // Huge::in_use tells a second free from the first.
 //
 // Thread-safety: any thread; a block is resized or freed by one at a time.
-//   System calls are made outside the lock.
+//   System calls are made without lock_. While blocks that were kept are on
+//   their way from the list to the system, purge_lock_ is held, one block at a
+//   time, so that the child of a fork never inherits one that nobody knows.
 // Invariant: mapped bytes = live bytes + cached bytes.
 // Errors: nullptr or false when the page source or the pool refuses; nothing
 //   has then changed.
@@ -61,7 +63,8 @@ class HugeBlocks {
     size_t cached_bytes;
   };
 
-  // Bounds of what is kept for reuse.
+  // Bounds of what is kept for reuse, but for the moment in which who passed
+  // them waits to unmap what is too much.
   static constexpr size_t kMostCachedBytes = 64 << 20;
   static constexpr size_t kMostCachedBlocks = 8;
   static constexpr size_t kLargestCachedBytes = 32 << 20;
@@ -77,10 +80,10 @@ class HugeBlocks {
   // At least `bytes` > 0 bytes at a multiple of `alignment`, a power of two.
   // A mapping kept for reuse may serve if it is at most an eighth larger.
   [[nodiscard]] Huge* Allocate(size_t bytes, size_t alignment)
-      ABSL_LOCKS_EXCLUDED(lock_);
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Aborts with ReportFreedLargeBlock() when the block is not in use.
-  void Deallocate(Huge* huge) ABSL_LOCKS_EXCLUDED(lock_);
+  void Deallocate(Huge* huge) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Makes the block `bytes` > 0 long, rounded up to pages, keeping its content
   // and alignment. May move it; new bytes read as zero. Copies nothing.
@@ -101,18 +104,21 @@ class HugeBlocks {
   Huge* Containing(const void* p) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Unmaps what is kept for reuse; returns the bytes given back to the OS.
-  size_t Purge() ABSL_LOCKS_EXCLUDED(lock_);
+  size_t Purge() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // The same for what was freed before `time_ms`, a NowMs() at most 24 days
   // ago.
-  size_t PurgeFreedBefore(uint32_t time_ms) ABSL_LOCKS_EXCLUDED(lock_);
+  size_t PurgeFreedBefore(uint32_t time_ms)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   Statistics statistics() ABSL_LOCKS_EXCLUDED(lock_);
 
   // Walks everything and aborts if an invariant is broken.
   void Verify() ABSL_LOCKS_EXCLUDED(lock_);
 
-  Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }  // For fork.
+  // For fork.
+  Lock& purge_lock() ABSL_LOCK_RETURNED(purge_lock_) { return purge_lock_; }
+  Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
 
  private:
   // A list in order of age, newest first.
@@ -130,14 +136,13 @@ class HugeBlocks {
   Huge* TakeCached(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
   Huge* MapFresh(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Takes what was freed before `time_ms` out of the cache, and puts it before
-  // `chain`, which is linked by `next`.
-  Huge* TakeFreedBefore(uint32_t time_ms, Huge* chain)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Unmaps the oldest block that is kept while `may_go` says so of it, with
+  // lock_ held. Returns the bytes given back.
+  template <typename MayGo>
+  size_t DiscardOldest(MayGo may_go) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
-  // Unmaps a chain, linked by `next`, of blocks that are in no list. Returns
-  // their bytes.
-  size_t DiscardAll(Huge* huge);
+  // Unmaps a block that is in no list.
+  void Discard(Huge* huge);
 
   bool Move(Huge* huge, size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
   void SetExtent(Huge* huge, char* start, size_t bytes)
@@ -145,6 +150,7 @@ class HugeBlocks {
 
   PageSource& source_;
   MetadataPool& metadata_;
+  Lock purge_lock_{LockRank::kHugePurge};
   Lock lock_{LockRank::kHuge};
   List live_ ABSL_GUARDED_BY(lock_);
   List cached_ ABSL_GUARDED_BY(lock_);

@@ -17,6 +17,7 @@ enum class LockRank : uint32_t {
   kRegistry = 1,  // All thread caches.
   kCache,         // One thread cache's shared side.
   kOrphans,       // Slabs whose thread exited.
+  kHugePurge,     // The huge blocks that are being unmapped.
   kHuge,          // The list of huge blocks.
   kPurge,         // One arena's purge, while it gives pages back.
   kArena,         // One arena: its bins, runs and segments.

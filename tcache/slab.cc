@@ -30,9 +30,17 @@ constexpr std::array<SlabGeometry, kClasses> Slab::kGeometry = [] {
   return geometry;
 }();
 
-Slab* Slab::Make(Run* run, SizeClass size_class) {
+Slab* Slab::Make(Arena* arena, SizeClass size_class) {
+  // The descriptor first: where memory runs out, an arena that needs pages maps
+  // all that is left, and would leave no room for the descriptors.
   void* memory = metadata_pool.Allocate(DescriptorBytes(size_class));
   if (memory == nullptr) return nullptr;
+  Run* run =
+      arena->Allocate(SlabBytes(size_class) / PageBytes(), kGranuleBytes);
+  if (run == nullptr) {
+    metadata_pool.Deallocate(memory, DescriptorBytes(size_class));
+    return nullptr;
+  }
   std::atomic<uint64_t>* const remote_words =
       RemoteWords(static_cast<Slab*>(memory), kGeometry[size_class]);
   return new (memory) Slab(run, size_class, remote_words);

@@ -118,9 +118,8 @@ class alignas(64) Slab {
   // The next on a pending stack; the stack's.
   Slab* pending_next = nullptr;
 
-  // Makes a slab of a run of SlabBytes(size_class) that starts at a granule;
-  // nullptr when there is no memory for the descriptor.
-  static Slab* Make(Run* run, SizeClass size_class);
+  // Makes a slab of pages of the arena; nullptr when there is no memory.
+  [[nodiscard]] static Slab* Make(Arena* arena, SizeClass size_class);
 
   // Frees the descriptor and returns the run. Requires used() == 0.
   static Run* Unmake(Slab* slab);

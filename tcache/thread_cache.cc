@@ -255,14 +255,8 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
     TakeOwnership(slab);
     return slab;
   }
-  const size_t bytes = SlabBytes(size_class);
-  Run* run = arena_->Allocate(bytes / PageBytes(), kGranuleBytes);
-  if (run == nullptr) return nullptr;
-  slab = Slab::Make(run, size_class);
-  if (slab == nullptr) {
-    arena_->Deallocate(run);
-    return nullptr;
-  }
+  slab = Slab::Make(arena_, size_class);
+  if (slab == nullptr) return nullptr;
   ++counters_.slabs_made;
   slab->owner.store(this, std::memory_order_relaxed);
   TakeOwnership(slab);

@@ -29,6 +29,7 @@ void ForEachLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   cache_registry.ForEachLocked(
       [&](ThreadCache* cache) { visit(cache->lock()); });
   for (size_t i = 0; i < kMaxArenas; ++i) visit(OrphansOf(i).lock());
+  visit(huge_blocks.purge_lock());
   visit(huge_blocks.lock());
   for (size_t i = 0; i < kMaxArenas; ++i) visit(ArenaAt(i).purge_lock());
   for (size_t i = 0; i < kMaxArenas; ++i) visit(ArenaAt(i).lock());

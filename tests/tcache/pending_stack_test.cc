@@ -17,11 +17,7 @@ class PendingStackTest : public testing::Test {
   static constexpr size_t kSlabs = 8;
 
   PendingStackTest() {
-    for (Slab*& slab : slabs_) {
-      slab = Slab::Make(
-          ArenaAt(0).Allocate(kGranuleBytes / PageBytes(), kGranuleBytes),
-          kFirstClass);
-    }
+    for (Slab*& slab : slabs_) slab = Slab::Make(&ArenaAt(0), kFirstClass);
   }
   ~PendingStackTest() override {
     for (Slab* slab : slabs_) ArenaAt(0).Deallocate(Slab::Unmake(slab));

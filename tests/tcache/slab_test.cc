@@ -23,9 +23,7 @@ constexpr size_t kAll = 1 << 20;
 class TestSlab {
  public:
   explicit TestSlab(SizeClass size_class) {
-    auto* const run = ArenaAt(0).Allocate(SlabBytes(size_class) / PageBytes(),
-                                          kGranuleBytes);
-    slab_ = Slab::Make(run, size_class);
+    slab_ = Slab::Make(&ArenaAt(0), size_class);
     PageMap::Set(slab_->start(), SlabBytes(size_class),
                  static_cast<Tag>(kNobody | size_class * sizeof(Magazine)),
                  slab_);
