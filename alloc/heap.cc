@@ -108,7 +108,10 @@ bool ReleasedFor(size_t bytes) {
   const size_t most_bytes =
       std::max(OsPages().statistics().mapped_bytes,
                settings.hard_limit_bytes.load(std::memory_order_relaxed));
-  return bytes <= most_bytes && ReleaseMemory(0) != 0;
+  if (bytes > most_bytes) return false;
+  // Whatever comes of it: the maintenance thread may have been before us.
+  static_cast<void>(ReleaseMemory(0));
+  return true;
 }
 
 // To be called where something was mapped and no lock is held.
@@ -483,6 +486,10 @@ void FlushThread() {
 
 size_t ReleaseMemory(size_t pad_bytes) {
   ThreadCache::FlushThread();
+  // What other threads keep, but for their magazines.
+  cache_registry.ForEach([](ThreadCache* cache) {
+    if (cache->is_open) static_cast<void>(cache->Tidy(true));
+  });
   size_t released = huge_blocks.Purge();
   Arena& own = ArenaOfThread();
   for (size_t i = 0; i < kMaxArenas; ++i) {

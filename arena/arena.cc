@@ -162,19 +162,24 @@ Run* Arena::AddMapping(uint32_t pages, size_t alignment) {
   // A mapping that starts aligned wastes nothing before the request.
   alignment = std::max(alignment, kGranuleBytes);
   const size_t needed_bytes = RoundUp(pages * PageBytes(), kGranuleBytes);
-  size_t bytes = std::max(needed_bytes, next_segment_bytes_);
-  void* mapping = source_.Map(bytes, alignment);
-  while (mapping == nullptr && bytes > needed_bytes) {
-    bytes = std::max(needed_bytes, RoundUp(bytes / 2, kGranuleBytes));
-    mapping = source_.Map(bytes, alignment);
+  // Where the system has no room for that much and its records, for less.
+  for (size_t bytes = std::max(needed_bytes, next_segment_bytes_);;
+       bytes = std::max(needed_bytes, RoundUp(bytes / 2, kGranuleBytes))) {
+    // Room for the records of slabs first, which are a 64th of a slab at most:
+    // under a limit, what is mapped could not be used without.
+    if (bytes <= kFirstSegmentBytes || metadata_.Reserve(bytes / 64)) {
+      if (Run* const run = MapRun(bytes, alignment)) return run;
+    }
+    if (bytes == needed_bytes) return nullptr;
   }
-  if (mapping == nullptr) return nullptr;
+}
 
-  char* const start = static_cast<char*>(mapping);
-  const uint32_t mapped_pages = static_cast<uint32_t>(bytes / PageBytes());
-  Segment* const segment = PageMap::Reserve(start, bytes)
-                               ? SegmentFor(start, mapped_pages)
-                               : nullptr;
+Run* Arena::MapRun(size_t bytes, size_t alignment) {
+  char* const start = static_cast<char*>(source_.Map(bytes, alignment));
+  if (start == nullptr) return nullptr;
+  const uint32_t pages = static_cast<uint32_t>(bytes / PageBytes());
+  Segment* const segment =
+      PageMap::Reserve(start, bytes) ? SegmentFor(start, pages) : nullptr;
   if (segment == nullptr) {
     source_.Unmap(start, bytes);
     return nullptr;
@@ -183,11 +188,11 @@ Run* Arena::AddMapping(uint32_t pages, size_t alignment) {
       HugePagePolicy::kNever) {
     source_.KeepSmallPages(start, bytes);
   }
-  mapped_pages_ += mapped_pages;
+  mapped_pages_ += pages;
   next_segment_bytes_ = std::min(2 * next_segment_bytes_, kLargestSegmentBytes);
   PageMap::Set(start, bytes, kRunTag, segment);
 
-  Run* const run = TakeRecord(segment, start, mapped_pages);
+  Run* const run = TakeRecord(segment, start, pages);
   segment->SetTags(run);
   return Settle(run, Place::kTop);
 }

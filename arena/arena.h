@@ -254,6 +254,8 @@ class Arena {
   // Maps more. Returns the free run that it is part of, or nullptr.
   Run* AddMapping(uint32_t pages, size_t alignment)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  Run* MapRun(size_t bytes, size_t alignment)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   Segment* SegmentFor(char* start, uint32_t pages)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void RemoveSegment(Segment* segment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);

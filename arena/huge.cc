@@ -22,9 +22,8 @@ bool IsMultiple(const void* p, size_t unit) {
   return (reinterpret_cast<uintptr_t>(p) & (unit - 1)) == 0;
 }
 
-bool MayBeKept(size_t bytes) {
-  return bytes <= HugeBlocks::kLargestCachedBytes &&
-         settings.decay_ms.load(std::memory_order_relaxed) != 0 &&
+bool MayBeKept() {
+  return settings.decay_ms.load(std::memory_order_relaxed) != 0 &&
          !AboveSoftLimit();
 }
 
@@ -57,7 +56,7 @@ Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment) {
   if (Huge* const cached = TakeCached(bytes, alignment)) return cached;
   if (Huge* const fresh = MapFresh(bytes, alignment)) return fresh;
   // What is kept for reuse may be what is missing.
-  if (Purge() == 0) return nullptr;
+  Purge();
   return MapFresh(bytes, alignment);
 }
 
@@ -72,7 +71,6 @@ Huge* HugeBlocks::TakeCached(size_t bytes, size_t alignment) {
   if (best == nullptr) return nullptr;
   cached_.Remove(best);
   best->alignment = alignment;
-  best->zeroed = false;
   best->in_use.store(true, std::memory_order_relaxed);
   live_.PushNewest(best);
   return best;
@@ -108,32 +106,45 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment) {
 }
 
 void HugeBlocks::Deallocate(Huge* huge) {
-  const bool is_kept = !RaisesThreshold(huge->bytes) && MayBeKept(huge->bytes);
-  size_t kept_blocks, kept_bytes;
+  // 1000 times calloc(1 GiB) and free: 13.6 us each with munmap() and mmap(), and
+  // one call of madvise() less time without.
+  // calloc(1 GiB) and free in a loop: 1.6 to 4.6 us each, and 12 to 17 us when
+  // the mapping was given back as well.
+  const bool is_large = huge->bytes > kLargestDirtyBytes;
+  bool is_kept = MayBeKept() && !RaisesThreshold(huge->bytes);
   {
     LockHolder hold(lock_);
     if (!IsInUse(huge)) ReportFreedLargeBlock("free", huge->start);
     huge->in_use.store(false, std::memory_order_relaxed);
     live_.Remove(huge);
-    if (is_kept) {
-      huge->freed_ms = NowMs();  // Under the lock, so that the list is in order.
-      cached_.PushNewest(huge);
-    }
-    kept_blocks = cached_.blocks;
-    kept_bytes = cached_.bytes;
   }
+  huge->zeroed = is_kept && is_large &&
+                 source_.PurgeToZero(huge->start, huge->bytes);
+  if (is_large && !huge->zeroed) is_kept = false;
   if (!is_kept) return Discard(huge);
+  bool is_too_much;
+  {
+    LockHolder hold(lock_);
+    huge->freed_ms = NowMs();  // Under the lock, so that the list is in order.
+    cached_.PushNewest(huge);
+    is_too_much = HasTooManyCached();
+  }
   maintenance_signal.NoteWork();
-  if (kept_blocks <= kMostCachedBlocks && kept_bytes <= kMostCachedBytes) {
-    return;
-  }
-  const auto is_too_much = [&](const Huge*) {
+  if (!is_too_much) return;
+  const auto may_go = [&](const Huge*) {
     lock_.AssertHeld();
-    return cached_.blocks > kMostCachedBlocks ||
-           cached_.bytes > kMostCachedBytes;
+    return HasTooManyCached();
   };
-  while (DiscardOldest(is_too_much) != 0) {
+  while (DiscardOldest(may_go) != 0) {
   }
+}
+
+bool HugeBlocks::HasTooManyCached() const {
+  size_t dirty_bytes = 0;
+  for (const Huge* huge = cached_.newest; huge != nullptr; huge = huge->next) {
+    if (!huge->zeroed) dirty_bytes += huge->bytes;
+  }
+  return cached_.blocks > kMostCachedBlocks || dirty_bytes > kMostDirtyBytes;
 }
 
 size_t HugeBlocks::PurgeFreedBefore(uint32_t time_ms) {

@@ -26,7 +26,8 @@ struct Huge {
   // Atomic only so that a wrong free() that reads it beside the lock is
   // reported and not a data race. Written under the lock of HugeBlocks.
   std::atomic<bool> in_use{false};
-  bool zeroed = false;  // Every byte was zero when Allocate() gave it out.
+  // Every byte was zero when Allocate() gave it out; or is, while it is kept.
+  bool zeroed = false;
   uint32_t freed_ms = 0;  // NowMs() of the free, while kept for reuse.
 };
 
@@ -34,9 +35,10 @@ struct Huge {
 //
 // A few freed mappings are kept for reuse, oldest out first, so that a program
 // that allocates and frees a large buffer in a loop makes no system call and
-// faults no page. Their pages stay as they were: dirty. What nobody reused for
-// settings.decay_ms the maintenance thread unmaps (tcache/maintenance.h).
-// Nothing is kept above the soft limit.
+// faults no page. Their pages stay as they were: dirty. Of larger ones only the
+// addresses are kept: their pages go back at once, and they read as zero. What
+// nobody reused for settings.decay_ms the maintenance thread unmaps
+// (tcache/maintenance.h). Nothing is kept above the soft limit.
 //
 // While settings.mmap_threshold_adapts, a block whose size a program has shown
 // to free again raises settings.mmap_threshold_bytes over that size. The arenas
@@ -65,9 +67,9 @@ class HugeBlocks {
 
   // Bounds of what is kept for reuse, but for the moment in which who passed
   // them waits to unmap what is too much.
-  static constexpr size_t kMostCachedBytes = 64 << 20;
+  static constexpr size_t kMostDirtyBytes = 64 << 20;
   static constexpr size_t kMostCachedBlocks = 8;
-  static constexpr size_t kLargestCachedBytes = 32 << 20;
+  static constexpr size_t kLargestDirtyBytes = 32 << 20;
 
   // The threshold follows blocks up to this size.
   static constexpr size_t kLargestAdaptedBytes = 32 << 20;
@@ -133,6 +135,7 @@ class HugeBlocks {
     void Verify(bool in_use) const;
   };
 
+  bool HasTooManyCached() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   Huge* TakeCached(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
   Huge* MapFresh(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
 

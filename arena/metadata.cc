@@ -53,6 +53,17 @@ void* MetadataPool::Allocate(size_t bytes) {
   return record;
 }
 
+bool MetadataPool::Reserve(size_t bytes) {
+  LockHolder hold(lock_);
+  if (bytes <= static_cast<size_t>(end_ - bump_)) return true;
+  size_t chunk_bytes;
+  char* const chunk = MapChunk(bytes, &chunk_bytes);
+  if (chunk == nullptr) return false;
+  bump_ = chunk;
+  end_ = chunk + chunk_bytes;
+  return true;
+}
+
 void MetadataPool::Deallocate(void* record, size_t bytes) {
   const size_t record_bytes = RecordBytes(bytes);
   if (record_bytes >= kPurgedRecordBytes &&

@@ -164,6 +164,7 @@ void* ThreadCache::Refill(SizeClass size_class) {
     shelf.was_idle = false;
     magazine.capacity =
         std::min(int32_t{kMostBlocks[size_class]}, kFirstMagazineBlocks);
+    magazine.room = magazine.capacity;  // It is empty.
   } else {
     GrowMagazine(&magazine);
   }

@@ -174,10 +174,12 @@ TEST(HeapDeathTest, DoubleFreeOfAHugeBlock) {
   Deallocate(p);
   settings.mmap_threshold_adapts = true;
   // One that is not kept is gone at once, and its address with it.
+  settings.decay_ms = 0;
   char* const unmapped = Allocate(100 * kMiB);
   EXPECT_REPORT((Deallocate(unmapped), Deallocate(unmapped)),
                 Foreign("free", unmapped));
   Deallocate(unmapped);
+  settings.decay_ms = Settings().decay_ms.load();
 }
 
 // --- Pointers that are not the start of a block. ---

@@ -173,8 +173,8 @@ TEST(Quarry, StatisticsTellWhatMayGoBack) {
   quarry_free(medium);
   EXPECT_GE(Statistics().arena_dirty_bytes, size_t{3} << 20);
   quarry_free(huge);
-  EXPECT_EQ(Statistics().mappings, before.mappings - 1);
   quarry_release_memory(0);
+  EXPECT_LT(Statistics().mappings, before.mappings);
   EXPECT_EQ(Statistics().arena_dirty_bytes, 0u);
 }
 

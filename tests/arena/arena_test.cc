@@ -942,7 +942,9 @@ void RunOutOfMemoryAtEveryCall(bool of_metadata) {
       if (i % 3 == 1) arena.Shrink(run, 1);
     }
     arena.Verify();
-    ASSERT_EQ(refused > 0, scripted.RefusedAny());
+    // Not every refusal shows: where there is no room for the records of a large
+    // mapping, a smaller one does.
+    ASSERT_TRUE(refused == 0 || scripted.RefusedAny());
     scripted.RefuseNothing();
     for (PageRun* run : runs) arena.Deallocate(run);
     arena.Verify();

@@ -173,15 +173,34 @@ TEST_F(HugeBlocksTest, KeepsFewAndThrowsOutTheOldest) {
   for (int i = 0; i < 4; ++i) live.push_back(blocks_.Allocate(24 * kMiB, 1));
   for (Huge* huge : live) {
     blocks_.Deallocate(huge);
-    EXPECT_LE(blocks_.statistics().cached_bytes, HugeBlocks::kMostCachedBytes);
+    EXPECT_LE(blocks_.statistics().cached_bytes, HugeBlocks::kMostDirtyBytes);
     blocks_.Verify();
   }
   EXPECT_EQ(blocks_.statistics().cached_blocks, 2u);
 }
 
-TEST_F(HugeBlocksTest, NeverKeepsALargeOne) {
+TEST_F(HugeBlocksTest, KeepsOfALargeOneTheAddressesAlone) {
+  const size_t bytes = HugeBlocks::kLargestDirtyBytes + PageBytes();
+  Huge* const huge = blocks_.Allocate(bytes, 1);
+  char* const start = huge->start;
+  memset(start, 1, bytes);
+  blocks_.Deallocate(huge);
+  EXPECT_EQ(blocks_.statistics().cached_bytes, bytes);
+  EXPECT_EQ(source_.CountOf(Kind::kPurge), 1u);
+  EXPECT_EQ(source_.CountOf(Kind::kUnmap), 0u);
+  Huge* const again = blocks_.Allocate(bytes, 1);
+  EXPECT_EQ(again->start, start);
+  EXPECT_TRUE(again->zeroed);
+  EXPECT_TRUE(std::all_of(start, start + bytes, [](char c) { return c == 0; }));
+  blocks_.Deallocate(again);
+  EXPECT_EQ(blocks_.PurgeFreedBefore(NowMs() + 1000), bytes);
+  EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+}
+
+TEST_F(HugeBlocksTest, ALargeOneThatIsNotPurgedIsNotKept) {
   Huge* const huge =
-      blocks_.Allocate(HugeBlocks::kLargestCachedBytes + PageBytes(), 1);
+      blocks_.Allocate(HugeBlocks::kLargestDirtyBytes + PageBytes(), 1);
+  source_.RefuseKind(Kind::kPurge);
   blocks_.Deallocate(huge);
   EXPECT_EQ(blocks_.statistics().cached_blocks, 0u);
   EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
@@ -240,6 +259,7 @@ TEST_F(HugeBlocksTest, MovesWithItsContentAndAlignment) {
     EXPECT_EQ(blocks_.statistics().live_bytes, 40 * kMiB);
     blocks_.Verify();
     blocks_.Deallocate(huge);
+    blocks_.Purge();
   }
 }
 
@@ -351,12 +371,12 @@ TEST_F(HugeBlocksTest, AFreedBlockRaisesTheThresholdAndIsNotKept) {
   blocks_.Deallocate(blocks_.Allocate(20 * kMiB, 1));
   EXPECT_EQ(settings.mmap_threshold_bytes, 20 * kMiB + PageBytes());
   EXPECT_EQ(settings.trim_threshold_bytes, 64 * kMiB) << "large enough";
-  blocks_.Deallocate(blocks_.Allocate(33 * kMiB, 1));
+  blocks_.Deallocate(blocks_.Allocate(40 * kMiB, 1));
   EXPECT_EQ(settings.mmap_threshold_bytes, 20 * kMiB + PageBytes());
   blocks_.Deallocate(blocks_.Allocate(32 * kMiB, 1));
   EXPECT_EQ(settings.mmap_threshold_bytes, 32 * kMiB + PageBytes());
   EXPECT_EQ(settings.trim_threshold_bytes, 2 * (32 * kMiB + PageBytes()));
-  EXPECT_EQ(blocks_.statistics().cached_bytes, 3 * kMiB);
+  EXPECT_EQ(blocks_.statistics().cached_bytes, 43 * kMiB);
 }
 
 TEST_F(HugeBlocksTest, AThresholdThatWasSetStays) {

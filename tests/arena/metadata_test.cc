@@ -57,6 +57,19 @@ TEST(MetadataPool, ReusesARecordOfTheSameSizeOnly) {
   EXPECT_EQ(pool.Allocate(100001), large);
 }
 
+TEST(MetadataPool, WhatIsReservedIsThereWhenTheSourceHasNoMore) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  EXPECT_NE(pool.Allocate(64), nullptr);
+  ASSERT_TRUE(pool.Reserve(1 << 20));
+  EXPECT_TRUE(pool.Reserve(1 << 19)) << "that much is there";
+  source.RefuseKind(Kind::kMap);
+  EXPECT_FALSE(pool.Reserve(2 << 20));
+  for (int i = 0; i < (1 << 20) / 512; ++i) {
+    ASSERT_NE(pool.Allocate(512), nullptr);
+  }
+}
+
 TEST(MetadataPool, ALargeFreedRecordIsPurgedAtOnce) {
   ScriptedPageSource source;
   MetadataPool pool(source);
