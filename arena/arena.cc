@@ -133,7 +133,7 @@ void Arena::Shrink(Run* run, size_t pages) {
 }
 
 bool Arena::StockRecords() {
-  while (spares_ < kMostNewRecords) {
+  while (spares_ < kMostNewRecords + kReservedRecords) {
     void* const record = metadata_.Allocate(sizeof(Run));
     if (record == nullptr) return false;
     RecycleRecord(new (record) Run);
@@ -563,9 +563,7 @@ bool Arena::FindUnmapping(size_t keep_bytes, Unmapping* found) {
       const size_t bytes = run->bytes() > skipped
                                ? (run->bytes() - skipped) & -kGranuleBytes
                                : 0;
-      if (bytes < kLeastTrimBytes || !may_go(bytes) || !StockRecords()) {
-        continue;
-      }
+      if (bytes < kLeastTrimBytes || !may_go(bytes)) continue;
       *found = {run->start + skipped, bytes, nullptr};
       Trim(run, static_cast<uint32_t>(skipped / PageBytes()),
            static_cast<uint32_t>(bytes / PageBytes()));
@@ -576,6 +574,7 @@ bool Arena::FindUnmapping(size_t keep_bytes, Unmapping* found) {
 }
 
 void Arena::Trim(Run* run, uint32_t before, uint32_t pages) {
+  QUARRY_DCHECK(spares_ >= kReservedRecords);
   Segment* const segment = run->segment;
   const Place place = Take(run);
   Run* const part = CutOut(run, before, pages, place);

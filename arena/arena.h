@@ -207,6 +207,9 @@ class Arena {
   // What one call may need: the run of a new mapping, and what is cut out of a
   // run and lies behind that.
   static constexpr size_t kMostNewRecords = 3;
+  // One more is always left, for Trim(): where there is no memory for a record,
+  // what is free must be able to go back.
+  static constexpr size_t kReservedRecords = 1;
 
   // Where a free run is kept.
   enum class Place { kBin, kVictim, kTop };
@@ -326,7 +329,7 @@ class Arena {
   bool FindUnmapping(size_t keep_bytes, Unmapping* found)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Takes a part of a free run, which is an end of its segment, away from the
-  // segment and the page map. Needs two records.
+  // segment and the page map. Borrows a record.
   void Trim(Run* run, uint32_t before, uint32_t pages)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 

@@ -967,6 +967,28 @@ TEST(ArenaWithoutMemory, ARefusedRecordLeavesTheHeapIntact) {
   RunOutOfMemoryAtEveryCall(/*of_metadata=*/true);
 }
 
+TEST(ArenaWithoutMemory, WhatIsFreeGoesBackWithoutMemoryForARecord) {
+  ScriptedPageSource source;
+  ScriptedPageSource metadata_source;
+  MetadataPool metadata(metadata_source);
+  Arena arena(source, metadata);
+  constexpr size_t kFreed = 2 * kMiB;
+  PageRun* const first = arena.Allocate(kFreed / PageBytes() + 1, 1);
+  std::vector<PageRun*> runs;
+  metadata_source.RefuseFrom(1);
+  while (PageRun* const run = arena.Allocate(1, 1)) runs.push_back(run);
+  ASSERT_TRUE(metadata_source.RefusedAny());
+  arena.Deallocate(first);
+  const size_t mapped_bytes = arena.statistics().mapped_bytes;
+  EXPECT_GE(arena.Purge(0), kFreed);
+  EXPECT_LE(arena.statistics().mapped_bytes, mapped_bytes - kFreed);
+  arena.Verify();
+  metadata_source.RefuseNothing();
+  for (PageRun* run : runs) arena.Deallocate(run);
+  arena.Purge(0);
+  EXPECT_EQ(source.statistics().mapped_bytes, 0u);
+}
+
 // Random operations against a model of live intervals: no overlap, alignment,
 // contents, zero where zero is promised, and Verify() again and again.
 void AgreeWithAModelOfLiveIntervals(size_t gap_bytes) {
