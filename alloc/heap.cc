@@ -285,6 +285,12 @@ ABSL_ATTRIBUTE_NOINLINE void FlushNotes(const void* caller) {
   StartMaintenanceIfWanted(caller);
 }
 
+ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
+                                             const void* caller) {
+  FreeFastRemotely(p, tag);
+  StartMaintenanceIfWanted(caller);
+}
+
 ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller) {
   ReturnToRoom(p, PageMap::TagOf(p));
   StartMaintenanceIfWanted(caller);
@@ -436,7 +442,7 @@ void DeallocateSlow(void* p, const void* caller) {
         (tag ^ thread_state.cache->tag()) >= kOwnerUnit &&
         RoomOf(tag) == Room::kSlab && tag < kNobody;
     if (is_remote && ABSL_PREDICT_TRUE(PerturbByte() == 0)) {
-      return FreeFastRemotely(p, tag);
+      return FreeRemoteBlock(p, tag, caller);
     }
   }
   return DeallocateUncommon(p, caller);
@@ -487,8 +493,9 @@ void FlushThread() {
 size_t ReleaseMemory(size_t pad_bytes) {
   ThreadCache::FlushThread();
   // What other threads keep, but for their magazines.
-  cache_registry.ForEach([](ThreadCache* cache) {
-    if (cache->is_open) static_cast<void>(cache->Tidy(true));
+  bool gave_back = false;
+  cache_registry.ForEach([&](ThreadCache* cache) {
+    if (cache->is_open) static_cast<void>(cache->Tidy(true, &gave_back));
   });
   size_t released = huge_blocks.Purge();
   Arena& own = ArenaOfThread();

@@ -12,11 +12,19 @@ namespace quarry {
 constinit MaintenanceSignal maintenance_signal;
 
 void MaintenanceSignal::NoteWorkSlow(uint32_t state) {
-  const uint32_t wanted = state == kNoThread ? kWanted : kAwake;
-  if (!Change(state, wanted) || wanted != kAwake) return;
-  const int saved_errno = errno;
-  syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
-  errno = saved_errno;
+  // Again, if the thread went from asleep to none meanwhile.
+  while (state == kNoThread || state == kAsleep) {
+    const uint32_t wanted = state == kNoThread ? kWanted : kAwake;
+    if (!Change(state, wanted)) {
+      state = state_.load(std::memory_order_seq_cst);
+      continue;
+    }
+    if (wanted == kWanted) return;
+    const int saved_errno = errno;
+    syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+    errno = saved_errno;
+    return;
+  }
 }
 
 void MaintenanceSignal::ResetAfterFork() {
@@ -34,7 +42,7 @@ void MaintenanceSignal::ResetAfterFork() {
   }
 }
 
-bool MaintenanceSignal::WaitForWork(uint64_t most_ms) {
+bool MaintenanceSignal::Wait(uint64_t most_ms, State then) {
   // Relative: nothing but the end of the time and a change of state ends the
   // wait, since the thread takes no signals; being traced may, and then the
   // time begins anew.
@@ -44,7 +52,7 @@ bool MaintenanceSignal::WaitForWork(uint64_t most_ms) {
     if (syscall(SYS_futex, &state_, FUTEX_WAIT_PRIVATE, kAsleep,
                 most_ms != 0 ? &most : nullptr, nullptr, 0) != 0 &&
         errno == ETIMEDOUT) {
-      return !Change(kAsleep, kAwake);
+      return !Change(kAsleep, then);
     }
   }
   return true;

@@ -4,6 +4,8 @@
 //                              |                     |             | NoteWork,
 //                              |          FallAsleep |             | StayAwake
 //                              +--TurnOff--> kOff    +--> kAsleep -+
+//                                                            |
+//                      kNoThread <--no work for some seconds-+
 //
 // A room that made memory dirty, or took frees for a thread that may be idle,
 // calls NoteWork(). That is one load while the thread is awake. A process that
@@ -74,10 +76,14 @@ class MaintenanceSignal {
   // Waits until there is work, at most `most_ms` milliseconds or, with 0,
   // however long that is. From then on the thread is awake. Returns whether
   // there is work.
-  bool WaitForWork(uint64_t most_ms);
+  bool WaitForWork(uint64_t most_ms) { return Wait(most_ms, kAwake); }
+
+  // The same; but when the time has passed, there is no thread any more.
+  bool WaitForWorkOrEnd(uint64_t most_ms) { return Wait(most_ms, kNoThread); }
 
  private:
   void NoteWorkSlow(uint32_t state);
+  bool Wait(uint64_t most_ms, State then);
 
   bool Change(uint32_t from, uint32_t to) {
     return state_.compare_exchange_strong(from, to, std::memory_order_acq_rel,

@@ -27,6 +27,11 @@ namespace {
 
 constexpr uint32_t kShortestPauseMs = 10;
 
+// After so long without work the thread ends, and is started anew when there is
+// some. A process whose main thread has called pthread_exit() ends with its last
+// thread, which must not be this one for longer.
+constexpr uint64_t kIdleMs = 5000;
+
 // Far below the 49 days after which the clock begins anew.
 constexpr size_t kMostDecayMs = size_t{24} * 60 * 60 * 1000;
 
@@ -50,14 +55,20 @@ void Pause(uint32_t pause_ms) {
   nanosleep(&pause, nullptr);
 }
 
-// Returns when there is work, or `most_ms` have passed.
-void Sleep(uint64_t most_ms, MaintenancePace* pace) {
+// Returns when there is work, or `most_ms` have passed; false when there was
+// nothing to do for so long that the thread is to end.
+bool Sleep(uint64_t most_ms, MaintenancePace* pace) {
   maintenance_signal.FallAsleep();
-  if (most_ms == MaintenancePace::kUntilWork &&
-      MaintenanceTick(NowMs()) != TickResult::kNothingLeft) {
-    return maintenance_signal.StayAwake();
+  if (most_ms == MaintenancePace::kUntilWork) {
+    if (MaintenanceTick(NowMs()) != TickResult::kNothingLeft) {
+      maintenance_signal.StayAwake();
+      return true;
+    }
+    pace->NoteWork();
+    return maintenance_signal.WaitForWorkOrEnd(kIdleMs);
   }
   if (maintenance_signal.WaitForWork(most_ms)) pace->NoteWork();
+  return true;
 }
 
 void* Maintain(void*) {
@@ -74,7 +85,7 @@ void* Maintain(void*) {
     Pause(pause_ms);
     uint64_t most_ms;
     if (pace.SleepsAfter(MaintenanceTick(NowMs()), pause_ms, &most_ms)) {
-      Sleep(most_ms, &pace);
+      if (!Sleep(most_ms, &pace)) return nullptr;
     }
     QUARRY_DCHECK(thread_state.cache == &no_cache);
   }
@@ -128,11 +139,11 @@ uint32_t DueBeforeMs(uint32_t now_ms) {
 }
 
 // Returns whether something is left for the next time.
-bool TidyCaches() {
+bool TidyCaches(bool* gave_back) {
   const bool is_urgent = AboveSoftLimit();
   bool is_left = false;
   cache_registry.ForEach([&](ThreadCache* cache) {
-    if (cache->is_open && cache->Tidy(is_urgent)) is_left = true;
+    if (cache->is_open && cache->Tidy(is_urgent, gave_back)) is_left = true;
   });
   return is_left;
 }
@@ -166,7 +177,8 @@ void TickIfDue() {
   if (AgeMs(then_ms, now_ms) >= PauseMs() &&
       last_ms.compare_exchange_strong(then_ms, now_ms,
                                       std::memory_order_relaxed)) {
-    TidyCaches();
+    bool gave_back = false;
+    TidyCaches(&gave_back);
     huge_blocks.PurgeFreedBefore(before_ms);
     AdviseDense();
     is_behind.store(true, std::memory_order_relaxed);
@@ -186,7 +198,8 @@ void TickIfDue() {
 TickResult MaintenanceTick(uint32_t now_ms) {
   const uint32_t before_ms = DueBeforeMs(now_ms);
   // First, since the slabs that caches give up are dirty pages of arenas.
-  bool is_left = TidyCaches();
+  bool gave_back = false;
+  bool is_left = TidyCaches(&gave_back);
   size_t given_bytes = huge_blocks.PurgeFreedBefore(before_ms);
   if (huge_blocks.statistics().cached_bytes != 0) is_left = true;
   given_bytes += PurgeArenas(before_ms, SIZE_MAX);
@@ -198,7 +211,8 @@ TickResult MaintenanceTick(uint32_t now_ms) {
     if (arena.statistics().free_dirty_bytes != 0) is_left = true;
   }
   if (!is_left) return TickResult::kNothingLeft;
-  return given_bytes != 0 ? TickResult::kGaveBack : TickResult::kInVain;
+  return gave_back || given_bytes != 0 ? TickResult::kGaveBack
+                                       : TickResult::kInVain;
 }
 
 bool MaintenancePace::SleepsAfter(TickResult result, uint32_t pause_ms,

@@ -10,6 +10,10 @@
 //                 ^                                        |
 //                 +------------- NoteWork -----------------+
 //
+// Asleep for some seconds, it ends, and is started anew when there is work: a
+// process whose main thread has left by pthread_exit() ends with its last
+// thread.
+//
 // What stays dirty although it was due, because the system refuses to take
 // locked memory, would keep it ticking: after some ticks in vain it sleeps
 // between them, each time for twice as long.

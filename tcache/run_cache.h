@@ -131,13 +131,13 @@ class RunCache {
     return run;
   }
 
-  // Takes the runs out if the owner has put none in since the last call, and
-  // calls visit(run) for each. Returns whether any is left.
+  // Takes the runs out if the owner has put none in since the last call, or if it
+  // `is_urgent`, and calls visit(run) for each. Returns whether any is left.
   template <typename Visit>
-  bool StealIdle(Visit visit) {
+  bool StealIdle(bool is_urgent, Visit visit) {
     if (cached_bytes() == 0) return false;
     const uint32_t puts = puts_.load(std::memory_order_relaxed);
-    if (puts != seen_puts_) {
+    if (puts != seen_puts_ && !is_urgent) {
       seen_puts_ = puts;
       return true;
     }
@@ -169,6 +169,14 @@ class RunCache {
   // In the child of a fork, for the cache of a thread that is gone: whatever
   // it was in the midst of.
   void ReopenAfterFork() {
+    size_t sum = 0;
+    for (size_t i = 0; i < kSlots; ++i) {
+      const Run* run = runs_[i].load(std::memory_order_relaxed);
+      const size_t bytes = run == nullptr ? 0 : run->bytes();
+      bytes_[i].store(static_cast<uint32_t>(bytes), std::memory_order_relaxed);
+      sum += bytes;
+    }
+    cached_bytes_.store(sum, std::memory_order_relaxed);
     is_busy_.store(false, std::memory_order_relaxed);
     is_closed_.store(false, std::memory_order_relaxed);
   }

@@ -354,7 +354,11 @@ void ThreadCache::Overflow(Magazine* magazine) {
   }
   magazine->head = nullptr;
   magazine->room = magazine->capacity;
-  if (cache->depot_bytes_ >= kWorthTidyingBytes) maintenance_signal.NoteWork();
+  // Also when a class is cold: blocks that were freed in no order keep many
+  // slabs from being empty, however few they are.
+  if (shelf.is_cold || cache->depot_bytes_ >= kWorthTidyingBytes) {
+    maintenance_signal.NoteWork();
+  }
 }
 
 void ThreadCache::FlushNotes() {
@@ -365,7 +369,8 @@ void ThreadCache::FlushNotes() {
 void ThreadCache::FlushCold() {
   if (cold_count_ == 0) return;
   is_quiet_ = false;
-  const SizeClass last = Slab::Of(cold_[cold_count_ - 1])->size_class();
+  // By the tag: a slab that was given back has another, and shows below.
+  const Tag last_offset = PageMap::TagOf(cold_[cold_count_ - 1]) ^ tag_;
   for (uint32_t i = 0; i < cold_count_;) {
     // A block noted twice, whose slab was given back after the first time.
     if (ABSL_PREDICT_FALSE((PageMap::TagOf(cold_[i]) ^ tag_) >= kOwnerUnit)) {
@@ -389,6 +394,8 @@ void ThreadCache::FlushCold() {
   }
   cold_count_ = 0;
   // The depot may have been given back meanwhile, by Tidy().
+  if (last_offset >= kOwnerUnit) return;
+  const SizeClass last = last_offset / sizeof(Magazine);
   const Shelf& shelf = shelves_[last];
   if (shelf.is_cold && shelf.depot_count <= kMostMagazines[last] / 2 &&
       depot_bytes_ < kMostDepotBytes) {
@@ -484,7 +491,7 @@ void ThreadCache::Relist(Slab* slab) {
   list.PushFront(slab);
 }
 
-bool ThreadCache::Tidy(bool is_urgent) {
+bool ThreadCache::Tidy(bool is_urgent, bool* gave_back) {
   // The owner is at work, and will be asked again.
   if (!lock_.TryAcquire()) return true;
   // It has just been closed, and has nothing: its owner waits to say so.
@@ -502,27 +509,33 @@ bool ThreadCache::Tidy(bool is_urgent) {
     is_tidy_ = false;
   }
   if (!is_quiet_ || !is_tidy_) {
-    FlushUnusedDepots();
+    if (FlushUnusedDepots()) *gave_back = true;
     if (is_quiet_) {
-      ReturnEmptySlabs();
-      is_tidy_ = PurgeTails();
+      if (ReturnEmptySlabs()) *gave_back = true;
+      const int purges = PurgeTails();
+      if (purges > 0) *gave_back = true;
+      is_tidy_ = purges < kMostPurges;
     } else {
       is_tidy_ = false;
     }
     is_quiet_ = true;
   }
-  const bool has_runs =
-      runs_.StealIdle([](Run* run) { run->arena()->Deallocate(run); });
+  const bool has_runs = runs_.StealIdle(is_urgent, [&](Run* run) {
+    run->arena()->Deallocate(run);
+    *gave_back = true;
+  });
   const bool more = has_runs || !is_tidy_;
   lock_.Release();
   return more;
 }
 
-void ThreadCache::FlushUnusedDepots() {
+bool ThreadCache::FlushUnusedDepots() {
+  bool any = false;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Shelf& shelf = shelves_[c];
     const uint8_t unused = shelf.depot_unused;
     if (unused > 0) {
+      any = true;
       for (uint32_t i = 0; i < unused; ++i) Flush(shelf.depot[i], c);
       std::copy(shelf.depot + unused, shelf.depot + shelf.depot_count,
                 shelf.depot);
@@ -531,10 +544,10 @@ void ThreadCache::FlushUnusedDepots() {
     }
     shelf.depot_unused = shelf.depot_count;
   }
+  return any;
 }
 
-bool ThreadCache::PurgeTails() {
-  constexpr int kMostPurges = 256;
+int ThreadCache::PurgeTails() {
   int purges = 0;
   for (Shelf& shelf : shelves_) {
     shelf.was_idle = true;
@@ -542,20 +555,23 @@ bool ThreadCache::PurgeTails() {
       for (Slab* slab = shelf.slabs[f].first(); slab != nullptr;
            slab = slab->next) {
         if (!slab->PurgeTail()) continue;
-        if (++purges == kMostPurges) return false;
+        if (++purges == kMostPurges) return purges;
       }
     }
   }
-  return true;
+  return purges;
 }
 
-void ThreadCache::ReturnEmptySlabs() {
+bool ThreadCache::ReturnEmptySlabs() {
+  bool any = false;
   for (Shelf& shelf : shelves_) {
     while (Slab* slab = shelf.slabs[Slab::kEmpty].PopFront()) {
       ++counters_.slabs_returned;
       ReturnSlab(slab);
+      any = true;
     }
   }
+  return any;
 }
 
 void ThreadCache::DrainPending() {

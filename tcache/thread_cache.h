@@ -244,9 +244,9 @@ class alignas(64) ThreadCache {
   // back what the owner has not used since the last call: magazines that stayed
   // in the depot, and, of a thread that does nothing, empty slabs, the untouched
   // ends of others, and page runs. When it `is_urgent`, as if the owner had been
-  // idle for long. Returns whether there may be more to give back at the next
-  // call.
-  bool Tidy(bool is_urgent) ABSL_LOCKS_EXCLUDED(lock_);
+  // idle for long. Sets *gave_back if it gave anything back, and returns whether
+  // there may be more at the next call.
+  bool Tidy(bool is_urgent, bool* gave_back) ABSL_LOCKS_EXCLUDED(lock_);
 
   // --- For any thread. ---
 
@@ -368,11 +368,14 @@ class alignas(64) ThreadCache {
   // Puts a slab whose used() changed into the list where it belongs, or gives
   // it back to the arena if it is empty and there is another.
   void Relist(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  void FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Gives back the ends of slabs that hold no block in use. At most so many
-  // slabs; returns false when there were more.
-  bool PurgeTails() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  void ReturnEmptySlabs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Returns whether there were any.
+  bool FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Gives back the ends of slabs that hold no block in use, of kMostPurges slabs
+  // at most. Returns of how many.
+  int PurgeTails() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  static constexpr int kMostPurges = 1024;
+  // Returns whether there were any.
+  bool ReturnEmptySlabs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void DrainPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Slabs of a pending stack that are another cache's, linked by pending_next:
   // their tokens go on.

@@ -44,7 +44,7 @@ TEST(HeapMaintenance, AfterSmallBlocksWereFreed) {
   const uint64_t seed = TestSeed();
   for (const bool in_order : {true, false}) {
     ExpectToGoBackAfter([&] {
-      std::vector<void*> blocks(20000);  // More than depots hold.
+      std::vector<void*> blocks(Steps(100000));
       for (void*& block : blocks) block = Allocate(1000);
       if (!in_order) {
         std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(seed));

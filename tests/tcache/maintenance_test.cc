@@ -356,7 +356,7 @@ TEST(Maintenance, SlowPathsTickWhereTheOptionTurnsItOff) {
 TEST(Maintenance, ASlowPathPurgesOneStepAndTheNextGoesOn) {
   EXPECT_EQ(InChild([] {
               constexpr size_t kStep = Arena::kPurgeStepBytes;
-              settings.decay_ms = 40;
+              settings.decay_ms = 60000;
               maintenance_signal.TurnOff();
               MakeDirty(3 * kStep, 0);
               MakeDirty(kStep, 1);
@@ -364,6 +364,7 @@ TEST(Maintenance, ASlowPathPurgesOneStepAndTheNextGoesOn) {
               const uint32_t freed_ms = NowMs();
               StartMaintenanceIfWanted();
               QUARRY_CHECK(DirtyBytes() == 4 * kStep);
+              settings.decay_ms = 40;
               while (AgeMs(freed_ms, NowMs()) < 100) usleep(1000);
               for (size_t left = 4; left > 0; --left) {
                 StartMaintenanceIfWanted();

@@ -28,7 +28,7 @@ class RunCacheTest : public testing::Test {
 
   std::vector<PageRun*> Steal() {
     std::vector<PageRun*> stolen;
-    left_ = cache_.StealIdle([&](PageRun* run) { stolen.push_back(run); });
+    left_ = cache_.StealIdle(false, [&](PageRun* run) { stolen.push_back(run); });
     return stolen;
   }
 
@@ -124,6 +124,15 @@ TEST_F(RunCacheTest, RunsAreStolenFromAnIdleOwnerAlone) {
   EXPECT_EQ(Take(7), nullptr);
 }
 
+TEST_F(RunCacheTest, WhatIsUrgentIsStolenAtOnce) {
+  PageRun run;
+  Make(&run, 7);
+  EXPECT_EQ(cache_.Put(&run), nullptr);
+  PageRun* stolen = nullptr;
+  EXPECT_FALSE(cache_.StealIdle(true, [&](PageRun* r) { stolen = r; }));
+  EXPECT_EQ(stolen, &run);
+}
+
 // The owner and a thief at work at once: no run is ever with both, and none is
 // lost. The thief returns what it stole through a mailbox.
 TEST_F(RunCacheTest, OwnerAndThiefNeverHoldTheSameRun) {
@@ -143,7 +152,7 @@ TEST_F(RunCacheTest, OwnerAndThiefNeverHoldTheSameRun) {
 
   std::thread thief([&] {
     while (!done.load(std::memory_order_relaxed)) {
-      cache_.StealIdle([&](PageRun* run) {
+      cache_.StealIdle(false, [&](PageRun* run) {
         hold(run);
         kept_by_thief.push_back(run);
       });

@@ -35,6 +35,8 @@ class ThreadCacheTest : public testing::Test {
     EXPECT_EQ(SlabBytesInUse(), 0u) << "a slab is lost";
   }
 
+  bool gave_back_ = false;
+
   static ThreadCache::Counters counters() {
     return thread_state.cache->counters();
   }
@@ -470,7 +472,7 @@ TEST_F(ThreadCacheTest, TidyTakesFromTheDepotWhatStayedThere) {
   const size_t full = StatisticsOf(c).depot_blocks;
   ASSERT_GT(full, 2000u);
   ThreadCache* const cache = thread_state.cache;
-  EXPECT_TRUE(cache->Tidy(false)) << "the owner was at work";
+  EXPECT_TRUE(cache->Tidy(false, &gave_back_)) << "the owner was at work";
   EXPECT_EQ(StatisticsOf(c).depot_blocks, full);
   // A third is used again and comes back, so only the rest was not wanted.
   blocks.clear();
@@ -480,13 +482,13 @@ TEST_F(ThreadCacheTest, TidyTakesFromTheDepotWhatStayedThere) {
   const size_t unused = StatisticsOf(c).depot_blocks;
   for (void* p : blocks) Free(p);
   const size_t before = StatisticsOf(c).depot_blocks;
-  EXPECT_TRUE(cache->Tidy(false));
+  EXPECT_TRUE(cache->Tidy(false, &gave_back_));
   EXPECT_EQ(StatisticsOf(c).depot_blocks, before - unused);
   VerifyAll();
   // Left alone, it all goes, and there is nothing more to do.
-  EXPECT_FALSE(cache->Tidy(false));
+  EXPECT_FALSE(cache->Tidy(false, &gave_back_));
   EXPECT_EQ(StatisticsOf(c).depot_blocks, 0u);
-  EXPECT_FALSE(cache->Tidy(false));
+  EXPECT_FALSE(cache->Tidy(false, &gave_back_));
   VerifyAll();
 }
 
@@ -494,7 +496,7 @@ TEST_F(ThreadCacheTest, UrgentTidyWaitsForNothing) {
   std::vector<void*> blocks;
   for (int i = 0; i < 4000; ++i) blocks.push_back(Allocate(kBytes));
   for (void* p : blocks) Free(p);
-  EXPECT_FALSE(thread_state.cache->Tidy(true));
+  EXPECT_FALSE(thread_state.cache->Tidy(true, &gave_back_));
   EXPECT_EQ(StatisticsOf(ClassOf(kBytes)).depot_blocks, 0u);
 }
 
@@ -510,7 +512,7 @@ TEST_F(ThreadCacheTest, TidyOfAnIdleThreadReturnsEmptySlabsAndTails) {
     blocks.pop_back();
   }
   ThreadCache* const cache = thread_state.cache;
-  while (cache->Tidy(false)) {
+  while (cache->Tidy(false, &gave_back_)) {
   }
   const ThreadCache::ClassStatistics after = StatisticsOf(ClassOf(kLarge));
   EXPECT_EQ(after.depot_blocks, 0u);
@@ -527,7 +529,7 @@ TEST_F(ThreadCacheTest, TidyTakesRemoteFreesInForAnIdleOwner) {
   ThreadCache* const cache = thread_state.cache;
   OnAnotherThread([&] {
     for (void* p : blocks) Free(p);
-    while (cache->Tidy(false)) {
+    while (cache->Tidy(false, &gave_back_)) {
     }
   });
   EXPECT_LT(StatisticsOf(c).slabs, slabs / 2);
