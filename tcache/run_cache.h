@@ -161,6 +161,10 @@ class RunCache {
     return false;
   }
 
+  // Makes every thread of the process pass a fence; false where the system
+  // cannot.
+  static bool FenceAllThreads();
+
   // Any thread may ask.
   size_t cached_bytes() const {
     return cached_bytes_.load(std::memory_order_relaxed);
@@ -210,10 +214,6 @@ class RunCache {
     bytes_[i].store(0, std::memory_order_relaxed);
     runs_[i].store(nullptr, std::memory_order_relaxed);
   }
-
-  // Makes every thread of the process pass a fence; false where the system
-  // cannot.
-  static bool FenceAllThreads();
 
   std::atomic<uint32_t> bytes_[kSlots] = {};
   std::atomic<size_t> cached_bytes_{0};
