@@ -11,7 +11,7 @@ QUARRY_BUILD_PACKAGES=(
 # To build and run the tests.
 QUARRY_TEST_PACKAGES=(
   "${QUARRY_BUILD_PACKAGES[@]}"
-  binutils clang-19 libclang-rt-19-dev libgtest-dev python3 valgrind
+  binutils clang-19 gcc libclang-rt-19-dev libgtest-dev python3 spin valgrind
 )
 
 # The programs of tests/battery.
