@@ -438,9 +438,8 @@ void DeallocateSlow(void* p, const void* caller) {
       return ThreadCache::NotesAreFull() ? FlushNotes(caller) : void();
     }
     // By the cache's tag, since a thread that left the fast path has another.
-    const bool is_remote =
-        (tag ^ thread_state.cache->tag()) >= kOwnerUnit &&
-        RoomOf(tag) == Room::kSlab && tag < kNobody;
+    const bool is_remote = tag >= kOwnerUnit && tag < kNobody &&
+                           (tag ^ thread_state.cache->tag()) >= kOwnerUnit;
     if (is_remote && ABSL_PREDICT_TRUE(PerturbByte() == 0)) {
       return FreeRemoteBlock(p, tag, caller);
     }

@@ -242,7 +242,7 @@ class alignas(64) ThreadCache {
 
   // For the maintenance thread, now and then: takes in remote frees, and gives
   // back what the owner has not used since the last call: magazines that stayed
-  // in the depot, and, of a thread that does nothing, empty slabs, the untouched
+  // in the depot, and, of a thread that does nothing, empty slabs, the unused
   // ends of others, and page runs. When it `is_urgent`, as if the owner had been
   // idle for long. Sets *gave_back if it gave anything back, and returns whether
   // there may be more at the next call.
