@@ -12,6 +12,7 @@
 
 #include <atomic>
 
+#include "arena/errno_saver.h"
 #include "arena/limits.h"
 #include "arena/report.h"
 #include "arena/settings.h"
@@ -411,9 +412,8 @@ void LoadOptions() {
   if (options_loaded.exchange(true, std::memory_order_relaxed)) return;
   const char* text = TextFromEnvironment();
   if (text == nullptr) return;
-  const int saved_errno = errno;
+  ErrnoSaver saver;
   ApplyOptions(text, STDERR_FILENO);
-  errno = saved_errno;
 }
 
 }  // namespace quarry

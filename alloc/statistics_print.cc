@@ -6,6 +6,8 @@
 
 #include "alloc/statistics.h"
 
+#include "arena/errno_saver.h"
+
 namespace quarry {
 namespace {
 
@@ -117,7 +119,7 @@ void PrintXmlAttribute(Page& page, const char* name, size_t value) {
 
 void WriteToFile(void* context, const char* text, size_t bytes) {
   const int file_descriptor = *static_cast<const int*>(context);
-  const int saved_errno = errno;
+  ErrnoSaver saver;
   while (bytes != 0) {
     const ssize_t written = write(file_descriptor, text, bytes);
     if (written < 0 && errno == EINTR) continue;
@@ -125,7 +127,6 @@ void WriteToFile(void* context, const char* text, size_t bytes) {
     text += written;
     bytes -= static_cast<size_t>(written);
   }
-  errno = saved_errno;
 }
 
 }  // namespace

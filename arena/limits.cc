@@ -3,10 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdint>
 
 #include "arena/cgroup.h"
+#include "arena/errno_saver.h"
 #include "arena/settings.h"
 
 namespace quarry {
@@ -135,9 +135,8 @@ void MemoryLimits::Tell(size_t mapped_bytes, size_t soft_bytes) {
     return;
   }
   if (callback == nullptr) return;
-  const int saved_errno = errno;
+  ErrnoSaver saver;
   callback(context, mapped_bytes, soft_bytes);
-  errno = saved_errno;
 }
 
 }  // namespace quarry

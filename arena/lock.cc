@@ -1,12 +1,6 @@
 #include "arena/lock.h"
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <climits>
-
+#include "arena/futex.h"
 #include "arena/report.h"
 
 namespace quarry {
@@ -24,14 +18,6 @@ void Pause() {
 #endif
 }
 
-// free() must leave errno alone, and a futex wait sets it.
-void Futex(std::atomic<uint32_t>* word, int operation, uint32_t value) {
-  static_assert(sizeof(*word) == 4, "the kernel's futexes are 32 bits");
-  const int saved_errno = errno;
-  syscall(SYS_futex, word, operation, value, nullptr, nullptr, 0);
-  errno = saved_errno;
-}
-
 }  // namespace
 
 void Lock::AcquireContended() {
@@ -46,11 +32,11 @@ void Lock::AcquireContended() {
   // it cannot know whether it was the last to wait. The cost is one wake too
   // many. Pairs with the release in Yield().
   while (state_.exchange(kContended, std::memory_order_acquire) != kFree) {
-    Futex(&state_, FUTEX_WAIT_PRIVATE, kContended);
+    FutexWait(state_, kContended);
   }
 }
 
-void Lock::WakeOne() { Futex(&state_, FUTEX_WAKE_PRIVATE, 1); }
+void Lock::WakeOne() { FutexWakeOne(state_); }
 
 void Lock::AssertHeld() const {
   QUARRY_DCHECK(state_.load(std::memory_order_relaxed) != kFree);

@@ -1,11 +1,6 @@
 #include "arena/maintenance_signal.h"
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
-#include <cerrno>
+#include "arena/futex.h"
 
 namespace quarry {
 
@@ -19,10 +14,7 @@ void MaintenanceSignal::NoteWorkSlow(uint32_t state) {
       state = state_.load(std::memory_order_seq_cst);
       continue;
     }
-    if (wanted == kWanted) return;
-    const int saved_errno = errno;
-    syscall(SYS_futex, &state_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
-    errno = saved_errno;
+    if (wanted == kAwake) FutexWakeOne(state_);
     return;
   }
 }
@@ -43,17 +35,11 @@ void MaintenanceSignal::ResetAfterFork() {
 }
 
 bool MaintenanceSignal::Wait(uint64_t most_ms, State then) {
-  // Relative: nothing but the end of the time and a change of state ends the
-  // wait, since the thread takes no signals; being traced may, and then the
-  // time begins anew.
-  const timespec most = {static_cast<time_t>(most_ms / 1000),
-                         static_cast<long>(most_ms % 1000 * 1000000)};
+  // Nothing but the end of the time and a change of state ends the wait, since
+  // the thread takes no signals; being traced may, and then the time begins
+  // anew.
   while (state() == kAsleep) {
-    if (syscall(SYS_futex, &state_, FUTEX_WAIT_PRIVATE, kAsleep,
-                most_ms != 0 ? &most : nullptr, nullptr, 0) != 0 &&
-        errno == ETIMEDOUT) {
-      return !Change(kAsleep, then);
-    }
+    if (!FutexWaitFor(state_, kAsleep, most_ms)) return !Change(kAsleep, then);
   }
   return true;
 }

@@ -73,9 +73,8 @@ class MaintenanceSignal {
   void FallAsleep() { state_.store(kAsleep, std::memory_order_seq_cst); }
   void StayAwake() { (void)Change(kAsleep, kAwake); }
 
-  // Waits until there is work, at most `most_ms` milliseconds or, with 0,
-  // however long that is. From then on the thread is awake. Returns whether
-  // there is work.
+  // Waits until there is work, at most `most_ms` milliseconds. From then on the
+  // thread is awake. Returns whether there is work.
   bool WaitForWork(uint64_t most_ms) { return Wait(most_ms, kAwake); }
 
   // The same; but when the time has passed, there is no thread any more.

@@ -3,8 +3,8 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <cerrno>
 
+#include "arena/errno_saver.h"
 #include "arena/system_file.h"
 
 namespace quarry {
@@ -14,10 +14,9 @@ namespace {
 constexpr size_t kMostNodes = 1024;
 
 size_t NodeOfThisProcessor() {
-  const int saved_errno = errno;
+  ErrnoSaver saver;
   unsigned processor, node;
   if (getcpu(&processor, &node) != 0) node = 0;
-  errno = saved_errno;
   return node;
 }
 

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "arena/errno_saver.h"
 #include "arena/report.h"
 #include "arena/settings.h"
 
@@ -41,16 +42,6 @@ constexpr int kCollapse = MADV_COLLAPSE;
 #else
 constexpr int kCollapse = 25;  // Of Linux 6.1, which libc may not know.
 #endif
-
-// A failed system call is an answer here, and not the program's business.
-class ErrnoSaver {
- public:
-  ErrnoSaver() : saved_(errno) {}
-  ~ErrnoSaver() { errno = saved_; }
-
- private:
-  const int saved_;
-};
 
 bool IsWholePages(const void* start, size_t bytes) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(start);

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "arena/errno_saver.h"
+
 namespace quarry {
 namespace {
 
@@ -64,7 +66,7 @@ LineBuffer& LineBuffer::AppendDecimal(uint64_t value) {
 }
 
 void LineBuffer::Flush(int descriptor) {
-  const int saved_errno = errno;
+  ErrnoSaver saver;
   text_[bytes_++] = '\n';
   const char* rest = text_;
   while (bytes_ > 0) {
@@ -75,7 +77,6 @@ void LineBuffer::Flush(int descriptor) {
     bytes_ -= static_cast<size_t>(written);
   }
   bytes_ = 0;
-  errno = saved_errno;
 }
 
 void ReportDoubleFree(const void* p, size_t class_bytes, const void* slab) {

@@ -8,10 +8,12 @@
 #include <cerrno>
 #include <cstring>
 
+#include "arena/errno_saver.h"
+
 namespace quarry {
 
 size_t ReadSystemFile(const char* path, char* text, size_t capacity_bytes) {
-  const int saved_errno = errno;
+  ErrnoSaver saver;
   size_t bytes = 0;
   // By their numbers: libc's open() and read() end a thread that is cancelled,
   // and that must not happen within malloc.
@@ -26,7 +28,6 @@ size_t ReadSystemFile(const char* path, char* text, size_t capacity_bytes) {
     }
     syscall(SYS_close, file);
   }
-  errno = saved_errno;
   return bytes;
 }
 

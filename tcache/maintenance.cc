@@ -12,9 +12,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 
 #include "arena/clock.h"
+#include "arena/errno_saver.h"
 #include "arena/limits.h"
 #include "arena/process_arenas.h"
 #include "arena/report.h"
@@ -235,7 +235,7 @@ bool MaintenancePace::SleepsAfter(TickResult result, uint32_t pause_ms,
 }
 
 void MaintainOnSlowPath(const void* caller) {
-  const int saved_errno = errno;
+  ErrnoSaver saver;
   if (maintenance_signal.IsOff()) {
     TickIfDue();
   } else if (!settings.maintenance.load(std::memory_order_relaxed)) {
@@ -245,7 +245,6 @@ void MaintainOnSlowPath(const void* caller) {
              maintenance_signal.TryStart() && !StartThread()) {
     maintenance_signal.TurnOff();
   }
-  errno = saved_errno;
 }
 
 }  // namespace quarry

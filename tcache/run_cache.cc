@@ -4,16 +4,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include "arena/errno_saver.h"
 
 namespace quarry {
 namespace {
 
 bool Membarrier(int command) {
-  const int saved_errno = errno;
-  const bool done = syscall(SYS_membarrier, command, 0, 0) == 0;
-  errno = saved_errno;
-  return done;
+  ErrnoSaver saver;
+  return syscall(SYS_membarrier, command, 0, 0) == 0;
 }
 
 }  // namespace

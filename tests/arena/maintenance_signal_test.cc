@@ -64,7 +64,7 @@ TEST(MaintenanceSignal, ThereIsNoWaitOnceThereIsWork) {
   MaintenanceSignal signal;
   signal.FallAsleep();
   signal.NoteWork();
-  EXPECT_TRUE(signal.WaitForWork(0));
+  EXPECT_TRUE(signal.WaitForWork(60'000));
   EXPECT_EQ(signal.state(), State::kAwake);
   signal.FallAsleep();
   signal.StayAwake();
@@ -92,7 +92,7 @@ TEST(MaintenanceSignal, NoWorkIsForgotten) {
       if (look()) {
         signal.StayAwake();
       } else if (done.load(std::memory_order_relaxed) < kRounds) {
-        signal.WaitForWork(0);
+        signal.WaitForWork(60'000);
       }
     }
   });
