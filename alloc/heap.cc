@@ -434,9 +434,6 @@ void DeallocateSlow(void* p, const void* caller) {
   Tag tag;
   if (ABSL_PREDICT_TRUE(PageMap::HomeTagOf(p, &tag))) {
     if (tag == kRunTag && ThreadCache::TryKeepRun(p)) return;
-    if (ThreadCache::TryPushCold(p, tag)) {
-      return ThreadCache::NotesAreFull() ? FlushNotes(caller) : void();
-    }
     // By the cache's tag, since a thread that left the fast path has another.
     const bool is_remote = tag >= kOwnerUnit && tag < kNobody &&
                            (tag ^ thread_state.cache->tag()) >= kOwnerUnit;
@@ -447,13 +444,27 @@ void DeallocateSlow(void* p, const void* caller) {
   return DeallocateUncommon(p, caller);
 }
 
+void DeallocateNotPushed(void* p, const Magazine* magazine,
+                         const void* caller) {
+  if (ABSL_PREDICT_TRUE(ThreadCache::TryPushCold(magazine, p))) {
+    return ThreadCache::NotesAreFull() ? FlushNotes(caller) : void();
+  }
+  return DeallocateUncommon(p, caller);
+}
+
 void DeallocateSizedSlow(void* p, size_t bytes) {
   if (p == nullptr) return;
-  const size_t usable = UsableBytesFor(kSizedFree, p);
-  const bool fits = RoomOf(PageMap::TagOf(p)) == Room::kSlab
-                        ? BlockServes(usable, bytes)
-                        : LargeBlockServes(p, usable, bytes);
-  if (ABSL_PREDICT_FALSE(!fits)) ReportSizeMismatch(p, bytes, usable);
+  const Tag tag = PageMap::TagOf(p);
+  const bool fits_slab =
+      bytes <= kFastMaxBytes &&
+      (tag & (kOwnerUnit - 1)) == MagazineOffset(ClassOf(bytes));
+  if (ABSL_PREDICT_FALSE(!fits_slab)) {
+    const size_t usable = UsableBytesFor(kSizedFree, p);
+    const bool fits = RoomOf(tag) == Room::kSlab
+                          ? BlockServes(usable, bytes)
+                          : LargeBlockServes(p, usable, bytes);
+    if (ABSL_PREDICT_FALSE(!fits)) ReportSizeMismatch(p, bytes, usable);
+  }
   Deallocate(p);
 }
 
@@ -493,9 +504,12 @@ size_t ReleaseMemory(size_t pad_bytes) {
   ThreadCache::FlushThread();
   // What other threads keep, but for their magazines.
   bool gave_back = false;
-  cache_registry.ForEach([&](ThreadCache* cache) {
-    if (cache->is_open) static_cast<void>(cache->Tidy(true, &gave_back));
+  cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
+    static_cast<void>(cache->Tidy(true, &gave_back, SIZE_MAX));
   });
+  for (size_t i = 0; i < kMaxArenas; ++i) {
+    static_cast<void>(OrphansOf(i).Tidy(true, &gave_back, SIZE_MAX));
+  }
   size_t released = huge_blocks.Purge();
   Arena& own = ArenaOfThread();
   for (size_t i = 0; i < kMaxArenas; ++i) {

@@ -65,19 +65,29 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
 
 // --- Freeing. All take nullptr, and leave errno alone. ---
 
+// What this thread's magazines do not take, and what its magazine for p did not.
 // `caller` is the code that called the function which this is inlined into.
 void DeallocateSlow(void* p, const void* caller);
+void DeallocateNotPushed(void* p, const Magazine* magazine, const void* caller);
 void DeallocateSizedSlow(void* p, size_t bytes);
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
-  if (ABSL_PREDICT_TRUE(ThreadCache::TryPush(p))) return;
-  return DeallocateSlow(p, __builtin_return_address(0));
+  Magazine* magazine;
+  if (ABSL_PREDICT_FALSE(!ThreadCache::FindMagazine(p, &magazine))) {
+    return DeallocateSlow(p, __builtin_return_address(0));
+  }
+  if (ABSL_PREDICT_TRUE(ThreadCache::TryPush(magazine, p))) return;
+  return DeallocateNotPushed(p, magazine, __builtin_return_address(0));
 }
 
 // `bytes` is what was asked for, or any size up to what was given.
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateSized(void* p,
                                                          size_t bytes) {
-  if (ABSL_PREDICT_TRUE(ThreadCache::TryPushSized(p, bytes))) return;
+  Magazine* magazine;
+  if (ABSL_PREDICT_TRUE(ThreadCache::FindMagazine(p, &magazine) &&
+                        ThreadCache::TryPushSized(magazine, p, bytes))) {
+    return;
+  }
   return DeallocateSizedSlow(p, bytes);
 }
 

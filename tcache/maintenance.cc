@@ -20,6 +20,7 @@
 #include "arena/report.h"
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
+#include "tcache/orphans.h"
 #include "tcache/thread_cache.h"
 
 namespace quarry {
@@ -143,12 +144,15 @@ uint32_t DueBeforeMs(uint32_t now_ms) {
 }
 
 // Returns whether something is left for the next time.
-bool TidyCaches(bool* gave_back) {
+bool TidySlabs(size_t most_steps, bool* gave_back) {
   const bool is_urgent = AboveSoftLimit();
   bool is_left = false;
-  cache_registry.ForEach([&](ThreadCache* cache) {
-    if (cache->is_open && cache->Tidy(is_urgent, gave_back)) is_left = true;
+  cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
+    if (cache->Tidy(is_urgent, gave_back, most_steps)) is_left = true;
   });
+  for (size_t i = 0; i < kMaxArenas; ++i) {
+    if (OrphansOf(i).Tidy(is_urgent, gave_back, most_steps)) is_left = true;
+  }
   return is_left;
 }
 
@@ -168,6 +172,9 @@ void AdviseDense() {
   for (size_t i = 0; i < kMaxArenas; ++i) ArenaAt(i).AdviseDense();
 }
 
+// Over the slabs of each cache and arena, in a tick on a slow path.
+constexpr size_t kMostStepsOfSlowPath = 2;
+
 // A tick on a slow path. No call is to take long, so it purges one step, and
 // those that follow go on at once until nothing is due.
 void TickIfDue() {
@@ -182,7 +189,7 @@ void TickIfDue() {
       last_ms.compare_exchange_strong(then_ms, now_ms,
                                       std::memory_order_relaxed)) {
     bool gave_back = false;
-    TidyCaches(&gave_back);
+    TidySlabs(kMostStepsOfSlowPath, &gave_back);
     huge_blocks.PurgeFreedBefore(before_ms);
     AdviseDense();
     is_behind.store(true, std::memory_order_relaxed);
@@ -203,7 +210,7 @@ TickResult MaintenanceTick(uint32_t now_ms) {
   const uint32_t before_ms = DueBeforeMs(now_ms);
   // First, since the slabs that caches give up are dirty pages of arenas.
   bool gave_back = false;
-  bool is_left = TidyCaches(&gave_back);
+  bool is_left = TidySlabs(SlabPass::kMostSteps, &gave_back);
   size_t given_bytes = huge_blocks.PurgeFreedBefore(before_ms);
   if (huge_blocks.statistics().cached_bytes != 0) is_left = true;
   given_bytes += PurgeArenas(before_ms, SIZE_MAX);

@@ -1,5 +1,7 @@
 #include "tcache/orphans.h"
 
+#include <span>
+
 #include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
 #include "tcache/thread_cache.h"
@@ -29,8 +31,7 @@ void ReturnSlab(Slab* slab) {
 void Orphans::Add(Slab* slab) {
   PageMap::Set(slab->start(), SlabBytes(slab->size_class()),
                SlowTag(slab->size_class()), slab);
-  slab->UpdateFullness();
-  ListOf(slab).PushFront(slab);
+  PutIntoList(slab);
   // Release: a thread that sees the slab without an owner takes our lock before
   // it touches it, but one that adopted it later may be seen first.
   slab->owner.store(nullptr, std::memory_order_release);
@@ -52,8 +53,7 @@ bool Orphans::DrainOrphan(Slab* slab) {
     ListOf(slab).Remove(slab);
     slab->Drain();
     if (slab->used() != 0) {
-      slab->UpdateFullness();
-      ListOf(slab).PushFront(slab);
+      PutIntoList(slab);
       return true;
     }
   }
@@ -74,11 +74,30 @@ void Orphans::DrainAll() {
     }
     while (Slab* slab = all.PopFront()) {
       slab->DrainAll();
-      slab->UpdateFullness();
-      (slab->used() == 0 ? empty : ListOf(slab)).PushFront(slab);
+      if (slab->used() == 0) {
+        empty.PushFront(slab);
+      } else {
+        PutIntoList(slab);
+      }
     }
   }
   while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
+}
+
+bool Orphans::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
+  const uint8_t looks = is_urgent ? 0 : SlabPass::kIdleLooks;
+  for (size_t step = 0; step < most_steps; ++step) {
+    // Anew for each, since threads wait for it.
+    LockHolder hold(lock_);
+    const SlabPass::State state = slab_pass_.Step(
+        looks, gave_back, [this](SizeClass c) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+          return std::span(&partial_[c], 1);
+        });
+    if (state != SlabPass::State::kGoesOn) {
+      return state == SlabPass::State::kSomeAreYoung;
+    }
+  }
+  return true;
 }
 
 void PassToken(Slab* slab) {

@@ -20,6 +20,7 @@
 #include "absl/base/thread_annotations.h"
 #include "arena/lock.h"
 #include "tcache/slab.h"
+#include "tcache/slab_pass.h"
 
 namespace quarry {
 
@@ -51,6 +52,14 @@ class Orphans {
   // For the child of a fork: drains every orphan, whoever had its token.
   void DrainAll() ABSL_LOCKS_EXCLUDED(lock_);
 
+  // For the maintenance thread, now and then: gives back the free pages of
+  // orphans that have been as they are for some calls, or, when it `is_urgent`,
+  // of all. Takes so many steps at most. Sets *gave_back if there were any, and
+  // returns whether there may be more at the next call.
+  bool Tidy(bool is_urgent, bool* gave_back,
+            size_t most_steps = SlabPass::kMostSteps)
+      ABSL_LOCKS_EXCLUDED(lock_);
+
   // Calls visit(slab) for each orphan, under the lock.
   template <typename Visit>
   void ForEach(Visit visit) ABSL_LOCKS_EXCLUDED(lock_) {
@@ -67,6 +76,13 @@ class Orphans {
     }
   }
 
+  // Puts a slab that is in no list into the one where it belongs.
+  void PutIntoList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    slab->UpdateFullness();
+    slab->ForgetPass();
+    ListOf(slab).PushFront(slab);
+  }
+
   SlabList& ListOf(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
     return slab->fullness() == Slab::kFull ? full_[slab->size_class()]
                                            : partial_[slab->size_class()];
@@ -76,6 +92,7 @@ class Orphans {
   // Apart, so that adoption does not walk past slabs that have no free block.
   SlabList full_[kClasses] ABSL_GUARDED_BY(lock_);
   SlabList partial_[kClasses] ABSL_GUARDED_BY(lock_);
+  SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
 };
 
 // The orphans of the arena with this index.

@@ -55,6 +55,8 @@ Run* Slab::Unmake(Slab* slab) {
 }
 
 void Slab::TakeBlocks(size_t wanted, BlockList* list) {
+  // They may be free again, the very same and dirty, before the next look.
+  same_looks_ = 0;
   const size_t words = Words(size_class_);
   size_t left = wanted;
   size_t index = first_word_;
@@ -154,6 +156,68 @@ bool Slab::PurgeTail() {
   fresh_ = static_cast<uint16_t>(in_use);
   resident_ = fresh_;
   return true;
+}
+
+template <bool kFree>
+size_t Slab::Next(size_t index) const {
+  while (index < fresh_) {
+    const uint64_t word = kFree ? local()[index / 64] : ~local()[index / 64];
+    const uint64_t rest = word >> (index % 64);
+    if (rest != 0) {
+      return std::min<size_t>(
+          index + static_cast<size_t>(std::countr_zero(rest)), fresh_);
+    }
+    index = (index / 64 + 1) * 64;
+  }
+  return fresh_;
+}
+
+size_t Slab::PurgeFreePages() {
+  size_t purges = PurgeTail() ? 1 : 0;
+  const size_t page_bytes = PageBytes();
+  for (size_t from = Next<true>(0); from < fresh_;) {
+    const size_t to = Next<false>(from);
+    const uintptr_t start =
+        RoundUp(reinterpret_cast<uintptr_t>(BlockAt(from)), page_bytes);
+    const uintptr_t end =
+        reinterpret_cast<uintptr_t>(BlockAt(to)) & ~(page_bytes - 1);
+    if (start < end) {
+      ++purges;
+      if (OsPages().Purge(reinterpret_cast<void*>(start), end - start) ==
+          PageSource::Purged::kRefused) {
+        break;
+      }
+    }
+    from = Next<true>(to);
+  }
+  return purges;
+}
+
+uint16_t Slab::HashOfFree() const {
+  uint64_t hash = fresh_;
+  const size_t words = (size_t{fresh_} + 63) / 64;
+  for (size_t i = first_word_; i < words; ++i) {
+    hash = (hash ^ local()[i]) * 0x9e3779b97f4a7c15;
+  }
+  return static_cast<uint16_t>(hash >> 48);
+}
+
+Slab::Look Slab::LookForIdlePages(uint8_t pass, uint8_t looks) {
+  pass_ = pass & kPasses;
+  const uint16_t hash = HashOfFree();
+  if (hash != seen_) {
+    seen_ = hash;
+    same_looks_ = 0;
+  } else if (same_looks_ == kPurged) {
+    return {0, true};
+  } else if (same_looks_ < looks) {
+    ++same_looks_;
+  }
+  if (same_looks_ < looks) return {0, false};
+  const size_t purges = PurgeFreePages();
+  seen_ = HashOfFree();
+  same_looks_ = kPurged;
+  return {purges, true};
 }
 
 void Slab::SetFullness() {

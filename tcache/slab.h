@@ -100,7 +100,16 @@ class alignas(64) Slab {
                            // since its pages were purged.
   Fullness fullness_ = kEmpty;
 
-  // Fewer pages are not worth a system call, nor the fault of their next use.
+  // For the maintenance thread: in which of its passes it last looked at the
+  // slab, how many looks in a row found the same free blocks, or kPurged, and
+  // what they were, as a hash.
+  static constexpr uint8_t kPurged = 7;
+  uint8_t pass_ : 5 = 0;
+  uint8_t same_looks_ : 3 = 0;
+  uint16_t seen_ = 0;
+
+  // Fewer pages are not worth a system call, nor the fault of their next use,
+  // where the next blocks are taken from.
   static constexpr size_t kLeastTailPages = 4;
 
  public:
@@ -153,6 +162,13 @@ class alignas(64) Slab {
   size_t IndexOf(const void* p) const {
     return (OffsetOf(p) * index_reciprocal_) >> kIndexShift;
   }
+  // The same for a slab of a fast class, which is one granule, without a look at
+  // the slab.
+  static size_t FastIndexOf(const void* p, SizeClass size_class) {
+    return (reinterpret_cast<uintptr_t>(p) % kGranuleBytes *
+            kGeometry[size_class].index_reciprocal) >>
+           kIndexShift;
+  }
   char* BlockAt(size_t index) const { return start_ + index * block_bytes_; }
 
   bool Contains(const void* p) const {
@@ -199,23 +215,33 @@ class alignas(64) Slab {
   size_t Drain();
   size_t DrainAll();
 
-  // Gives the pages behind the last block in use back to the system, if they
-  // are worth a call; their blocks are fresh again. Returns whether it did.
-  bool PurgeTail();
+  // Gives the pages on which no block in use lies back to the system, and makes
+  // the blocks behind the last one in use fresh again. Returns how many calls
+  // that took.
+  size_t PurgeFreePages();
 
-  // After used() changed: whether the slab belongs in another list.
-  bool UpdateFullness() {
-    if (ABSL_PREDICT_TRUE(used_ >= fullness_from_ && used_ <= fullness_to_)) {
-      return false;
-    }
-    SetFullness();
-    return true;
+  // What the maintenance thread does at each of its looks: the above, once, when
+  // the last `looks` of them found the same free blocks as this one. Blocks that
+  // are free for so long are of a size that the program has turned away from.
+  struct Look {
+    size_t purges;
+    bool is_done;  // There is nothing to do until a block is taken or freed.
+  };
+  Look LookForIdlePages(uint8_t pass, uint8_t looks);
+
+  // Passes have numbers from 1 to kPasses, and begin again. A slab that comes
+  // into a list has been in none, so that it is looked at whatever comes first.
+  static constexpr uint8_t kPasses = 31;
+  uint8_t pass() const { return pass_; }
+  void ForgetPass() { pass_ = 0; }
+
+  // After used() changed: whether the slab belongs in another list, which
+  // UpdateFullness() then says.
+  bool FullnessHasChanged() const {
+    return used_ < fullness_from_ || used_ > fullness_to_;
   }
-
-  // Begins to load what PutBlock(index) will touch.
-  void PrefetchForPut(size_t index) const {
-    __builtin_prefetch(&used_, 1);
-    __builtin_prefetch(&local()[index / 64], 1);
+  void UpdateFullness() {
+    if (FullnessHasChanged()) SetFullness();
   }
 
   // Aborts when an invariant does not hold.
@@ -241,6 +267,12 @@ class alignas(64) Slab {
   const uint64_t* local() const {
     return reinterpret_cast<const uint64_t*>(this + 1);
   }
+  // The first block from `index` on that is free, or that is not, below fresh_;
+  // else fresh_.
+  template <bool kFree>
+  size_t Next(size_t index) const;
+  uint16_t HashOfFree() const;
+  bool PurgeTail();
   void TakeFresh(size_t wanted, BlockList* list);
   // Makes a slab without used blocks begin again at its lowest block: what was
   // given out before is resident, and what was not stays untouched for longer.
@@ -251,31 +283,48 @@ class alignas(64) Slab {
 static_assert(sizeof(Slab) == 128, "the owner's line and the others' line");
 
 // Doubly linked slabs. Not synchronised.
+//
+//   first_ -> slab <-> slab <-> ... <-> last -> nullptr
+//               `------ previous ---------^
 class SlabList {
  public:
   Slab* first() const { return first_; }
   bool IsEmpty() const { return first_ == nullptr; }
 
   void PushFront(Slab* slab) {
-    slab->previous = nullptr;
     slab->next = first_;
-    if (first_ != nullptr) first_->previous = slab;
+    slab->previous = slab;
+    if (first_ != nullptr) {
+      slab->previous = first_->previous;
+      first_->previous = slab;
+    }
     first_ = slab;
   }
 
   void Remove(Slab* slab) {
-    if (slab->previous != nullptr) {
-      slab->previous->next = slab->next;
-    } else {
+    if (slab == first_) {
       first_ = slab->next;
+    } else {
+      slab->previous->next = slab->next;
     }
-    if (slab->next != nullptr) slab->next->previous = slab->previous;
+    Slab* const behind = slab->next != nullptr ? slab->next : first_;
+    if (behind != nullptr) behind->previous = slab->previous;
   }
 
   Slab* PopFront() {
     Slab* slab = first_;
     if (slab != nullptr) Remove(slab);
     return slab;
+  }
+
+  // Requires that there is one.
+  void MoveFirstToBack() {
+    Slab* const slab = first_;
+    if (slab->next == nullptr) return;
+    first_ = slab->next;
+    slab->previous->next = slab;
+    slab->next = nullptr;
+    first_->previous = slab;
   }
 
  private:

@@ -1,6 +1,7 @@
 #include "tcache/thread_cache.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "arena/maintenance_signal.h"
@@ -97,17 +98,20 @@ void ThreadCache::Close() {
       }
       slab = next;
     }
+    size_t free_bytes = 0;
     for (Shelf& shelf : shelves_) {
       for (SlabList& list : shelf.slabs) {
         while ((slab = list.PopFront()) != nullptr) {
           if (slab->used() == 0) {
             empty.PushFront(slab);
           } else {
+            free_bytes += slab->free_blocks() * slab->block_bytes();
             orphans.Add(slab);
           }
         }
       }
     }
+    if (free_bytes >= kWorthTidyingBytes) maintenance_signal.NoteWork();
   }
   while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
   PassTokens(others);
@@ -116,6 +120,10 @@ void ThreadCache::Close() {
 void ThreadCache::DrainAllAfterFork() {
   runs_.ReopenAfterFork();
   LockHolder hold(lock_);
+  // One that was just moving is in both places, whichever way it went.
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    if (spares_[c] == magazines_[c].head) spares_[c] = nullptr;
+  }
   // Tokens, in this stack or in the hands of threads that are gone, mean
   // nothing once every slab is drained whole. This also opens the stack again
   // if its thread was just closing it, since Close() will be called for that.
@@ -129,6 +137,7 @@ void ThreadCache::DrainAllAfterFork() {
   while (Slab* slab = all.PopFront()) {
     counters_.drained_blocks += slab->DrainAll();
     slab->UpdateFullness();
+    slab->ForgetPass();
     shelves_[slab->size_class()].slabs[slab->fullness()].PushFront(slab);
   }
 }
@@ -145,6 +154,7 @@ void* ThreadCache::Allocate(SizeClass size_class) {
   }
   Magazine& magazine = cache->magazines_[size_class];
   if (magazine.head != nullptr) return magazine.Pop();
+  if (void* block = cache->TakeSpare(size_class)) return block;
   LockHolder hold(cache->lock_);
   if (ABSL_PREDICT_FALSE(thread_state.tag == 0)) {
     return cache->TakeOne(size_class);
@@ -269,6 +279,7 @@ void ThreadCache::TakeOwnership(Slab* slab) {
   PageMap::Set(slab->start(), SlabBytes(c),
                c < kFastClasses ? tag_ | MagazineOffset(c) : SlowTag(c), slab);
   slab->UpdateFullness();
+  slab->ForgetPass();
   shelves_[c].slabs[slab->fullness()].PushFront(slab);
 }
 
@@ -300,7 +311,7 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
     LockHolder hold(lock_);
     const size_t index = slab->IndexOf(p);
     if (magazine.head == p || !slab->IsGivenOut(p) || slab->IsFree(index) ||
-        (cold_count_ > 0 && cold_[cold_count_ - 1] == p)) {
+        cold_[cold_count_] == p) {
       ReportDoubleFree(p, slab->block_bytes(), slab->start());
     }
     if (thread_state.tag == 0) {
@@ -336,6 +347,18 @@ void ThreadCache::Overflow(Magazine* magazine) {
     cache->GrowMagazine(magazine);
     return;
   }
+  if (magazine->capacity > kMostBlocks[size_class]) {
+    return cache->Split(magazine, size_class);
+  }
+  FreeBlock*& spare = cache->spares_[size_class];
+  const auto move_to_spare = [&spare, magazine] {
+    // In this order, for the child of a fork: see DrainAllAfterFork().
+    spare = magazine->head;
+    std::atomic_signal_fence(std::memory_order_release);
+    magazine->head = nullptr;
+    magazine->room = magazine->capacity;
+  };
+  if (spare == nullptr) return move_to_spare();
   LockHolder hold(cache->lock_);
   cache->is_quiet_ = false;
   Shelf& shelf = cache->shelves_[size_class];
@@ -343,22 +366,33 @@ void ThreadCache::Overflow(Magazine* magazine) {
       cache->depot_bytes_ >= kMostDepotBytes) {
     // Blocks of a class that is not fast come here again and again, since their
     // frees do not see that it is cold.
-    cache->Flush(magazine->head, size_class);
+    cache->Flush(spare, size_class);
     if (!shelf.is_cold) cache->TurnCold(size_class);
   } else {
-    shelf.depot[shelf.depot_count++] = magazine->head;
+    shelf.depot[shelf.depot_count++] = spare;
     cache->depot_bytes_ += DepotBytes(size_class);
     if (shelf.depot_count == kMostMagazines[size_class]) {
       cache->TurnCold(size_class);
     }
   }
-  magazine->head = nullptr;
-  magazine->room = magazine->capacity;
+  move_to_spare();
   // Also when a class is cold: blocks that were freed in no order keep many
   // slabs from being empty, however few they are.
   if (shelf.is_cold || cache->depot_bytes_ >= kWorthTidyingBytes) {
     maintenance_signal.NoteWork();
   }
+}
+
+void ThreadCache::Split(Magazine* magazine, SizeClass size_class) {
+  // For the child of a fork, which must find each block in one place.
+  LockHolder hold(lock_);
+  const int32_t half = kMostBlocks[size_class];
+  FreeBlock* last = magazine->head;
+  for (int32_t i = 1; i < half; ++i) last = last->next;
+  spares_[size_class] = last->next;
+  last->next = nullptr;
+  magazine->capacity = half;
+  magazine->room = 0;
 }
 
 void ThreadCache::FlushNotes() {
@@ -367,40 +401,47 @@ void ThreadCache::FlushNotes() {
 }
 
 void ThreadCache::FlushCold() {
-  if (cold_count_ == 0) return;
+  const uint32_t count = cold_count_;
+  if (count == 0) return;
   is_quiet_ = false;
-  // By the tag: a slab that was given back has another, and shows below.
-  const Tag last_offset = PageMap::TagOf(cold_[cold_count_ - 1]) ^ tag_;
-  for (uint32_t i = 0; i < cold_count_;) {
-    // A block noted twice, whose slab was given back after the first time.
-    if (ABSL_PREDICT_FALSE((PageMap::TagOf(cold_[i]) ^ tag_) >= kOwnerUnit)) {
-      ReportForeignPointer("free", cold_[i]);
+  Tag offset = 0;
+  for (uint32_t i = 1; i <= count;) {
+    void* const p = cold_[i];
+    // By the tag: a slab that was given back after the first of two frees of its
+    // block has another.
+    const PageMap::Granule granule = PageMap::LookUp(p);
+    offset = granule.tag ^ tag_;
+    if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {
+      ReportForeignPointer("free", p);
     }
-    Slab* slab = Slab::Of(cold_[i]);
-    const size_t block = slab->IndexOf(cold_[i]);
+    Slab* const slab = static_cast<Slab*>(granule.descriptor);
+    // By the class and not by the slab, whose line may be a while in coming.
+    const size_t block = Slab::FastIndexOf(p, offset / sizeof(Magazine));
     // Blocks that were allocated in a row are often freed in a row, and then
     // whole words of a bitmap come together. Asked by the addresses alone: in a
     // heap that is freed in no order, the loads for one block must not wait for
     // those of the block before it.
-    if (i + 1 < cold_count_ && IsNear(cold_[i], cold_[i + 1])) {
+    if (i < count && IsNear(p, cold_[i + 1])) {
       i = GatherWord(slab, block / 64, i);
     } else {
-      if (ABSL_PREDICT_FALSE(!slab->PutBlock(block))) {
-        ReportDoubleFree(cold_[i], slab->block_bytes(), slab->start());
-      }
+      if (ABSL_PREDICT_FALSE(!slab->PutBlock(block))) ReportNotedTwice(p);
       ++i;
     }
     Relist(slab);
   }
   cold_count_ = 0;
   // The depot may have been given back meanwhile, by Tidy().
-  if (last_offset >= kOwnerUnit) return;
-  const SizeClass last = last_offset / sizeof(Magazine);
+  const SizeClass last = offset / sizeof(Magazine);
   const Shelf& shelf = shelves_[last];
   if (shelf.is_cold && shelf.depot_count <= kMostMagazines[last] / 2 &&
       depot_bytes_ < kMostDepotBytes) {
     TurnWarm(last);
   }
+}
+
+void ThreadCache::ReportNotedTwice(void* p) {
+  const Slab* const slab = Slab::Of(p);
+  ReportDoubleFree(p, slab->block_bytes(), slab->start());
 }
 
 uint32_t ThreadCache::GatherWord(Slab* slab, size_t index, uint32_t i) {
@@ -409,11 +450,9 @@ uint32_t ThreadCache::GatherWord(Slab* slab, size_t index, uint32_t i) {
     const size_t block = slab->IndexOf(cold_[i]);
     if (block / 64 != index) break;
     const uint64_t bit = uint64_t{1} << (block % 64);
-    if (ABSL_PREDICT_FALSE((word & bit) != 0)) {
-      ReportDoubleFree(cold_[i], slab->block_bytes(), slab->start());
-    }
+    if (ABSL_PREDICT_FALSE((word & bit) != 0)) ReportNotedTwice(cold_[i]);
     word |= bit;
-  } while (++i < cold_count_ && slab->Contains(cold_[i]));
+  } while (++i <= cold_count_ && slab->Contains(cold_[i]));
   slab->PutWord(index, word);
   return i;
 }
@@ -453,7 +492,10 @@ void ThreadCache::FlushAll() {
     Magazine& magazine = magazines_[c];
     if (magazine.head != nullptr) Flush(magazine.head, c);
     magazine.head = nullptr;
+    magazine.capacity = std::min(magazine.capacity, int32_t{kMostBlocks[c]});
     magazine.room = magazine.capacity;
+    if (spares_[c] != nullptr) Flush(spares_[c], c);
+    spares_[c] = nullptr;
     Shelf& shelf = shelves_[c];
     for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(shelf.depot[i], c);
     shelf.depot_count = 0;
@@ -475,9 +517,9 @@ void ThreadCache::FlushThread() {
 
 // --- Slabs. ---
 
-void ThreadCache::Relist(Slab* slab) {
+void ThreadCache::MoveToItsList(Slab* slab) {
   const Slab::Fullness before = slab->fullness();
-  if (!slab->UpdateFullness()) return;
+  slab->UpdateFullness();
   Shelf& shelf = shelves_[slab->size_class()];
   shelf.slabs[before].Remove(slab);
   SlabList& list = shelf.slabs[slab->fullness()];
@@ -488,10 +530,11 @@ void ThreadCache::Relist(Slab* slab) {
     ReturnSlab(slab);
     return;
   }
+  slab->ForgetPass();
   list.PushFront(slab);
 }
 
-bool ThreadCache::Tidy(bool is_urgent, bool* gave_back) {
+bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
   // The owner is at work, and will be asked again.
   if (!lock_.TryAcquire()) return true;
   // It has just been closed, and has nothing: its owner waits to say so.
@@ -508,25 +551,49 @@ bool ThreadCache::Tidy(bool is_urgent, bool* gave_back) {
     is_quiet_ = true;
     is_tidy_ = false;
   }
-  if (!is_quiet_ || !is_tidy_) {
+  const bool was_quiet = is_quiet_;
+  const bool looks_at_slabs = !was_quiet || !is_tidy_;
+  if (looks_at_slabs) {
     if (FlushUnusedDepots()) *gave_back = true;
-    if (is_quiet_) {
+    if (was_quiet) {
+      for (Shelf& shelf : shelves_) shelf.was_idle = true;
       if (ReturnEmptySlabs()) *gave_back = true;
-      const int purges = PurgeTails();
-      if (purges > 0) *gave_back = true;
-      is_tidy_ = purges < kMostPurges;
-    } else {
-      is_tidy_ = false;
     }
-    is_quiet_ = true;
+    is_tidy_ = false;
   }
   const bool has_runs = runs_.StealIdle(is_urgent, [&](Run* run) {
     run->arena()->Deallocate(run);
     *gave_back = true;
   });
-  const bool more = has_runs || !is_tidy_;
+  is_quiet_ = true;
   lock_.Release();
-  return more;
+  if (!looks_at_slabs) return has_runs;
+
+  const uint8_t looks = was_quiet ? 0 : SlabPass::kIdleLooks;
+  for (size_t step = 0; step < most_steps; ++step) {
+    // The owner may want it.
+    if (!lock_.TryAcquire()) return true;
+    // It may have been closed, or opened for another owner.
+    const SlabPass::State state = pending_.IsClosed()
+                                      ? SlabPass::State::kSomeAreYoung
+                                      : PassOverSlabs(looks, gave_back);
+    if (state == SlabPass::State::kAllAreDone && was_quiet && is_quiet_) {
+      is_tidy_ = true;
+    }
+    const bool more = has_runs || !is_tidy_;
+    lock_.Release();
+    if (state != SlabPass::State::kGoesOn) return more;
+  }
+  return true;
+}
+
+SlabPass::State ThreadCache::PassOverSlabs(uint8_t looks, bool* gave_back) {
+  return slab_pass_.Step(
+      looks, gave_back,
+      [this](SizeClass c) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+        SlabList* const lists = shelves_[c].slabs;
+        return std::span(lists + Slab::kThreeFourths, lists + Slab::kEmpty);
+      });
 }
 
 bool ThreadCache::FlushUnusedDepots() {
@@ -545,21 +612,6 @@ bool ThreadCache::FlushUnusedDepots() {
     shelf.depot_unused = shelf.depot_count;
   }
   return any;
-}
-
-int ThreadCache::PurgeTails() {
-  int purges = 0;
-  for (Shelf& shelf : shelves_) {
-    shelf.was_idle = true;
-    for (uint32_t f = Slab::kThreeFourths; f < Slab::kEmpty; ++f) {
-      for (Slab* slab = shelf.slabs[f].first(); slab != nullptr;
-           slab = slab->next) {
-        if (!slab->PurgeTail()) continue;
-        if (++purges == kMostPurges) return purges;
-      }
-    }
-  }
-  return purges;
 }
 
 bool ThreadCache::ReturnEmptySlabs() {
@@ -657,8 +709,12 @@ void ThreadCache::Verify(bool with_magazines) {
       check(shelf.depot[i], static_cast<int64_t>(DepotBlocks(c)));
     }
     depot_bytes += shelf.depot_count * DepotBytes(c);
+    if (!with_magazines) continue;
     const Magazine& magazine = magazines_[c];
-    if (with_magazines) check(magazine.head, magazine.capacity - magazine.room);
+    check(magazine.head, magazine.capacity - magazine.room);
+    if (spares_[c] == nullptr) continue;
+    check(spares_[c], static_cast<int64_t>(DepotBlocks(c)));
+    QUARRY_CHECK(magazine.capacity == kMostBlocks[c]);
   }
   QUARRY_CHECK(depot_bytes == depot_bytes_);
 }

@@ -3,6 +3,8 @@
 //
 //   malloc ->  TryPop  -> magazine . . . . . . . . no lock, no atomic
 //                            | empty
+//           TryPopSpare-> the spare magazine . . . no lock, no atomic
+//                            | none
 //              Refill  -> depot of full magazines
 //                         slabs, fullest first . . the cache's own lock
 //                         orphans of the arena
@@ -10,7 +12,7 @@
 //
 //   free   ->  TryPush -> magazine of the owner
 //                            | full
-//             Overflow -> depot
+//             Overflow -> the spare magazine, and what that was to the depot
 //                            | full
 //             TryPushCold -> notes, and from there to the slabs
 //                            | not ours
@@ -22,12 +24,16 @@
 // that two threads do not share a cache line because one freed what the other
 // allocated, and memory does not wander from thread to thread.
 //
-// A magazine that overflows moves to the depot whole, and a refill takes a
-// whole one back: neither walks a list of blocks. Capacities begin small and
-// double when a magazine runs empty or over, up to kMostMagazineBytes. So what
-// a thread keeps out of reach of others is small, and most of what it keeps
-// lies in the depot, which is guarded by the lock: the maintenance thread takes
-// from there what was not used for a while (Tidy).
+// A magazine that overflows moves away whole, and a refill takes a whole one
+// back: neither walks a list of blocks. It moves to where the spare magazine of
+// the class is, and the spare to the depot. A spare that is taken back may grow
+// to the size of two, and is then cut in half: so a thread whose need rises and
+// falls about the edge of a magazine comes to the slow path once in as many
+// calls as a magazine has blocks, and not with every other one.
+// Capacities begin small and double when a magazine runs empty or over, up to
+// kMostMagazineBytes. So what a thread keeps out of reach of others is small,
+// and most of what it keeps lies in the depot, which is guarded by the lock: the
+// maintenance thread takes from there what was not used for a while (Tidy).
 //
 // When the depot is full, more is being freed than will be wanted soon, and the
 // class turns cold: its frees take the slow path, which notes the address of
@@ -36,7 +42,7 @@
 // bitmaps of their slabs. The class is warm again when half of the depot has
 // been used up.
 //
-// Thread-safety: magazines belong to the owner thread. Everything else is
+// Thread-safety: magazines and spares belong to the owner thread. All else is
 //   guarded by the cache's lock, which only the owner takes, but for fork,
 //   statistics, Verify() and Tidy(): it is free when it is asked for, and costs
 //   one exchange for each refill. The pending stack takes pushes of any thread.
@@ -61,6 +67,7 @@
 #include "tcache/run_cache.h"
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
+#include "tcache/slab_pass.h"
 
 namespace quarry {
 
@@ -133,12 +140,22 @@ class alignas(64) ThreadCache {
     return magazine->Pop();
   }
 
-  // Frees `p` if it is a block of a fast class that this thread owns, and not
-  // the one freed last. Otherwise false, with nothing changed.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPush(void* p) {
-    Tag offset;
-    if (ABSL_PREDICT_FALSE(!OwnOffsetOf(p, &offset))) return false;
-    Magazine* magazine = MagazineAt(offset);
+  // The magazine for `p`, if this thread owns its slab and the class is fast; else
+  // false. Also where p is no block: the following say so.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool FindMagazine(const void* p,
+                                                        Magazine** magazine) {
+    Tag tag;
+    if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
+    const Tag offset = tag ^ thread_state.tag;
+    if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) return false;
+    *magazine = MagazineAt(offset);
+    return true;
+  }
+
+  // Frees `p`, whose magazine this is, if it is the start of a block, not the one
+  // freed last, and the class is warm. Otherwise false, with nothing changed.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPush(Magazine* magazine,
+                                                   void* p) {
     if (ABSL_PREDICT_FALSE(!magazine->IsBlockStart(p))) return false;
     if (ABSL_PREDICT_FALSE(magazine->head == p)) return false;
     if (ABSL_PREDICT_FALSE(magazine->Push(p))) Overflow(magazine);
@@ -146,47 +163,51 @@ class alignas(64) ThreadCache {
   }
 
   // The same for a caller who knows the size that was asked for: false also if
-  // a block of p's class does not serve such requests.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushSized(void* p, size_t bytes) {
-    Tag offset;
-    if (ABSL_PREDICT_FALSE(!OwnOffsetOf(p, &offset))) return false;
-    Magazine* magazine = MagazineAt(offset);
+  // a block of the class does not serve such requests.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushSized(Magazine* magazine,
+                                                        void* p, size_t bytes) {
     if (ABSL_PREDICT_FALSE(!magazine->ServesRequest(bytes))) return false;
     if (ABSL_PREDICT_FALSE(magazine->head == p)) return false;
     if (ABSL_PREDICT_FALSE(magazine->Push(p))) Overflow(magazine);
     return true;
   }
 
-  // The magazine that TryPush(p) would use, or nullptr: p is then the start of a
-  // block of this thread's, of a class that is fast and warm.
+  // That magazine if p is the start of a block and the class is warm; else
+  // nullptr.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static const Magazine* WarmMagazineOf(
       const void* p) {
-    Tag offset;
-    if (ABSL_PREDICT_FALSE(!OwnOffsetOf(p, &offset))) return nullptr;
-    const Magazine* magazine = MagazineAt(offset);
+    Magazine* magazine;
+    if (ABSL_PREDICT_FALSE(!FindMagazine(p, &magazine))) return nullptr;
     return ABSL_PREDICT_TRUE(magazine->IsBlockStart(p)) ? magazine : nullptr;
   }
 
   // --- The slow paths, of the calling thread. ---
 
-  // Frees `p`, whose tag is `tag`, if it is a block of a fast class that is
-  // cold, and that this thread owns. Otherwise false, with nothing changed.
-  // Then FlushNotes() if NotesAreFull().
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(void* p, Tag tag) {
-    const Tag offset = tag ^ thread_state.tag;
-    if (offset >= kOwnerUnit) return false;
-    const Magazine* magazine = MagazineAt(offset);
+  // A block of at least `bytes` after TryPop() had none, from the spare magazine;
+  // nullptr if that is empty, too.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPopSpare(size_t bytes) {
+    if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes)) return nullptr;
+    const size_t offset =
+        magazine_offsets[(bytes + kMinAlignmentBytes - 1) / kMinAlignmentBytes];
+    return thread_state.cache->TakeSpare(
+        static_cast<SizeClass>(offset / sizeof(Magazine)));
+  }
+
+  // Frees `p`, whose magazine this is, if it is the start of a block and the class
+  // is cold. Otherwise false, with nothing changed. Then FlushNotes() if
+  // NotesAreFull().
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(const Magazine* magazine,
+                                                       void* p) {
     if (magazine->start_limit != 0 || !magazine->IsBlockStartWhenWarm(p)) {
       return false;
     }
     ThreadCache* cache = thread_state.cache;
-    if (cache->cold_count_ > 0 && cache->cold_[cache->cold_count_ - 1] == p) {
-      return false;
-    }
+    const uint32_t count = cache->cold_count_;
+    if (ABSL_PREDICT_FALSE(cache->cold_[count] == p)) return false;
     // In this order, for the child of a fork at any moment: see thread_life.h.
-    cache->cold_[cache->cold_count_] = p;
+    cache->cold_[count + 1] = p;
     std::atomic_signal_fence(std::memory_order_release);
-    ++cache->cold_count_;
+    cache->cold_count_ = count + 1;
     return true;
   }
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool NotesAreFull() {
@@ -242,11 +263,14 @@ class alignas(64) ThreadCache {
 
   // For the maintenance thread, now and then: takes in remote frees, and gives
   // back what the owner has not used since the last call: magazines that stayed
-  // in the depot, and, of a thread that does nothing, empty slabs, the unused
-  // ends of others, and page runs. When it `is_urgent`, as if the owner had been
-  // idle for long. Sets *gave_back if it gave anything back, and returns whether
-  // there may be more at the next call.
-  bool Tidy(bool is_urgent, bool* gave_back) ABSL_LOCKS_EXCLUDED(lock_);
+  // in the depot, the free pages of slabs that have been as they are for some
+  // calls, and, of a thread that does nothing, empty slabs, the free pages of all
+  // others, and page runs. When it `is_urgent`, as if the owner had been idle for
+  // long. Takes so many steps over the slabs at most. Sets *gave_back if it gave
+  // anything back, and returns whether there may be more at the next call.
+  bool Tidy(bool is_urgent, bool* gave_back,
+            size_t most_steps = SlabPass::kMostSteps)
+      ABSL_LOCKS_EXCLUDED(lock_);
 
   // --- For any thread. ---
 
@@ -259,10 +283,11 @@ class alignas(64) ThreadCache {
   void AddStatistics(ClassStatistics (&classes)[kClasses])
       ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Blocks in the magazines themselves. The owner thread only.
+  // Blocks in the magazine and its spare. The owner thread only.
   size_t MagazineBlocks(SizeClass size_class) const {
     const Magazine& magazine = magazines_[size_class];
-    return static_cast<size_t>(magazine.capacity - magazine.room);
+    return static_cast<size_t>(magazine.capacity - magazine.room) +
+           (spares_[size_class] != nullptr ? DepotBlocks(size_class) : 0);
   }
 
   // Aborts when an invariant does not hold. Checks magazines only if told that
@@ -273,15 +298,16 @@ class alignas(64) ThreadCache {
   // Written by the owner thread alone, read by any.
   std::atomic<uint64_t> remote_frees{0};
 
-  // Links of the registry, guarded by its lock.
+  // Links of the registry, guarded by its lock; the first never changes once the
+  // cache is in the registry.
   ThreadCache* next_in_registry = nullptr;
   ThreadCache* next_closed = nullptr;
   bool is_open = false;
 
  private:
-  static constexpr size_t kMostMagazineBytes = 64 * 1024;
+  static constexpr size_t kMostMagazineBytes = 32 * 1024;
   static constexpr int32_t kMostMagazineBlocks = 256;
-  static constexpr int32_t kFewestMagazineBlocks = 4;
+  static constexpr int32_t kFewestMagazineBlocks = 2;
   static constexpr int32_t kFirstMagazineBlocks = 8;
   // Of the depot: magazines of one class, and bytes of one class and of all. A
   // collector that sweeps, or a phase that ends, frees more than a magazine or
@@ -298,7 +324,7 @@ class alignas(64) ThreadCache {
   static const std::array<uint8_t, kClasses> kMostMagazines;
 
   // A magazine overflows with one block more than it may hold, and only one
-  // that cannot grow goes to the depot.
+  // that cannot grow becomes the spare, and from there goes to the depot.
   static constexpr size_t DepotBlocks(SizeClass size_class) {
     return static_cast<size_t>(kMostBlocks[size_class]) + 1;
   }
@@ -325,18 +351,30 @@ class alignas(64) ThreadCache {
         reinterpret_cast<char*>(thread_state.cache) + offset);
   }
 
-  // Where the magazine for p is, if this thread owns its slab and the class is
-  // fast; else false.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool OwnOffsetOf(const void* p,
-                                                       Tag* offset) {
-    Tag tag;
-    if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
-    *offset = tag ^ thread_state.tag;
-    return ABSL_PREDICT_TRUE(*offset < kOwnerUnit);
-  }
-
-  // Takes the blocks of a magazine that holds one more than it may.
+  // Takes blocks of a magazine that holds one more than it may.
   static void Overflow(Magazine* magazine);
+  // The same for one that may hold as much as a spare, too: makes the older half
+  // the spare.
+  void Split(Magazine* magazine, SizeClass size_class)
+      ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Moves the spare magazine, if there is one, to where the empty one is, and
+  // takes a block of it.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void* TakeSpare(SizeClass size_class) {
+    FreeBlock* const spare = spares_[size_class];
+    if (spare == nullptr) return nullptr;
+    Magazine& magazine = magazines_[size_class];
+    // In this order, for the child of a fork: see DrainAllAfterFork().
+    magazine.head = spare;
+    std::atomic_signal_fence(std::memory_order_release);
+    spares_[size_class] = nullptr;
+    // What this magazine and a spare may hold together: a need that rises and
+    // falls about the edge between the two does not come here each time.
+    magazine.capacity = 2 * kMostBlocks[size_class];
+    magazine.room =
+        magazine.capacity - static_cast<int32_t>(DepotBlocks(size_class));
+    return magazine.Pop();
+  }
 
   SizeClass ClassOfMagazine(const Magazine* magazine) const {
     return static_cast<SizeClass>(magazine - magazines_);
@@ -356,6 +394,8 @@ class alignas(64) ThreadCache {
   // `slab`; returns where the others begin.
   uint32_t GatherWord(Slab* slab, size_t index, uint32_t i)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Aborts with a report on a note of a block that is free already.
+  [[noreturn]] void ReportNotedTwice(void* p);
   void Flush(FreeBlock* first, SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FlushAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -367,13 +407,15 @@ class alignas(64) ThreadCache {
   void TakeOwnership(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Puts a slab whose used() changed into the list where it belongs, or gives
   // it back to the arena if it is empty and there is another.
-  void Relist(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void Relist(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    if (ABSL_PREDICT_FALSE(slab->FullnessHasChanged())) MoveToItsList(slab);
+  }
+  void MoveToItsList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Returns whether there were any.
   bool FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Gives back the ends of slabs that hold no block in use, of kMostPurges slabs
-  // at most. Returns of how many.
-  int PurgeTails() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  static constexpr int kMostPurges = 1024;
+  // A step of slab_pass_.
+  SlabPass::State PassOverSlabs(uint8_t looks, bool* gave_back)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Returns whether there were any.
   bool ReturnEmptySlabs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void DrainPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -394,13 +436,21 @@ class alignas(64) ThreadCache {
   // found nothing more to give back.
   bool is_quiet_ ABSL_GUARDED_BY(lock_) = true;
   bool is_tidy_ ABSL_GUARDED_BY(lock_) = true;
+  SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
+
+  // Of each class a second magazine, of DepotBlocks(), or nullptr. The owner's.
+  // Where there is one, the capacity of the magazine is kMostBlocks; only where
+  // there is none, it may be twice that.
+  FreeBlock* spares_[kClasses] = {};
 
   RunCache runs_;
 
   // Blocks of cold classes that are not in their slabs' bitmaps yet. The
   // owner's, as the magazines are.
+  //
+  //   cold_   | nullptr | note 1 | ... | note cold_count_ | ...
   uint32_t cold_count_ = 0;
-  void* cold_[kColdBlocks] = {};
+  void* cold_[1 + kColdBlocks] = {};
 
   // On a line of its own: other threads write it.
   alignas(64) PendingStack pending_;

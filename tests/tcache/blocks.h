@@ -45,9 +45,26 @@ inline void* AllocateOfClass(SizeClass size_class) {
 
 inline void* Allocate(size_t bytes) { return AllocateOfClass(ClassOf(bytes)); }
 
+// On the fast path. Otherwise false, with nothing changed.
+inline bool TryPush(void* p) {
+  Magazine* magazine;
+  return ThreadCache::FindMagazine(p, &magazine) &&
+         ThreadCache::TryPush(magazine, p);
+}
+inline bool TryPushSized(void* p, size_t bytes) {
+  Magazine* magazine;
+  return ThreadCache::FindMagazine(p, &magazine) &&
+         ThreadCache::TryPushSized(magazine, p, bytes);
+}
+inline bool TryPushCold(void* p) {
+  Magazine* magazine;
+  return ThreadCache::FindMagazine(p, &magazine) &&
+         ThreadCache::TryPushCold(magazine, p);
+}
+
 inline void Free(void* p) {
-  if (ThreadCache::TryPush(p)) return;
-  if (ThreadCache::TryPushCold(p, PageMap::TagOf(p))) {
+  if (TryPush(p)) return;
+  if (TryPushCold(p)) {
     if (ThreadCache::NotesAreFull()) thread_state.cache->FlushNotes();
     return;
   }

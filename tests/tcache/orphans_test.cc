@@ -92,9 +92,49 @@ TEST_F(OrphansTest, AThreadAdoptsBeforeItAsksTheArena) {
     EXPECT_EQ(SlabBytesInUse(), before);
     EXPECT_EQ(cache->counters().adoptions, 1u);
     // What the first thread allocated is now as if this one had.
-    for (void* block : blocks) EXPECT_TRUE(ThreadCache::TryPush(block));
+    for (void* block : blocks) EXPECT_TRUE(TryPush(block));
     Free(p);
   });
+}
+
+TEST_F(OrphansTest, TheirFreePagesGoBack) {
+  const size_t bytes = PageBytes();
+  constexpr int kBlocks = 100;
+  char* blocks[kBlocks];
+  OnAnotherThread([&] {
+    for (char*& block : blocks) {
+      block = static_cast<char*>(Allocate(bytes));
+      memset(block, 0x55, bytes);
+    }
+    for (int i = 0; i < kBlocks; i += 2) Free(blocks[i]);
+  });
+  ASSERT_TRUE(IsOrphan(Slab::Of(blocks[1])));
+  const auto tidy = [](bool is_urgent) {
+    bool gave_back = false;
+    bool more = false;
+    for (size_t i = 0; i < kMaxArenas; ++i) {
+      if (OrphansOf(i).Tidy(is_urgent, &gave_back)) more = true;
+    }
+    // While there is something to do, it is not yet done.
+    EXPECT_FALSE(more && gave_back);
+    return gave_back;
+  };
+  for (int i = 0; i < SlabPass::kIdleLooks; ++i) EXPECT_FALSE(tidy(false));
+  EXPECT_EQ(blocks[2][bytes - 1], 0x55);
+  EXPECT_TRUE(tidy(false));
+  EXPECT_FALSE(tidy(false)) << "once";
+  for (int i = 0; i < kBlocks; ++i) {
+    const char expected = i % 2 == 0 ? 0 : 0x55;
+    EXPECT_EQ(blocks[i][0], expected) << i;
+    EXPECT_EQ(blocks[i][bytes - 1], expected) << i;
+  }
+  VerifyAll();
+  for (int i = 1; i < kBlocks; i += 2) {
+    Free(blocks[i]);
+    if (i == 51) {
+      EXPECT_TRUE(tidy(true)) << "at once";
+    }
+  }
 }
 
 TEST_F(OrphansTest, OfAnotherClassAreLeftAlone) {

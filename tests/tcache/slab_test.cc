@@ -1,75 +1,21 @@
 #include "tcache/slab.h"
 
+#include <algorithm>
 #include <csignal>
+#include <cstring>
+#include <deque>
 #include <random>
 #include <set>
-#include <cstring>
 #include <vector>
 
-#include "arena/page_map.h"
-#include "arena/process_arenas.h"
-#include "arena/segment.h"
 #include "gtest/gtest.h"
 #include "tests/arena/test_seed.h"
+#include "tests/tcache/test_slab.h"
 
 namespace quarry {
 namespace {
 
 using Mark = RemoteBitmap::Mark;
-
-constexpr size_t kAll = 1 << 20;
-
-// A slab that nobody owns but the test.
-class TestSlab {
- public:
-  explicit TestSlab(SizeClass size_class) {
-    slab_ = Slab::Make(&ArenaAt(0), size_class);
-    PageMap::Set(slab_->start(), SlabBytes(size_class),
-                 static_cast<Tag>(kNobody | size_class * sizeof(Magazine)),
-                 slab_);
-  }
-  ~TestSlab() {
-    char* const start = slab_->start();
-    const size_t bytes = SlabBytes(slab_->size_class());
-    for (size_t block = 0; block < slab_->blocks(); ++block) {
-      (void)slab_->PutBlock(block);
-    }
-    auto* const run = Slab::Unmake(slab_);
-    PageMap::Set(start, bytes, kRunTag, run->segment);
-    ArenaAt(0).Deallocate(run);
-  }
-
-  Slab& operator*() { return *slab_; }
-  Slab* operator->() { return slab_; }
-
-  // Up to `wanted` blocks, in the order in which they are served.
-  std::vector<char*> Take(size_t wanted) {
-    BlockList list;
-    slab_->TakeBlocks(wanted, &list);
-    std::vector<char*> blocks;
-    for (FreeBlock* block = list.Finish(); block != nullptr;
-         block = block->next) {
-      blocks.push_back(reinterpret_cast<char*>(block));
-    }
-    EXPECT_EQ(blocks.size(), list.count());
-    EXPECT_LE(blocks.size(), wanted);
-    return blocks;
-  }
-
-  // All blocks, a page at a time.
-  std::vector<char*> TakeAll() {
-    std::vector<char*> all;
-    while (slab_->free_blocks() > 0) {
-      const std::vector<char*> some = Take(kAll);
-      EXPECT_FALSE(some.empty());
-      all.insert(all.end(), some.begin(), some.end());
-    }
-    return all;
-  }
-
- private:
-  Slab* slab_;
-};
 
 class EveryClass : public testing::TestWithParam<SizeClass> {};
 
@@ -98,7 +44,7 @@ TEST_P(EveryClass, FreshBlocksFollowEachOtherAndEndWithTheirPage) {
   TestSlab slab(GetParam());
   char* expected = slab->start();
   while (slab->free_blocks() > 0) {
-    const std::vector<char*> blocks = slab.Take(kAll);
+    const std::vector<char*> blocks = slab.Take(TestSlab::kAll);
     ASSERT_FALSE(blocks.empty());
     for (char* block : blocks) {
       ASSERT_EQ(block, expected);
@@ -119,21 +65,99 @@ TEST_P(EveryClass, FreshBlocksFollowEachOtherAndEndWithTheirPage) {
   EXPECT_TRUE(slab.Take(1).empty());
 }
 
+// Whatever is free: exactly the pages that no block in use touches are zero
+// afterwards, and everything in use is as it was.
+TEST_P(EveryClass, ThePagesThatHoldFreeBlocksOnlyCanGoBack) {
+  std::mt19937_64 random(TestSeed());
+  TestSlab slab(GetParam());
+  const std::vector<char*> all = slab.TakeAll();
+  const size_t bytes = slab->block_bytes();
+  for (const uint64_t one_in : {2, 5, 40}) {
+    for (char* block : all) {
+      if (slab->IsFree(slab->IndexOf(block))) continue;
+      memset(block, 0x55, bytes);
+      // The last stays, so that no block is fresh again.
+      if (block != all.back() && random() % one_in != 0) {
+        ASSERT_TRUE(slab->PutBlock(slab->IndexOf(block)));
+      }
+    }
+    std::set<uintptr_t> pages_in_use;
+    for (char* block : all) {
+      if (slab->IsFree(slab->IndexOf(block))) continue;
+      const auto start = reinterpret_cast<uintptr_t>(block);
+      for (uintptr_t page = start / PageBytes();
+           page <= (start + bytes - 1) / PageBytes(); ++page) {
+        pages_in_use.insert(page);
+      }
+    }
+    slab->PurgeFreePages();
+    slab->Verify();
+    for (char* block : all) {
+      const bool is_free = slab->IsFree(slab->IndexOf(block));
+      for (size_t i = 0; i < bytes; i += 16) {
+        const bool on_used_page = pages_in_use.contains(
+            reinterpret_cast<uintptr_t>(block + i) / PageBytes());
+        if (!is_free) {
+          ASSERT_EQ(block[i], 0x55);
+        } else if (!on_used_page) {
+          ASSERT_EQ(block[i], 0);
+        }
+      }
+    }
+    // All are taken again, for the next share.
+    while (slab->free_blocks() > 0) slab.Take(TestSlab::kAll);
+  }
+}
+
+TEST(Slab, IdlePagesGoBackOnceAfterSomeLooks) {
+  TestSlab slab(ClassOf(PageBytes()));
+  const std::vector<char*> all = slab.TakeAll();
+  for (char* block : all) memset(block, 0x55, PageBytes());
+  const auto put = [&](size_t i) {
+    ASSERT_TRUE(slab->PutBlock(slab->IndexOf(all[i])));
+  };
+  put(1);
+  put(3);
+  uint8_t pass = 0;
+  const auto look = [&](uint8_t looks) {
+    const Slab::Look look = slab->LookForIdlePages(++pass, looks);
+    EXPECT_EQ(slab->pass(), pass);
+    return look;
+  };
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_FALSE(look(3).is_done) << "it has only just changed";
+  }
+  EXPECT_EQ(all[1][0], 0x55);
+  const Slab::Look last = look(3);
+  EXPECT_TRUE(last.is_done);
+  EXPECT_EQ(last.purges, 2u);
+  EXPECT_EQ(all[1][0], 0);
+  EXPECT_EQ(all[2][0], 0x55);
+  // Not again, until something has changed.
+  EXPECT_EQ(look(3).purges, 0u);
+  EXPECT_TRUE(look(0).is_done);
+  put(5);
+  EXPECT_FALSE(look(3).is_done);
+  EXPECT_EQ(look(0).purges, 3u) << "at once, when asked so";
+  slab->ForgetPass();
+  EXPECT_EQ(slab->pass(), 0u);
+}
+
 TEST_P(EveryClass, ThePagesBehindTheLastUsedBlockCanGoBack) {
   TestSlab slab(GetParam());
   const std::vector<char*> all = slab.TakeAll();
-  EXPECT_FALSE(slab->PurgeTail()) << "nothing is free";
+  EXPECT_EQ(slab->PurgeFreePages(), 0u) << "nothing is free";
   for (char* block : all) memset(block, 0x55, slab->block_bytes());
   // All but the first go back, and with them most pages.
   for (size_t i = 1; i < all.size(); ++i) {
     ASSERT_TRUE(slab->PutBlock(slab->IndexOf(all[i])));
   }
-  EXPECT_TRUE(slab->PurgeTail());
+  EXPECT_EQ(slab->PurgeFreePages(), 1u);
   slab->Verify();
   EXPECT_EQ(slab->used(), 1u);
   EXPECT_EQ(all[0][0], 0x55);
   EXPECT_EQ(all.back()[slab->block_bytes() - 1], 0) << "was given back";
-  EXPECT_FALSE(slab->PurgeTail()) << "there is nothing more";
+  EXPECT_EQ(slab->PurgeFreePages(), 0u) << "there is nothing more";
   // They are fresh again, and all there.
   std::vector<char*> again = slab.TakeAll();
   EXPECT_EQ(again, std::vector<char*>(all.begin() + 1, all.end()));
@@ -215,10 +239,11 @@ TEST_P(EveryClass, FullnessGoesByFourths) {
   slab->UpdateFullness();
   const auto check = [&] {
     const Slab::Fullness before = slab->fullness();
-    const bool changed = slab->UpdateFullness();
+    const bool changed = slab->FullnessHasChanged();
+    slab->UpdateFullness();
     ASSERT_EQ(slab->fullness(), expected(slab->used())) << slab->used();
     ASSERT_EQ(changed, before != slab->fullness()) << slab->used();
-    ASSERT_FALSE(slab->UpdateFullness());
+    ASSERT_FALSE(slab->FullnessHasChanged());
   };
   while (slab->free_blocks() > 0) {
     slab.Take(1);
@@ -405,6 +430,34 @@ TEST(SlabList, RemovesAtEveryPlace) {
     }
     EXPECT_EQ(list.PopFront(), nullptr);
     EXPECT_TRUE(list.IsEmpty());
+  }
+}
+
+TEST(SlabList, IsAsADequeOfSlabs) {
+  std::mt19937_64 random(TestSeed());
+  constexpr size_t kSlabs = 5;
+  TestSlab slabs[kSlabs] = {TestSlab(kFirstClass), TestSlab(kFirstClass),
+                            TestSlab(kFirstClass), TestSlab(kFirstClass),
+                            TestSlab(kFirstClass)};
+  std::deque<Slab*> expected;
+  SlabList list;
+  for (int step = 0; step < 20000; ++step) {
+    Slab* const slab = &*slabs[random() % kSlabs];
+    const auto place = std::find(expected.begin(), expected.end(), slab);
+    if (random() % 3 == 0 && !expected.empty()) {
+      list.MoveFirstToBack();
+      expected.push_back(expected.front());
+      expected.pop_front();
+    } else if (place == expected.end()) {
+      list.PushFront(slab);
+      expected.push_front(slab);
+    } else {
+      list.Remove(slab);
+      expected.erase(place);
+    }
+    std::deque<Slab*> found;
+    for (Slab* s = list.first(); s != nullptr; s = s->next) found.push_back(s);
+    ASSERT_EQ(found, expected) << step;
   }
 }
 

@@ -1,5 +1,7 @@
 #include "tcache/thread_cache.h"
 
+#include <sys/mman.h>
+
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -57,10 +59,10 @@ TEST_F(ThreadCacheTest, AThreadWithoutACacheHasNothingAtHand) {
     char local[kBytes];
     for (void* other : {p, static_cast<void*>(local),
                         static_cast<void*>(nullptr)}) {
-      EXPECT_FALSE(ThreadCache::TryPush(other));
-      EXPECT_FALSE(ThreadCache::TryPushSized(other, kBytes));
+      EXPECT_FALSE(TryPush(other));
+      EXPECT_FALSE(TryPushSized(other, kBytes));
     }
-    EXPECT_FALSE(ThreadCache::TryPushSized(nullptr, 0));
+    EXPECT_FALSE(TryPushSized(nullptr, 0));
     ThreadCache::FlushThread();
     EXPECT_EQ(thread_state.cache, &no_cache);
   });
@@ -73,10 +75,10 @@ TEST_F(ThreadCacheTest, NoClassServesNoSize) {
   void* const foreign = OsPages().Map(kGranuleBytes, kGranuleBytes);
   ASSERT_EQ(PageMap::TagOf(foreign), kNoTag);
   const auto check = [&] {
-    EXPECT_FALSE(ThreadCache::TryPush(foreign));
-    EXPECT_FALSE(ThreadCache::TryPushCold(foreign, PageMap::TagOf(foreign)));
+    EXPECT_FALSE(TryPush(foreign));
+    EXPECT_FALSE(TryPushCold(foreign));
     for (size_t bytes : {size_t{0}, size_t{1}, ~size_t{0}, size_t{1} << 32}) {
-      EXPECT_FALSE(ThreadCache::TryPushSized(foreign, bytes));
+      EXPECT_FALSE(TryPushSized(foreign, bytes));
     }
   };
   check();
@@ -134,22 +136,22 @@ TEST_F(ThreadCacheTest, ServesTheBlockFreedLastFirst) {
 
 TEST_F(ThreadCacheTest, TheFastPathLeavesWhatIsNotItsOwn) {
   char* const p = static_cast<char*>(Allocate(kBytes));
-  EXPECT_FALSE(ThreadCache::TryPush(p + 16)) << "inside a block";
-  EXPECT_FALSE(ThreadCache::TryPush(p + 1));
+  EXPECT_FALSE(TryPush(p + 16)) << "inside a block";
+  EXPECT_FALSE(TryPush(p + 1));
   char local[kBytes];
-  EXPECT_FALSE(ThreadCache::TryPush(local)) << "not Quarry's";
+  EXPECT_FALSE(TryPush(local)) << "not Quarry's";
   void* const slow = Allocate(kFastMaxBytes + 1);
-  EXPECT_FALSE(ThreadCache::TryPush(slow)) << "not a fast class";
-  EXPECT_FALSE(ThreadCache::TryPushSized(slow, kFastMaxBytes + 1));
+  EXPECT_FALSE(TryPush(slow)) << "not a fast class";
+  EXPECT_FALSE(TryPushSized(slow, kFastMaxBytes + 1));
   OnAnotherThread([&] {
     void* const other = Allocate(kBytes);
-    EXPECT_FALSE(ThreadCache::TryPush(p)) << "another thread's";
-    EXPECT_FALSE(ThreadCache::TryPushSized(p, kBytes));
+    EXPECT_FALSE(TryPush(p)) << "another thread's";
+    EXPECT_FALSE(TryPushSized(p, kBytes));
     Free(other);
   });
-  EXPECT_TRUE(ThreadCache::TryPush(p));
-  EXPECT_FALSE(ThreadCache::TryPush(p)) << "the block freed last";
-  EXPECT_FALSE(ThreadCache::TryPushSized(p, kBytes));
+  EXPECT_TRUE(TryPush(p));
+  EXPECT_FALSE(TryPush(p)) << "the block freed last";
+  EXPECT_FALSE(TryPushSized(p, kBytes));
   Free(slow);
 }
 
@@ -157,7 +159,7 @@ TEST_F(ThreadCacheTest, ASizedFreeIsFastForTheSizesOfTheClass) {
   for (size_t bytes = 0; bytes <= 300; ++bytes) {
     void* const p = Allocate(kBytes);
     const bool served = ClassOf(bytes) == ClassOf(kBytes);
-    ASSERT_EQ(ThreadCache::TryPushSized(p, bytes), served) << bytes;
+    ASSERT_EQ(TryPushSized(p, bytes), served) << bytes;
     if (!served) Free(p);
   }
 }
@@ -165,7 +167,7 @@ TEST_F(ThreadCacheTest, ASizedFreeIsFastForTheSizesOfTheClass) {
 TEST_F(ThreadCacheTest, AMagazineGrowsAndOverflowsIntoTheDepotWhole) {
   const SizeClass c = ClassOf(kBytes);
   std::vector<void*> blocks;
-  for (int i = 0; i < 700; ++i) blocks.push_back(Allocate(kBytes));
+  for (int i = 0; i < 1000; ++i) blocks.push_back(Allocate(kBytes));
   const ThreadCache::Counters before = counters();
   for (void* p : blocks) Free(p);
   EXPECT_EQ(counters().flushes, before.flushes) << "the depot has room";
@@ -173,11 +175,44 @@ TEST_F(ThreadCacheTest, AMagazineGrowsAndOverflowsIntoTheDepotWhole) {
   VerifyAll();
   // They come back without a look at the slabs.
   std::set<void*> again;
-  for (int i = 0; i < 700; ++i) again.insert(Allocate(kBytes));
+  for (int i = 0; i < 1000; ++i) again.insert(Allocate(kBytes));
   EXPECT_EQ(again, std::set<void*>(blocks.begin(), blocks.end()));
   EXPECT_EQ(StatisticsOf(c).depot_blocks, 0u);
   EXPECT_EQ(counters().refills, before.refills);
   for (void* p : again) Free(p);
+}
+
+// A need that rises and falls about the edge of a magazine takes the cache's lock
+// once in many calls: neither the depot nor a slab is asked.
+TEST_F(ThreadCacheTest, TheEdgeOfAMagazineIsCrossedWithoutTheDepot) {
+  const SizeClass c = ClassOf(kBytes);
+  ThreadCache* const cache = thread_state.cache;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 1000; ++i) blocks.push_back(Allocate(kBytes));
+  const auto free_one = [&] {
+    Free(blocks.back());
+    blocks.pop_back();
+  };
+  // Until the magazine has just become the spare.
+  while (cache->MagazineBlocks(c) < 257) free_one();
+  const uint64_t refills = counters().refills;
+  for (int round = 0; round < 100; ++round) {
+    for (int i = 0; i < 5; ++i) blocks.push_back(Allocate(kBytes));
+    for (int i = 0; i < 5; ++i) free_one();
+    EXPECT_EQ(StatisticsOf(c).depot_blocks, 0u);
+    EXPECT_EQ(counters().refills, refills);
+    VerifyAll();
+  }
+  // It may grow to the size of two, is cut in half, and then overflows.
+  size_t most = 0;
+  while (StatisticsOf(c).depot_blocks == 0) {
+    most = std::max(most, cache->MagazineBlocks(c));
+    free_one();
+    VerifyAll();
+  }
+  EXPECT_GE(most, 2 * 256u);
+  EXPECT_LE(most, 2 * 257u);
+  while (!blocks.empty()) free_one();
 }
 
 TEST_F(ThreadCacheTest, AClassTurnsColdWhenItsDepotIsFull) {
@@ -188,28 +223,30 @@ TEST_F(ThreadCacheTest, AClassTurnsColdWhenItsDepotIsFull) {
   blocks.pop_back();
   bool was_cold = false;
   for (void* p : blocks) {
-    const bool is_warm = ThreadCache::TryPush(p);
+    const bool is_warm = TryPush(p);
     EXPECT_FALSE(was_cold && is_warm);
     if (is_warm) continue;
     was_cold = true;
     memset(p, 0x77, kBytes);
-    ASSERT_TRUE(ThreadCache::TryPushCold(p, PageMap::TagOf(p)));
+    ASSERT_TRUE(TryPushCold(p));
     if (ThreadCache::NotesAreFull()) thread_state.cache->FlushNotes();
     EXPECT_EQ(static_cast<char*>(p)[0], 0x77) << "a cold free touches nothing";
     EXPECT_EQ(static_cast<char*>(p)[kBytes - 1], 0x77);
   }
   EXPECT_TRUE(was_cold);
-  EXPECT_FALSE(ThreadCache::TryPushSized(last, kBytes));
+  EXPECT_FALSE(TryPushSized(last, kBytes));
   char* const inside = static_cast<char*>(last) + 16;
-  EXPECT_FALSE(ThreadCache::TryPushCold(inside, PageMap::TagOf(inside)));
+  EXPECT_FALSE(TryPushCold(inside));
   // The notes are few, and so are the blocks at hand.
   const ThreadCache::ClassStatistics statistics = StatisticsOf(c);
-  EXPECT_LE(statistics.used_blocks, statistics.depot_blocks + 64 + 1);
+  EXPECT_LE(statistics.used_blocks,
+            statistics.depot_blocks + thread_state.cache->MagazineBlocks(c) +
+                64 + 1);
   EXPECT_LE(statistics.depot_blocks * kBytes, 512 * 1024u);
   VerifyAll();
   // Warm again once enough of them are used.
   std::vector<void*> again;
-  while (!ThreadCache::TryPush(last)) {
+  while (!TryPush(last)) {
     ASSERT_LT(again.size(), 5000u);
     again.push_back(Allocate(kBytes));
   }
@@ -238,7 +275,11 @@ TEST_F(ThreadCacheTest, CachedBytesAreBounded) {
       blocks.push_back(Allocate(bytes));
     }
     for (void* p : blocks) Free(p);
-    EXPECT_LE(StatisticsOf(c).used_blocks * bytes, size_t{768} << 10) << bytes;
+    // The depot, two magazines, and 64 notes.
+    EXPECT_LE(StatisticsOf(c).used_blocks * bytes,
+              (size_t{512} << 10) + std::max(size_t{128} << 10, 6 * bytes) +
+                  64 * std::min(bytes, kFastMaxBytes))
+        << bytes;
     VerifyAll();
   }
 }
@@ -351,7 +392,7 @@ TEST_F(ThreadCacheTest, AgreesWithAModel) {
       char* const p = in_use.back().p;
       extent.erase(p);
       const size_t bytes = in_use.back().bytes;
-      if (random() % 2 == 0 || !ThreadCache::TryPushSized(p, bytes)) Free(p);
+      if (random() % 2 == 0 || !TryPushSized(p, bytes)) Free(p);
       in_use.pop_back();
     }
     if (step % 2000 == 0) VerifyAll();
@@ -521,6 +562,51 @@ TEST_F(ThreadCacheTest, TidyOfAnIdleThreadReturnsEmptySlabsAndTails) {
   Free(blocks[0]);
 }
 
+// A size that the program has turned away from, while the thread is at work.
+TEST_F(ThreadCacheTest, TidyOfABusyThreadGivesBackThePagesOfIdleSlabs) {
+  const size_t page_bytes = PageBytes();
+  std::vector<char*> blocks;
+  for (int i = 0; i < 4000; ++i) {
+    blocks.push_back(static_cast<char*>(Allocate(page_bytes)));
+    memset(blocks.back(), 1, page_bytes);
+  }
+  // One in ten stays, so that few slabs become empty.
+  std::vector<char*> freed;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (i % 10 == 0) continue;
+    Free(blocks[i]);
+    freed.push_back(blocks[i]);
+  }
+  ThreadCache* const cache = thread_state.cache;
+  const auto resident = [&] {
+    size_t pages = 0;
+    for (char* block : freed) {
+      unsigned char is_resident = 0;
+      if (mincore(block, page_bytes, &is_resident) == 0) {
+        pages += is_resident & 1;
+      }
+    }
+    return pages;
+  };
+  for (int tick = 0; tick < 8; ++tick) {
+    // Another size, and the lock.
+    std::vector<void*> others;
+    for (int i = 0; i < 1000; ++i) others.push_back(Allocate(kBytes));
+    for (void* p : others) Free(p);
+    EXPECT_TRUE(cache->Tidy(false, &gave_back_)) << "the owner is at work";
+    VerifyAll();
+    if (tick < 3) {
+      EXPECT_GT(resident(), freed.size() / 2);
+    }
+  }
+  EXPECT_LT(resident(), freed.size() / 20);
+  for (size_t i = 0; i < blocks.size(); i += 10) {
+    EXPECT_EQ(blocks[i][0], 1);
+    EXPECT_EQ(blocks[i][page_bytes - 1], 1);
+    Free(blocks[i]);
+  }
+}
+
 TEST_F(ThreadCacheTest, TidyTakesRemoteFreesInForAnIdleOwner) {
   const SizeClass c = ClassOf(kBytes);
   std::vector<void*> blocks;
@@ -563,7 +649,7 @@ class ColdClassDeathTest : public ThreadCacheTest {
     }
     p_ = blocks_[0];
     q_ = blocks_[500];
-    EXPECT_FALSE(ThreadCache::TryPush(p_));
+    EXPECT_FALSE(TryPush(p_));
   }
   ~ColdClassDeathTest() override {
     for (void* p : blocks_) Free(p);

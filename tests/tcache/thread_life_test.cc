@@ -433,14 +433,14 @@ TEST_F(ThreadLifeTest, EveryCallIsSlowAfterLeavingTheFastPath) {
     LeaveFastPath();
     for (void* p : blocks) {
       EXPECT_EQ(OwnerOf(p), thread_state.cache);
-      EXPECT_FALSE(ThreadCache::TryPush(p));
+      EXPECT_FALSE(TryPush(p));
       Free(p);
       EXPECT_EQ(ThreadCache::TryPop(kBytes), nullptr);
     }
     for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
       void* const p = AllocateOfClass(c);
       EXPECT_EQ(thread_state.cache->MagazineBlocks(c), 0u);
-      EXPECT_FALSE(ThreadCache::TryPush(p));
+      EXPECT_FALSE(TryPush(p));
       Free(p);
       EXPECT_EQ(thread_state.cache->MagazineBlocks(c), 0u);
     }
@@ -455,7 +455,7 @@ TEST_F(ThreadLifeTest, AThreadThatStartsPerturbedHasNoFastPath) {
     EXPECT_NE(thread_state.cache, &no_cache);
     EXPECT_EQ(thread_state.tag, 0u);
     EXPECT_EQ(ThreadCache::TryPop(kBytes), nullptr);
-    EXPECT_FALSE(ThreadCache::TryPush(p));
+    EXPECT_FALSE(TryPush(p));
     Free(p);
   });
   settings.perturb_byte = 0;
@@ -477,7 +477,7 @@ TEST_F(ThreadLifeTest, AForksChildHasTheHeapOfItsThread) {
   if (child == 0) {
     QUARRY_CHECK(OwnerOf(p) == thread_state.cache);
     QUARRY_CHECK(static_cast<char*>(p)[kBytes - 1] == 5);
-    QUARRY_CHECK(ThreadCache::TryPush(p));
+    QUARRY_CHECK(TryPush(p));
     Free(Allocate(kBytes));
     VerifyAll();
     _exit(0);

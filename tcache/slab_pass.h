@@ -1,0 +1,79 @@
+// A pass of the maintenance thread over lists of slabs, in steps, to give free
+// pages of idle slabs back.
+//
+//   list:  | not yet looked at ... | looked at in this pass ... |
+//          first                                              last
+//
+// A look moves the first slab to the back, so a step goes on where the last one
+// ended, whatever was taken and freed between the two: who moves a slab to a list
+// puts it first, and has it forget the pass (Slab::ForgetPass).
+//
+// Thread-safety: who holds the lock of the lists.
+// Cost: a step is at most kMostLooks looks and about kMostPurges system calls,
+//   some tens of microseconds, for which the owner of the slabs may wait.
+#ifndef QUARRY_TCACHE_SLAB_PASS_H_
+#define QUARRY_TCACHE_SLAB_PASS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "tcache/size_classes.h"
+#include "tcache/slab.h"
+
+namespace quarry {
+
+class SlabPass {
+ public:
+  static constexpr size_t kMostLooks = 256;
+  static constexpr size_t kMostPurges = 32;
+  // Of one call of the maintenance thread.
+  static constexpr size_t kMostSteps = 128;
+  // With a pass in each quarter of the time for which memory may stay free, what
+  // was the same in so many looks before this one is idle.
+  static constexpr uint8_t kIdleLooks = 3;
+
+  enum class State {
+    kGoesOn,        // This step ended before the pass.
+    kSomeAreYoung,  // The pass is over, and left something to the next.
+    kAllAreDone,    // Nothing is left until a block is taken or freed.
+  };
+
+  // One step. lists(c) are the lists of class c, of slabs with free blocks. Pages
+  // go back that were free at `looks` looks before. Sets *gave_back if any did.
+  template <typename Lists>
+  State Step(uint8_t looks, bool* gave_back, Lists lists) {
+    size_t looked = 0;
+    size_t purges = 0;
+    for (; class_ < kClasses; ++class_) {
+      for (SlabList& list : std::span<SlabList>(lists(class_))) {
+        while (!list.IsEmpty() && list.first()->pass() != pass_) {
+          if (looked == kMostLooks || purges >= kMostPurges) {
+            return State::kGoesOn;
+          }
+          Slab* const slab = list.first();
+          list.MoveFirstToBack();
+          const Slab::Look look = slab->LookForIdlePages(pass_, looks);
+          ++looked;
+          purges += look.purges;
+          if (!look.is_done) saw_young_ = true;
+          if (look.purges > 0) *gave_back = true;
+        }
+      }
+    }
+    const State state = saw_young_ ? State::kSomeAreYoung : State::kAllAreDone;
+    pass_ = static_cast<uint8_t>(pass_ % Slab::kPasses + 1);
+    saw_young_ = false;
+    class_ = kEightByteClass;
+    return state;
+  }
+
+ private:
+  uint8_t pass_ = 1;
+  bool saw_young_ = false;  // In this pass.
+  SizeClass class_ = kEightByteClass;
+};
+
+}  // namespace quarry
+
+#endif  // QUARRY_TCACHE_SLAB_PASS_H_
