@@ -169,7 +169,12 @@ void* ThreadCache::Refill(SizeClass size_class) {
   Shelf& shelf = shelves_[size_class];
   if (shelf.is_cold) TurnWarm(size_class);
   if (cold_count_ > 0) FlushCold();
-  if (!pending_.IsEmpty()) DrainPending();
+  // Seldom while there are free blocks: each drain takes lines away from the
+  // threads that are freeing, and a later one finds more on them.
+  if (BestSlab(size_class) == nullptr || ++refills_undrained_ >= kMostUndrained) {
+    refills_undrained_ = 0;
+    if (!pending_.IsEmpty()) DrainPending();
+  }
   if (ABSL_PREDICT_FALSE(shelf.was_idle)) {
     shelf.was_idle = false;
     magazine.capacity =

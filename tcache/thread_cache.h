@@ -432,6 +432,9 @@ class alignas(64) ThreadCache {
   Counters counters_ ABSL_GUARDED_BY(lock_);
   Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  // Refills since the last drain, and how many there may be.
+  uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
+  static constexpr uint32_t kMostUndrained = 16;
   // Whether the owner took the lock since the last Tidy(), and whether that
   // found nothing more to give back.
   bool is_quiet_ ABSL_GUARDED_BY(lock_) = true;

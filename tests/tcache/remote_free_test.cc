@@ -58,6 +58,33 @@ TEST(RemoteFree, ARefillServesTheBlocksAgain) {
   EXPECT_EQ(SlabBytesInUse(), 0u);
 }
 
+// While slabs have free blocks, refills leave the marks alone for a while, and
+// not for ever.
+TEST(RemoteFree, IsDrainedSeldomWhileOtherBlocksAreFree) {
+  ThreadCache* const mine = thread_state.cache;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 60000; ++i) blocks.push_back(Allocate(kBytes));
+  // Most of them are in the slabs again, the rest on a page of its own.
+  for (int i = 100; i < 60000; ++i) Free(blocks[static_cast<size_t>(i)]);
+  ThreadCache::FlushThread();
+  std::vector<void*> again;
+  for (int i = 0; i < 100; ++i) again.push_back(Allocate(kBytes));
+  OnAnotherThread([&] { Free(blocks[0]); });
+  const uint64_t drained = mine->counters().drained_blocks;
+  const uint64_t refills = mine->counters().refills;
+  while (mine->counters().drained_blocks == drained) {
+    ASSERT_LT(again.size(), 50000u) << "drained too late, or never";
+    again.push_back(Allocate(kBytes));
+  }
+  const uint64_t passed = mine->counters().refills - refills;
+  EXPECT_GT(passed, 1u);
+  EXPECT_LE(passed, 17u);
+  for (void* p : again) Free(p);
+  for (size_t i = 1; i < 100; ++i) Free(blocks[i]);
+  ThreadCache::FlushThread();
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+}
+
 TEST(RemoteFree, WorksForEveryClass) {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     std::vector<void*> blocks;
