@@ -43,7 +43,11 @@ enum class LockRank : uint32_t {
 // Source: Drepper, "Futexes Are Tricky" (2011), the third mutex.
 class ABSL_LOCKABLE Lock {
  public:
-  constexpr explicit Lock(LockRank rank) : state_(kFree), rank_(rank) {}
+  // Where nothing checks the order the rank is left zero: tables of the process
+  // that have locks are then zero memory, resident as far as it is used, and not
+  // pages of the program's file.
+  constexpr explicit Lock(LockRank rank)
+      : state_(kFree), rank_(kChecksOrder ? rank : LockRank{}) {}
   Lock(const Lock&) = delete;
   Lock& operator=(const Lock&) = delete;
 
@@ -78,8 +82,6 @@ class ABSL_LOCKABLE Lock {
     state_.store(kFree, std::memory_order_relaxed);  // One thread exists.
   }
 
-  LockRank rank() const { return rank_; }
-
   // Tells clang, and in debug builds checks, that some thread holds the lock.
   void AssertHeld() const ABSL_ASSERT_EXCLUSIVE_LOCK();
 
@@ -107,17 +109,19 @@ class ABSL_LOCKABLE Lock {
   void WakeOne();
 
 #ifdef NDEBUG
+  static constexpr bool kChecksOrder = false;
   void CheckOrder() const {}
   void NoteAcquired() const {}
   void NoteReleased() const {}
 #else
+  static constexpr bool kChecksOrder = true;
   void CheckOrder() const;
   void NoteAcquired() const;
   void NoteReleased() const;
 #endif
 
   std::atomic<uint32_t> state_;
-  const LockRank rank_;
+  [[maybe_unused]] const LockRank rank_;
 };
 
 static_assert(sizeof(Lock) == 8, "a lock shares its line with what it guards");

@@ -43,17 +43,18 @@ class SlabPass {
   // go back that were free at `looks` looks before. Sets *gave_back if any did.
   template <typename Lists>
   State Step(uint8_t looks, bool* gave_back, Lists lists) {
+    const uint8_t pass = static_cast<uint8_t>(passes_ + 1);
     size_t looked = 0;
     size_t purges = 0;
     for (; class_ < kClasses; ++class_) {
       for (SlabList& list : std::span<SlabList>(lists(class_))) {
-        while (!list.IsEmpty() && list.first()->pass() != pass_) {
+        while (!list.IsEmpty() && list.first()->pass() != pass) {
           if (looked == kMostLooks || purges >= kMostPurges) {
             return State::kGoesOn;
           }
           Slab* const slab = list.first();
           list.MoveFirstToBack();
-          const Slab::Look look = slab->LookForIdlePages(pass_, looks);
+          const Slab::Look look = slab->LookForIdlePages(pass, looks);
           ++looked;
           purges += look.purges;
           if (!look.is_done) saw_young_ = true;
@@ -62,16 +63,16 @@ class SlabPass {
       }
     }
     const State state = saw_young_ ? State::kSomeAreYoung : State::kAllAreDone;
-    pass_ = static_cast<uint8_t>(pass_ % Slab::kPasses + 1);
+    passes_ = pass % Slab::kPasses;
     saw_young_ = false;
-    class_ = kEightByteClass;
+    class_ = 0;
     return state;
   }
 
  private:
-  uint8_t pass_ = 1;
+  uint8_t passes_ = 0;      // Before this one, up to the number of numbers.
   bool saw_young_ = false;  // In this pass.
-  SizeClass class_ = kEightByteClass;
+  SizeClass class_ = 0;
 };
 
 }  // namespace quarry

@@ -163,7 +163,7 @@ void* ThreadCache::Allocate(SizeClass size_class) {
 }
 
 void* ThreadCache::Refill(SizeClass size_class) {
-  is_quiet_ = false;
+  was_used_ = true;
   Magazine& magazine = magazines_[size_class];
   if (TakeFromDepot(size_class)) return magazine.Pop();
   Shelf& shelf = shelves_[size_class];
@@ -200,7 +200,7 @@ void* ThreadCache::Refill(SizeClass size_class) {
 }
 
 void* ThreadCache::TakeOne(SizeClass size_class) {
-  is_quiet_ = false;
+  was_used_ = true;
   if (!pending_.IsEmpty()) DrainPending();
   Slab* slab = BestSlab(size_class);
   if (slab == nullptr) slab = AcquireSlab(size_class);
@@ -365,7 +365,7 @@ void ThreadCache::Overflow(Magazine* magazine) {
   };
   if (spare == nullptr) return move_to_spare();
   LockHolder hold(cache->lock_);
-  cache->is_quiet_ = false;
+  cache->was_used_ = true;
   Shelf& shelf = cache->shelves_[size_class];
   if (shelf.depot_count == kMostMagazines[size_class] ||
       cache->depot_bytes_ >= kMostDepotBytes) {
@@ -408,7 +408,7 @@ void ThreadCache::FlushNotes() {
 void ThreadCache::FlushCold() {
   const uint32_t count = cold_count_;
   if (count == 0) return;
-  is_quiet_ = false;
+  was_used_ = true;
   Tag offset = 0;
   for (uint32_t i = 1; i <= count;) {
     void* const p = cold_[i];
@@ -549,28 +549,28 @@ bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
   }
   if (!pending_.IsEmpty()) {
     DrainPending();
-    is_tidy_ = false;
+    is_untidy_ = true;
   }
   if (is_urgent) {
     for (Shelf& shelf : shelves_) shelf.depot_unused = shelf.depot_count;
-    is_quiet_ = true;
-    is_tidy_ = false;
+    was_used_ = false;
+    is_untidy_ = true;
   }
-  const bool was_quiet = is_quiet_;
-  const bool looks_at_slabs = !was_quiet || !is_tidy_;
+  const bool was_quiet = !was_used_;
+  const bool looks_at_slabs = !was_quiet || is_untidy_;
   if (looks_at_slabs) {
     if (FlushUnusedDepots()) *gave_back = true;
     if (was_quiet) {
       for (Shelf& shelf : shelves_) shelf.was_idle = true;
       if (ReturnEmptySlabs()) *gave_back = true;
     }
-    is_tidy_ = false;
+    is_untidy_ = true;
   }
   const bool has_runs = runs_.StealIdle(is_urgent, [&](Run* run) {
     run->arena()->Deallocate(run);
     *gave_back = true;
   });
-  is_quiet_ = true;
+  was_used_ = false;
   lock_.Release();
   if (!looks_at_slabs) return has_runs;
 
@@ -582,10 +582,10 @@ bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
     const SlabPass::State state = pending_.IsClosed()
                                       ? SlabPass::State::kSomeAreYoung
                                       : PassOverSlabs(looks, gave_back);
-    if (state == SlabPass::State::kAllAreDone && was_quiet && is_quiet_) {
-      is_tidy_ = true;
+    if (state == SlabPass::State::kAllAreDone && was_quiet && !was_used_) {
+      is_untidy_ = false;
     }
-    const bool more = has_runs || !is_tidy_;
+    const bool more = has_runs || is_untidy_;
     lock_.Release();
     if (state != SlabPass::State::kGoesOn) return more;
   }

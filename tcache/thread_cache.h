@@ -435,10 +435,10 @@ class alignas(64) ThreadCache {
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr uint32_t kMostUndrained = 16;
-  // Whether the owner took the lock since the last Tidy(), and whether that
-  // found nothing more to give back.
-  bool is_quiet_ ABSL_GUARDED_BY(lock_) = true;
-  bool is_tidy_ ABSL_GUARDED_BY(lock_) = true;
+  // Whether the owner took the lock since the last Tidy(), and whether there was
+  // more to give back then.
+  bool was_used_ ABSL_GUARDED_BY(lock_) = false;
+  bool is_untidy_ ABSL_GUARDED_BY(lock_) = false;
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
 
   // Of each class a second magazine, of DepotBlocks(), or nullptr. The owner's.
