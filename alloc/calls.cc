@@ -26,6 +26,23 @@ ABSL_ATTRIBUTE_NOINLINE void* MallocUncommon(size_t bytes) {
   return OrNoMemory(AllocateSlow(bytes));
 }
 
+ABSL_ATTRIBUTE_NOINLINE void* CallocUncommon(size_t bytes) {
+  return OrNoMemory(AllocateZeroed(bytes));
+}
+
+ABSL_ATTRIBUTE_NOINLINE void* MemalignUncommon(size_t alignment,
+                                               size_t bytes) {
+  if (ABSL_PREDICT_FALSE(alignment > kLargestAlignment)) {
+    errno = EINVAL;
+    return nullptr;
+  }
+  return OrNoMemory(AllocateAligned(bytes, std::bit_ceil(alignment)));
+}
+
+ABSL_ATTRIBUTE_NOINLINE void* ReallocUncommon(void* block, size_t bytes) {
+  return OrNoMemory(Reallocate(block, bytes));
+}
+
 // What the first allocation sets up, a thread that only frees may read without
 // a lock, so it comes before any second thread.
 __attribute__((constructor)) void StartBeforeMain() {
@@ -57,20 +74,20 @@ void* Calloc(size_t count, size_t bytes_each) {
   if (ABSL_PREDICT_FALSE(__builtin_mul_overflow(count, bytes_each, &bytes))) {
     return OrNoMemory(nullptr);
   }
-  return OrNoMemory(AllocateZeroed(bytes));
+  if (void* block = TryPopZeroed(bytes)) return block;
+  return CallocUncommon(bytes);
 }
 
 void* Memalign(size_t alignment, size_t bytes) {
   if (alignment <= kMinAlignmentBytes) return Malloc(bytes);
-  if (ABSL_PREDICT_FALSE(alignment > kLargestAlignment)) {
-    errno = EINVAL;
-    return nullptr;
+  if (IsPowerOfTwo(alignment)) {
+    if (void* block = TryPopAligned(bytes, alignment)) return block;
   }
-  return OrNoMemory(AllocateAligned(bytes, std::bit_ceil(alignment)));
+  return MemalignUncommon(alignment, bytes);
 }
 
 int PosixMemalign(void** block, size_t alignment, size_t bytes) {
-  if (!std::has_single_bit(alignment) || alignment % sizeof(void*) != 0) {
+  if (!IsPowerOfTwo(alignment) || alignment % sizeof(void*) != 0) {
     return EINVAL;
   }
   void* aligned = Memalign(alignment, bytes);
@@ -96,7 +113,8 @@ void* Realloc(void* block, size_t bytes) {
     Deallocate(block);
     return nullptr;
   }
-  return OrNoMemory(Reallocate(block, bytes));
+  if (StaysInPlace(block, bytes)) return block;
+  return ReallocUncommon(block, bytes);
 }
 
 void* Reallocarray(void* block, size_t count, size_t bytes_each) {

@@ -346,11 +346,7 @@ void* Reallocate(void* p, size_t bytes) {
   // What grows most often is small and the thread's own.
   if (const Magazine* magazine = ThreadCache::WarmMagazineOf(p)) {
     const size_t old_bytes = magazine->BlockBytesWhenWarm();
-    // Neither what begins behind the last whole block of a slab, nor a block
-    // that is aligned to 8 only.
-    const size_t offset = reinterpret_cast<uintptr_t>(p) % kGranuleBytes;
-    if (ABSL_PREDICT_TRUE(offset + old_bytes <= kGranuleBytes &&
-                          old_bytes >= kMinAlignmentBytes)) {
+    if (ABSL_PREDICT_TRUE(IsWholeBlock(p, old_bytes))) {
       if (bytes <= kFastMaxBytes && magazine->ServesRequest(bytes)) return p;
       return Move(p, old_bytes, bytes);
     }
@@ -468,7 +464,7 @@ void DeallocateSizedSlow(void* p, size_t bytes) {
   Deallocate(p);
 }
 
-void DeallocateAlignedSized(void* p, size_t bytes, size_t alignment) {
+void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment) {
   if (p == nullptr) return;
   const SizeClass size_class = ClassOf(bytes, alignment);
   const Tag tag = PageMap::TagOf(p);
@@ -483,7 +479,7 @@ void DeallocateAlignedSized(void* p, size_t bytes, size_t alignment) {
   Deallocate(p);
 }
 
-size_t UsableBytes(const void* p) {
+size_t UsableBytesSlow(const void* p) {
   if (p == nullptr) return 0;
   return UsableBytesFor("usable size", p);
 }

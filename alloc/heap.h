@@ -17,6 +17,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
+
+#include <atomic>
 
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
@@ -25,6 +28,15 @@
 
 namespace quarry {
 
+// Of a block that starts where one of its fast class may: neither what begins
+// behind the last whole block of a slab, nor a block that is aligned to 8 only.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool IsWholeBlock(const void* p,
+                                                      size_t block_bytes) {
+  return reinterpret_cast<uintptr_t>(p) % kGranuleBytes + block_bytes <=
+             kGranuleBytes &&
+         block_bytes >= kMinAlignmentBytes;
+}
+
 // --- Allocating. Blocks are aligned to 16 bytes, and distinct for 0 bytes. ---
 
 // A block if there is one at hand, else nullptr: then AllocateSlow().
@@ -32,6 +44,42 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPop(size_t bytes) {
   return ThreadCache::TryPop(bytes);
 }
 [[nodiscard]] void* AllocateSlow(size_t bytes);
+
+// The same at a multiple of `alignment`, a power of two; else AllocateAligned().
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPopAligned(size_t bytes,
+                                                        size_t alignment) {
+  if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes || alignment > kFastMaxBytes)) {
+    return nullptr;
+  }
+  return ThreadCache::TryPop(AlignedBytes(bytes, alignment));
+}
+
+// The same with all bytes zero; else AllocateZeroed().
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPopZeroed(size_t bytes) {
+  void* block = ThreadCache::TryPop(bytes);
+  if (ABSL_PREDICT_FALSE(block == nullptr)) return nullptr;
+  if (bytes > kLinearMaxBytes) return memset(block, 0, bytes);
+  // Blocks are whole pieces of this size. The fence keeps the compiler from making
+  // a string instruction of a few stores.
+  char* piece = static_cast<char*>(block);
+  const char* const end = piece + bytes;
+  do {
+    memset(piece, 0, kMinAlignmentBytes);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    piece += kMinAlignmentBytes;
+  } while (piece < end);
+  return block;
+}
+
+// Whether `p` is a block of this thread's that realloc() to `bytes` leaves where
+// it is, as can be told at once; else Reallocate().
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool StaysInPlace(const void* p,
+                                                      size_t bytes) {
+  const Magazine* magazine = ThreadCache::WarmMagazineOf(p);
+  return magazine != nullptr && bytes <= kFastMaxBytes &&
+         magazine->ServesRequest(bytes) &&
+         IsWholeBlock(p, magazine->BlockBytesWhenWarm());
+}
 
 // The same for blocks of some tens of KiB to a few MiB: a page run that this
 // thread keeps, else nullptr.
@@ -92,12 +140,33 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateSized(void* p,
 }
 
 // The same for a block from AllocateAligned().
-void DeallocateAlignedSized(void* p, size_t bytes, size_t alignment);
+void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment);
+
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateAlignedSized(
+    void* p, size_t bytes, size_t alignment) {
+  Magazine* magazine;
+  if (ABSL_PREDICT_TRUE(
+          bytes <= kFastMaxBytes && alignment <= kFastMaxBytes &&
+          ThreadCache::FindMagazine(p, &magazine) &&
+          ThreadCache::TryPushSized(magazine, p,
+                                    AlignedBytes(bytes, alignment)))) {
+    return;
+  }
+  return DeallocateAlignedSizedSlow(p, bytes, alignment);
+}
 
 // --- Asking. ---
 
 // What the caller may write; 0 for nullptr.
-size_t UsableBytes(const void* p);
+size_t UsableBytesSlow(const void* p);
+
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline size_t UsableBytes(const void* p) {
+  if (const Magazine* magazine = ThreadCache::WarmMagazineOf(p)) {
+    const size_t block_bytes = magazine->BlockBytesWhenWarm();
+    if (ABSL_PREDICT_TRUE(IsWholeBlock(p, block_bytes))) return block_bytes;
+  }
+  return UsableBytesSlow(p);
+}
 
 // UsableBytes() of a block that is allocated with `bytes`.
 size_t GoodBytes(size_t bytes);

@@ -18,7 +18,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#include <bit>
 #include <initializer_list>
 #include <new>
 
@@ -116,8 +115,6 @@ std::new_handler CurrentNewHandler() {
   abort();
 }
 
-bool IsAlignment(size_t alignment) { return std::has_single_bit(alignment); }
-
 // Null when there is no memory and no handler that might find some.
 void* AllocateOrCallHandlers(size_t bytes, size_t alignment) {
   for (;;) {
@@ -164,16 +161,20 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* NewNothrow(size_t bytes) {
 }
 
 void* NewAligned(size_t bytes, std::align_val_t alignment) {
-  if (ABSL_PREDICT_FALSE(!IsAlignment(static_cast<size_t>(alignment)))) {
+  if (ABSL_PREDICT_FALSE(!IsPowerOfTwo(static_cast<size_t>(alignment)))) {
     ThrowBadAlloc(bytes);
   }
+  void* block = TryPopAligned(bytes, static_cast<size_t>(alignment));
+  if (ABSL_PREDICT_TRUE(block != nullptr)) return block;
   return NewSlow(bytes, static_cast<size_t>(alignment));
 }
 
 void* NewAlignedNothrow(size_t bytes, std::align_val_t alignment) {
-  if (ABSL_PREDICT_FALSE(!IsAlignment(static_cast<size_t>(alignment)))) {
+  if (ABSL_PREDICT_FALSE(!IsPowerOfTwo(static_cast<size_t>(alignment)))) {
     return nullptr;
   }
+  void* block = TryPopAligned(bytes, static_cast<size_t>(alignment));
+  if (ABSL_PREDICT_TRUE(block != nullptr)) return block;
   return NewNothrowSlow(bytes, static_cast<size_t>(alignment));
 }
 

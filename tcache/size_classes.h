@@ -69,16 +69,28 @@ constexpr size_t BlockBytes(SizeClass size_class) {
 constexpr SizeClass kFastClasses = ClassOf(kFastMaxBytes) + 1;
 constexpr SizeClass kClasses = ClassOf(kSmallMaxBytes) + 1;
 
+// std::has_single_bit() counts bits, with a call where the processor may lack the
+// instruction.
+constexpr bool IsPowerOfTwo(size_t number) {
+  return number != 0 && (number & (number - 1)) == 0;
+}
+
+// The request without an alignment that gets what one of `bytes` with `alignment`,
+// a power of two, needs. Blocks follow each other from a slab's start, so their
+// size must be a multiple of it; and the smallest class for a multiple of a power
+// of two is one, since classes up to the next doubling are multiples of an eighth
+// of the last: of the alignment, or else so close that one is the request itself.
+// Requires bytes and alignment of at most kSmallMaxBytes.
+constexpr size_t AlignedBytes(size_t bytes, size_t alignment) {
+  return RoundUp(bytes == 0 ? 1 : bytes, alignment);
+}
+
 // The smallest class whose blocks hold `bytes` and start at multiples of
-// `alignment`, a power of two; kNoClass when there is none. Blocks follow each
-// other from an aligned slab start, so the size must be a multiple.
+// `alignment`, a power of two; kNoClass when there is none.
 constexpr SizeClass ClassOf(size_t bytes, size_t alignment) {
   if (bytes > kSmallMaxBytes || alignment > kSmallMaxBytes) return kNoClass;
-  SizeClass size_class = ClassOf(bytes < alignment ? alignment : bytes);
-  while (size_class < kClasses && BlockBytes(size_class) % alignment != 0) {
-    ++size_class;
-  }
-  return size_class < kClasses ? size_class : kNoClass;
+  const size_t aligned_bytes = AlignedBytes(bytes, alignment);
+  return aligned_bytes <= kSmallMaxBytes ? ClassOf(aligned_bytes) : kNoClass;
 }
 
 // The fewest bytes that a request served by this class may have.
