@@ -287,8 +287,7 @@ ABSL_ATTRIBUTE_NOINLINE void FlushNotes(const void* caller) {
 
 ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
                                              const void* caller) {
-  FreeFastRemotely(p, tag);
-  StartMaintenanceIfWanted(caller);
+  if (FreeFastRemotely(p, tag)) StartMaintenanceIfWanted(caller);
 }
 
 ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller) {

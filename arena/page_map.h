@@ -105,6 +105,11 @@ class PageMap {
     return Load(home_.descriptors[granule]);
   }
 
+  // The same for an address of which HomeTagOf() told the tag.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* HomeDescriptorOf(const void* p) {
+    return Load(home_.descriptors[HomeGranule(p)]);
+  }
+
   // Bytes mapped for leaves.
   static size_t LeafBytes() {
     return leaf_bytes_.load(std::memory_order_relaxed);

@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "absl/base/optimization.h"
+#include "arena/page_map.h"
 #include "arena/report.h"
 #include "tcache/orphans.h"
 #include "tcache/thread_cache.h"
@@ -20,7 +21,7 @@ namespace {
 // Of threads that have no cache.
 constinit std::atomic<uint64_t> remote_frees_without_cache{0};
 
-void CountRemoteFree() {
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void CountRemoteFree() {
   ThreadCache* cache = thread_state.cache;
   if (ABSL_PREDICT_FALSE(cache == &no_cache)) {
     remote_frees_without_cache.fetch_add(1, std::memory_order_relaxed);
@@ -32,16 +33,23 @@ void CountRemoteFree() {
       std::memory_order_relaxed);
 }
 
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Finish(Slab* slab, void* p,
-                                         RemoteBitmap::Mark mark) {
-  switch (mark) {
-    case RemoteBitmap::Mark::kAdded:
-      return;
-    case RemoteBitmap::Mark::kFirst:
-      return PassToken(slab);
-    case RemoteBitmap::Mark::kAlreadyFree:
-      ReportDoubleFree(p, slab->block_bytes(), slab->start());
+[[noreturn]] ABSL_ATTRIBUTE_NOINLINE void ReportMarkedTwice(Slab* slab,
+                                                           void* p) {
+  ReportDoubleFree(p, slab->block_bytes(), slab->start());
+}
+
+ABSL_ATTRIBUTE_NOINLINE bool TellOwner(Slab* slab) {
+  PassToken(slab);
+  return true;
+}
+
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool Finish(Slab* slab, void* p,
+                                                RemoteBitmap::Mark mark) {
+  if (ABSL_PREDICT_TRUE(mark == RemoteBitmap::Mark::kAdded)) return false;
+  if (ABSL_PREDICT_FALSE(mark == RemoteBitmap::Mark::kAlreadyFree)) {
+    ReportMarkedTwice(slab, p);
   }
+  return TellOwner(slab);
 }
 
 }  // namespace
@@ -56,20 +64,20 @@ void FreeRemotely(Slab* slab, void* p) {
   Finish(slab, p, slab->remote.MarkFreed(slab->IndexOf(p)));
 }
 
-void FreeFastRemotely(void* p, Tag tag) {
+bool FreeFastRemotely(void* p, Tag tag) {
   const SlabGeometry& geometry =
       Slab::kGeometry[tag % kOwnerUnit / sizeof(Magazine)];
   // Slabs of fast classes are one granule.
   const size_t offset = reinterpret_cast<uintptr_t>(p) % kGranuleBytes;
   const size_t index = (offset * geometry.index_reciprocal) >> kIndexShift;
-  Slab* slab = Slab::Of(p);
+  auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
   if (ABSL_PREDICT_FALSE(index * geometry.block_bytes != offset ||
                          index >= geometry.blocks)) {
     ReportNoBlock("free", slab, p);
   }
   CountRemoteFree();
   std::atomic<uint64_t>* const words = Slab::RemoteWords(slab, geometry);
-  Finish(slab, p, slab->remote.MarkFreed(words, index));
+  return Finish(slab, p, slab->remote.MarkFreed(words, index));
 }
 
 }  // namespace quarry

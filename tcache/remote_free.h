@@ -17,8 +17,10 @@ namespace quarry {
 // Errors: aborts if p is not the start of a block, or is marked already.
 void FreeRemotely(Slab* slab, void* p);
 
-// The same for a block of a fast class, whose tag is `tag`.
-void FreeFastRemotely(void* p, Tag tag);
+// The same for a block of a fast class in the page map's home window, whose tag
+// there is `tag`. Returns whether the owner was told, which may have been work for
+// the maintenance thread.
+bool FreeFastRemotely(void* p, Tag tag);
 
 // How many calls of FreeRemotely() threads without a cache have made; those of
 // others are counted in ThreadCache::remote_frees.
