@@ -3,10 +3,12 @@
 #include <string.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "alloc/options.h"
 #include "arena/huge.h"
 #include "arena/limits.h"
+#include "arena/maintenance_signal.h"
 #include "arena/page_source.h"
 #include "arena/process_arenas.h"
 #include "arena/report.h"
@@ -444,6 +446,9 @@ void DeallocateNotPushed(void* p, const Magazine* magazine,
   if (ABSL_PREDICT_TRUE(ThreadCache::TryPushCold(magazine, p))) {
     return ThreadCache::NotesAreFull() ? FlushNotes(caller) : void();
   }
+  // Before the first segment the home window begins at address 0, and no owner's
+  // tag is that of a thread without a cache.
+  if (p == nullptr) return;
   return DeallocateUncommon(p, caller);
 }
 
@@ -465,6 +470,8 @@ void DeallocateSizedSlow(void* p, size_t bytes) {
 
 void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment) {
   if (p == nullptr) return;
+  // As memalign() and aligned_alloc() take it: 0, too.
+  if (alignment <= kSmallMaxBytes) alignment = std::bit_ceil(alignment);
   const SizeClass size_class = ClassOf(bytes, alignment);
   const Tag tag = PageMap::TagOf(p);
   const bool fits =
@@ -492,6 +499,8 @@ size_t GoodBytes(size_t bytes) {
 
 void FlushThread() {
   ThreadCache::FlushThread();
+  // Slabs may have free pages now.
+  maintenance_signal.NoteWork();
   StartMaintenanceIfWanted();
 }
 
@@ -499,13 +508,16 @@ size_t ReleaseMemory(size_t pad_bytes) {
   ThreadCache::FlushThread();
   // What other threads keep, but for their magazines.
   bool gave_back = false;
+  const size_t purged_before = OsPages().statistics().purged_bytes;
   cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
     static_cast<void>(cache->Tidy(true, &gave_back, SIZE_MAX));
   });
   for (size_t i = 0; i < kMaxArenas; ++i) {
     static_cast<void>(OrphansOf(i).Tidy(true, &gave_back, SIZE_MAX));
   }
-  size_t released = huge_blocks.Purge();
+  // Pages of slabs; what arenas purge meanwhile, in other threads, as well.
+  size_t released = OsPages().statistics().purged_bytes - purged_before;
+  released += huge_blocks.Purge();
   Arena& own = ArenaOfThread();
   for (size_t i = 0; i < kMaxArenas; ++i) {
     Arena& arena = ArenaAt(i);

@@ -113,7 +113,8 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
 
 // --- Freeing. All take nullptr, and leave errno alone. ---
 
-// What this thread's magazines do not take, and what its magazine for p did not.
+// What this thread's magazines do not take, and what its magazine for p did not;
+// nullptr may come by either way.
 // `caller` is the code that called the function which this is inlined into.
 void DeallocateSlow(void* p, const void* caller);
 void DeallocateNotPushed(void* p, const Magazine* magazine, const void* caller);

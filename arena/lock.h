@@ -69,6 +69,12 @@ class ABSL_LOCKABLE Lock {
     Yield();
   }
 
+  // For the holder: whether another thread sleeps for the lock, or did.
+  bool IsContended() const {
+    // Relaxed: a hint, and at its next step it looks again.
+    return state_.load(std::memory_order_relaxed) == kContended;
+  }
+
   // fork() takes every lock of the process. Locks of one rank are then held
   // together, so these three leave the order unchecked; their caller goes by
   // rank, and within a rank by index.

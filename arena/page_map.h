@@ -86,19 +86,6 @@ class PageMap {
     return true;
   }
 
-  // Both words at once.
-  struct Granule {
-    Tag tag;
-    void* descriptor;
-  };
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static Granule LookUp(const void* p) {
-    const uintptr_t granule = HomeGranule(p);
-    if (ABSL_PREDICT_FALSE(granule >= kHomeGranules)) {
-      return {FarTagOf(p), FarDescriptorOf(p)};
-    }
-    return {Load(home_.tags[granule]), Load(home_.descriptors[granule])};
-  }
-
   static void* DescriptorOf(const void* p) {
     const uintptr_t granule = HomeGranule(p);
     if (ABSL_PREDICT_FALSE(granule >= kHomeGranules)) return FarDescriptorOf(p);

@@ -108,11 +108,16 @@ void PageSource::ShrinkInPlace(void* start, size_t old_bytes,
   CountUnmapped(old_bytes - new_bytes);
 }
 
+void PageSource::CountPurged(size_t bytes) {
+  purge_calls_.fetch_add(1, std::memory_order_relaxed);
+  purged_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+}
+
 PageSource::Purged PageSource::Purge(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
   if (settings.lazy_purge.load(std::memory_order_relaxed) &&
       PurgePagesLazily(start, bytes)) {
-    purge_calls_.fetch_add(1, std::memory_order_relaxed);
+    CountPurged(bytes);
     return Purged::kLazy;
   }
   return PurgeToZero(start, bytes) ? Purged::kZero : Purged::kRefused;
@@ -121,7 +126,7 @@ PageSource::Purged PageSource::Purge(void* start, size_t bytes) {
 bool PageSource::PurgeToZero(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
   if (!PurgePages(start, bytes)) return false;
-  purge_calls_.fetch_add(1, std::memory_order_relaxed);
+  CountPurged(bytes);
   return true;
 }
 
@@ -186,7 +191,8 @@ PageSource::Statistics PageSource::statistics() const {
           peak_mapped_bytes_.load(std::memory_order_relaxed),
           map_calls_.load(std::memory_order_relaxed),
           unmap_calls_.load(std::memory_order_relaxed),
-          purge_calls_.load(std::memory_order_relaxed)};
+          purge_calls_.load(std::memory_order_relaxed),
+          purged_bytes_.load(std::memory_order_relaxed)};
 }
 
 bool PageSource::Charge(size_t bytes) {

@@ -68,6 +68,7 @@ class PageSource {
     size_t map_calls;          // Map, GrowInPlace and Move that succeeded.
     size_t unmap_calls;
     size_t purge_calls;
+    size_t purged_bytes;  // By those calls, ever.
   };
 
   PageSource(const PageSource&) = delete;
@@ -158,6 +159,7 @@ class PageSource {
   void Refund(size_t bytes);
   void CountMapped(size_t bytes);
   void CountUnmapped(size_t bytes);
+  void CountPurged(size_t bytes);
 
   MemoryLimits* const limits_ = nullptr;
 
@@ -167,6 +169,7 @@ class PageSource {
   std::atomic<size_t> map_calls_{0};
   std::atomic<size_t> unmap_calls_{0};
   std::atomic<size_t> purge_calls_{0};
+  std::atomic<size_t> purged_bytes_{0};
 };
 
 // Anonymous private memory from the operating system, not reserved in swap.

@@ -32,6 +32,11 @@ void Orphans::Add(Slab* slab) {
   PageMap::Set(slab->start(), SlabBytes(slab->size_class()),
                SlowTag(slab->size_class()), slab);
   PutIntoList(slab);
+  untold_free_bytes_ += slab->free_blocks() * slab->block_bytes();
+  if (untold_free_bytes_ >= kNotedFreeBytes) {
+    untold_free_bytes_ = 0;
+    maintenance_signal.NoteWork();
+  }
   // Release: a thread that sees the slab without an owner takes our lock before
   // it touches it, but one that adopted it later may be seen first.
   slab->owner.store(nullptr, std::memory_order_release);
@@ -52,8 +57,11 @@ bool Orphans::DrainOrphan(Slab* slab) {
     if (slab->owner.load(std::memory_order_relaxed) != nullptr) return false;
     ListOf(slab).Remove(slab);
     slab->Drain();
+    slab_pass_.LookAgain();
     if (slab->used() != 0) {
       PutIntoList(slab);
+      // As with a slab that has an owner, who may be idle.
+      maintenance_signal.NoteWork();
       return true;
     }
   }
@@ -86,9 +94,13 @@ void Orphans::DrainAll() {
 
 bool Orphans::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
   const uint8_t looks = is_urgent ? 0 : SlabPass::kIdleLooks;
+  bool is_wanted = false;
   for (size_t step = 0; step < most_steps; ++step) {
+    // A thread that sleeps for the lock would not get it before us.
+    if (is_wanted && !is_urgent) break;
     // Anew for each, since threads wait for it.
     LockHolder hold(lock_);
+    if (step == 0 && is_urgent) slab_pass_.Restart();
     const SlabPass::State state = slab_pass_.Step(
         looks, gave_back, [this](SizeClass c) ABSL_NO_THREAD_SAFETY_ANALYSIS {
           return std::span(&partial_[c], 1);
@@ -96,6 +108,7 @@ bool Orphans::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
     if (state != SlabPass::State::kGoesOn) {
       return state == SlabPass::State::kSomeAreYoung;
     }
+    is_wanted = lock_.IsContended();
   }
   return true;
 }

@@ -88,11 +88,16 @@ class Orphans {
                                            : partial_[slab->size_class()];
   }
 
+  // So much is worth the maintenance thread's waking.
+  static constexpr size_t kNotedFreeBytes = size_t{1} << 20;
+
   Lock lock_;
   // Apart, so that adoption does not walk past slabs that have no free block.
   SlabList full_[kClasses] ABSL_GUARDED_BY(lock_);
   SlabList partial_[kClasses] ABSL_GUARDED_BY(lock_);
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
+  // Free bytes of slabs that were added since the maintenance thread was told.
+  size_t untold_free_bytes_ ABSL_GUARDED_BY(lock_) = 0;
 };
 
 // The orphans of the arena with this index.

@@ -65,13 +65,12 @@ void FreeRemotely(Slab* slab, void* p) {
 }
 
 bool FreeFastRemotely(void* p, Tag tag) {
-  const SlabGeometry& geometry =
-      Slab::kGeometry[tag % kOwnerUnit / sizeof(Magazine)];
-  // Slabs of fast classes are one granule.
-  const size_t offset = reinterpret_cast<uintptr_t>(p) % kGranuleBytes;
-  const size_t index = (offset * geometry.index_reciprocal) >> kIndexShift;
+  const SizeClass size_class = tag % kOwnerUnit / sizeof(Magazine);
+  const SlabGeometry& geometry = Slab::kGeometry[size_class];
+  const size_t index = Slab::FastIndexOf(p, size_class);
   auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
-  if (ABSL_PREDICT_FALSE(index * geometry.block_bytes != offset ||
+  if (ABSL_PREDICT_FALSE(index * geometry.block_bytes !=
+                             reinterpret_cast<uintptr_t>(p) % kGranuleBytes ||
                          index >= geometry.blocks)) {
     ReportNoBlock("free", slab, p);
   }

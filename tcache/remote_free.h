@@ -39,7 +39,6 @@ inline void CheckIsBlock(const char* call, const Slab* slab, const void* p) {
   ReportNoBlock(call, slab, p);
 }
 
-
 }  // namespace quarry
 
 #endif  // QUARRY_TCACHE_REMOTE_FREE_H_

@@ -24,7 +24,7 @@
 // is not visible before the fence in its thread is made after it, and then so
 // is its load of is_closed_.
 //
-// Thread-safety: Take(), Put() and PopAny() on the owner; StealIdle() on one
+// Thread-safety: Take(), Put() and PopAbove() on the owner; StealIdle() on one
 //   other thread at a time.
 // Ordering: is_busy_ and is_closed_ are released when they turn false and
 //   acquired by the other side, so that the slots pass from one to the other.

@@ -182,11 +182,11 @@ size_t Slab::PurgeFreePages() {
     const uintptr_t end =
         reinterpret_cast<uintptr_t>(BlockAt(to)) & ~(page_bytes - 1);
     if (start < end) {
-      ++purges;
       if (OsPages().Purge(reinterpret_cast<void*>(start), end - start) ==
           PageSource::Purged::kRefused) {
         break;
       }
+      ++purges;
     }
     from = Next<true>(to);
   }

@@ -10,7 +10,7 @@
 //
 // Thread-safety: who holds the lock of the lists.
 // Cost: a step is at most kMostLooks looks and about kMostPurges system calls,
-//   some tens of microseconds, for which the owner of the slabs may wait.
+//   some ten to a hundred microseconds, for which the owner of the slabs may wait.
 #ifndef QUARRY_TCACHE_SLAB_PASS_H_
 #define QUARRY_TCACHE_SLAB_PASS_H_
 
@@ -28,7 +28,7 @@ class SlabPass {
   static constexpr size_t kMostLooks = 256;
   static constexpr size_t kMostPurges = 32;
   // Of one call of the maintenance thread.
-  static constexpr size_t kMostSteps = 128;
+  static constexpr size_t kMostSteps = 1024;
   // With a pass in each quarter of the time for which memory may stay free, what
   // was the same in so many looks before this one is idle.
   static constexpr uint8_t kIdleLooks = 3;
@@ -38,6 +38,20 @@ class SlabPass {
     kSomeAreYoung,  // The pass is over, and left something to the next.
     kAllAreDone,    // Nothing is left until a block is taken or freed.
   };
+
+  // Begins a pass anew, so that it looks at everything.
+  void Restart() {
+    if (class_ == 0) return;
+    passes_ = (passes_ + 1) % Slab::kPasses;
+    saw_young_ = false;
+    class_ = 0;
+  }
+
+  // Has this pass, if it goes on, leave something to the next: slabs that it has
+  // looked at may have changed.
+  void LookAgain() {
+    if (class_ != 0) saw_young_ = true;
+  }
 
   // One step. lists(c) are the lists of class c, of slabs with free blocks. Pages
   // go back that were free at `looks` looks before. Sets *gave_back if any did.

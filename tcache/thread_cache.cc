@@ -98,20 +98,17 @@ void ThreadCache::Close() {
       }
       slab = next;
     }
-    size_t free_bytes = 0;
     for (Shelf& shelf : shelves_) {
       for (SlabList& list : shelf.slabs) {
         while ((slab = list.PopFront()) != nullptr) {
           if (slab->used() == 0) {
             empty.PushFront(slab);
           } else {
-            free_bytes += slab->free_blocks() * slab->block_bytes();
             orphans.Add(slab);
           }
         }
       }
     }
-    if (free_bytes >= kWorthTidyingBytes) maintenance_signal.NoteWork();
   }
   while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
   PassTokens(others);
@@ -320,8 +317,10 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
       ReportDoubleFree(p, slab->block_bytes(), slab->start());
     }
     if (thread_state.tag == 0) {
+      was_used_ = true;
       QUARRY_CHECK(slab->PutBlock(index));
       Relist(slab);
+      maintenance_signal.NoteWork();
       return;
     }
   }
@@ -414,12 +413,13 @@ void ThreadCache::FlushCold() {
     void* const p = cold_[i];
     // By the tag: a slab that was given back after the first of two frees of its
     // block has another.
-    const PageMap::Granule granule = PageMap::LookUp(p);
-    offset = granule.tag ^ tag_;
+    Tag tag = kNoTag;
+    (void)PageMap::HomeTagOf(p, &tag);  // It was when the block was noted.
+    offset = tag ^ tag_;
     if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {
       ReportForeignPointer("free", p);
     }
-    Slab* const slab = static_cast<Slab*>(granule.descriptor);
+    auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
     // By the class and not by the slab, whose line may be a while in coming.
     const size_t block = Slab::FastIndexOf(p, offset / sizeof(Magazine));
     // Blocks that were allocated in a row are often freed in a row, and then
@@ -515,6 +515,7 @@ void ThreadCache::FlushThread() {
   ThreadCache* cache = thread_state.cache;
   if (cache == &no_cache) return;
   LockHolder hold(cache->lock_);
+  cache->was_used_ = true;
   cache->FlushAll();
   cache->DrainPending();
   cache->ReturnEmptySlabs();
@@ -547,11 +548,14 @@ bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
     lock_.Release();
     return false;
   }
+  if (was_used_) slab_pass_.LookAgain();
   if (!pending_.IsEmpty()) {
     DrainPending();
+    slab_pass_.LookAgain();
     is_untidy_ = true;
   }
   if (is_urgent) {
+    slab_pass_.Restart();
     for (Shelf& shelf : shelves_) shelf.depot_unused = shelf.depot_count;
     was_used_ = false;
     is_untidy_ = true;
@@ -586,8 +590,11 @@ bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
       is_untidy_ = false;
     }
     const bool more = has_runs || is_untidy_;
+    // A sleeping owner would not get the lock before us.
+    const bool is_wanted = lock_.IsContended();
     lock_.Release();
     if (state != SlabPass::State::kGoesOn) return more;
+    if (is_wanted && !is_urgent) return true;
   }
   return true;
 }

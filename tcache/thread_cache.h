@@ -364,10 +364,12 @@ class alignas(64) ThreadCache {
     FreeBlock* const spare = spares_[size_class];
     if (spare == nullptr) return nullptr;
     Magazine& magazine = magazines_[size_class];
-    // In this order, for the child of a fork: see DrainAllAfterFork().
+    // In this order, and before the first is popped, for the child of a fork: see
+    // DrainAllAfterFork().
     magazine.head = spare;
     std::atomic_signal_fence(std::memory_order_release);
     spares_[size_class] = nullptr;
+    std::atomic_signal_fence(std::memory_order_release);
     // What this magazine and a spare may hold together: a need that rises and
     // falls about the edge between the two does not come here each time.
     magazine.capacity = 2 * kMostBlocks[size_class];
@@ -435,8 +437,8 @@ class alignas(64) ThreadCache {
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr uint32_t kMostUndrained = 16;
-  // Whether the owner took the lock since the last Tidy(), and whether there was
-  // more to give back then.
+  // Whether the owner used what the lock guards since the last Tidy(), and whether
+  // there was more to give back then.
   bool was_used_ ABSL_GUARDED_BY(lock_) = false;
   bool is_untidy_ ABSL_GUARDED_BY(lock_) = false;
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);

@@ -179,6 +179,26 @@ void FreeInWay(int way, char* block, size_t bytes, size_t alignment) {
   }
 }
 
+TEST(Heap, ReleaseMemoryCountsPagesBetweenBlocksInUse) {
+  ReleaseMemory(0);
+  constexpr size_t kBlocks = 200;
+  const size_t bytes = PageBytes();
+  std::vector<char*> blocks(kBlocks);
+  for (char*& block : blocks) {
+    block = static_cast<char*>(AllocateAligned(bytes, bytes));
+    memset(block, 1, bytes);
+  }
+  for (size_t i = 0; i < kBlocks; ++i) {
+    if (i % 8 != 0) Deallocate(blocks[i]);
+  }
+  EXPECT_GE(ReleaseMemory(0), kBlocks * 3 / 4 * bytes);
+  EXPECT_EQ(blocks[1][0], 0) << "given back";
+  for (size_t i = 0; i < kBlocks; i += 8) {
+    EXPECT_EQ(blocks[i][bytes - 1], 1);
+    Deallocate(blocks[i]);
+  }
+}
+
 TEST(Heap, EveryAlignmentWithEverySizeAndEveryWayToFree) {
   for (size_t alignment = 1; alignment <= 1024 * kMiB; alignment *= 2) {
     for (const size_t bytes :

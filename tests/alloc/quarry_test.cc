@@ -60,6 +60,18 @@ void ExpectBalanced(const quarry_statistics_t& s) {
 // The figures are exact only while no other thread runs.
 const bool no_thread = (settings.maintenance = false, true);
 
+// What memalign() makes of an alignment, its sized free makes of it too.
+TEST(Quarry, AlignmentsThatAreNoPowersOfTwoCountAsTheNextOne) {
+  for (const size_t alignment : {size_t{0}, size_t{3}, size_t{24}, size_t{100},
+                                 size_t{5000}}) {
+    for (const size_t bytes : {0, 1, 100, 1000, 20000}) {
+      void* const p = quarry_memalign(alignment, bytes);
+      ASSERT_NE(p, nullptr);
+      quarry_free_aligned_sized(p, alignment, bytes);
+    }
+  }
+}
+
 TEST(Quarry, BlocksAlignedTo8SaveWhatTheAlignmentCosts) {
   std::vector<void*> blocks;
   for (int i = 0; i < 1000; ++i) {

@@ -105,6 +105,16 @@ TEST(Lock, AWaiterSleeps) {
   holder.join();
 }
 
+TEST(Lock, TellsItsHolderThatItIsWanted) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  Lock lock(LockRank::kArena);
+  lock.Acquire();
+  EXPECT_FALSE(lock.IsContended());
+  std::thread waiter([&] { LockHolder hold(lock); });
+  while (!lock.IsContended()) std::this_thread::yield();
+  lock.Release();
+  waiter.join();
+}
+
 TEST(Lock, PreservesErrnoWhenItSleeps) {
   Lock lock(LockRank::kArena);
   std::atomic<bool> held{false};

@@ -44,8 +44,6 @@ TEST(PageMap, NamesEveryGranuleThatARangeTouches) {
                         3 * kGranuleBytes - 1}) {
     EXPECT_EQ(PageMap::TagOf(start + offset), kRunTag);
     EXPECT_EQ(PageMap::DescriptorOf(start + offset), &descriptor);
-    EXPECT_EQ(PageMap::LookUp(start + offset).tag, kRunTag);
-    EXPECT_EQ(PageMap::LookUp(start + offset).descriptor, &descriptor);
   }
   EXPECT_EQ(PageMap::TagOf(start + 3 * kGranuleBytes), kNoTag);
   PageMap::Set(start, 4 * kGranuleBytes, kNoTag, nullptr);
@@ -95,8 +93,6 @@ TEST(PageMap, HoldsAddressesOutsideOfTheHomeWindow) {
     EXPECT_EQ(PageMap::TagOf(p), kHugeTag);
     EXPECT_EQ(PageMap::TagOf(p + 2 * kGranuleBytes - 1), kHugeTag);
     EXPECT_EQ(PageMap::DescriptorOf(p + kGranuleBytes), &descriptor);
-    EXPECT_EQ(PageMap::LookUp(p).tag, kHugeTag);
-    EXPECT_EQ(PageMap::LookUp(p).descriptor, &descriptor);
     EXPECT_EQ(PageMap::TagOf(p + 2 * kGranuleBytes), kNoTag);
     Tag tag = 1;
     EXPECT_FALSE(PageMap::HomeTagOf(p, &tag));

@@ -142,6 +142,7 @@ TEST_F(LazyPurge, IsToldAsSuchAndKeepsWhatIsWrittenAfterIt) {
   memset(start, 1, kMiB);
   ASSERT_EQ(source.Purge(start, kMiB), Purged::kLazy);
   EXPECT_EQ(source.statistics().purge_calls, 1u);
+  EXPECT_EQ(source.statistics().purged_bytes, kMiB);
   memset(start, 2, PageBytes());
   EXPECT_EQ(start[PageBytes() - 1], 2);
   // Either, page by page.
@@ -365,6 +366,7 @@ TEST(OsPageSource, CountsCallsAndThePeak) {
   EXPECT_EQ(statistics.map_calls, 2u);
   EXPECT_EQ(statistics.unmap_calls, 1u);
   EXPECT_EQ(statistics.purge_calls, 1u);
+  EXPECT_EQ(statistics.purged_bytes, kMiB);
   source.Unmap(second, kMiB);
 }
 

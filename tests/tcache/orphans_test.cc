@@ -4,6 +4,7 @@
 #include <thread>
 #include <vector>
 
+#include "arena/maintenance_signal.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/thread_life.h"
@@ -135,6 +136,37 @@ TEST_F(OrphansTest, TheirFreePagesGoBack) {
       EXPECT_TRUE(tidy(true)) << "at once";
     }
   }
+}
+
+// A thread exits with every block in use, and others free most of them: there is
+// work for the maintenance thread, though no slab comes free.
+TEST_F(OrphansTest, FreesThatLeaveOrphansPartlyUsedAreNotedAsWork) {
+  const size_t bytes = PageBytes();
+  std::vector<void*> blocks(64);
+  OnAnotherThread([&] {
+    for (void*& block : blocks) block = Allocate(bytes);
+  });
+  const auto state_after = [](auto step) {
+    maintenance_signal.FallAsleep();
+    step();
+    const bool is_noted =
+        maintenance_signal.state() != MaintenanceSignal::State::kAsleep;
+    maintenance_signal.ResetAfterFork();
+    return is_noted;
+  };
+  EXPECT_TRUE(state_after([&] { Free(blocks[0]); }));
+  // So it is when many threads leave free blocks behind, each of them few.
+  std::vector<void*> left;
+  EXPECT_TRUE(state_after([&] {
+    for (int i = 0; i < 40; ++i) {
+      OnAnotherThread([&] {
+        left.push_back(Allocate(bytes));
+        Free(Allocate(2 * bytes));
+      });
+    }
+  }));
+  for (size_t i = 1; i < blocks.size(); ++i) Free(blocks[i]);
+  for (void* block : left) Free(block);
 }
 
 TEST_F(OrphansTest, OfAnotherClassAreLeftAlone) {

@@ -93,6 +93,30 @@ TEST_F(SlabPassTest, WhatMovesDuringAPassHidesNothing) {
   EXPECT_EQ(Purged(), count);
 }
 
+// What has changed behind a pass that goes on is left to the next.
+TEST_F(SlabPassTest, APassThatGoesOnCanBeToldToLookAgain) {
+  pass_.LookAgain();
+  EXPECT_EQ(Step(0), State::kAllAreDone) << "it had not begun";
+  for (size_t i = 0; i <= SlabPass::kMostPurges; ++i) Add();
+  EXPECT_EQ(Step(0), State::kGoesOn);
+  pass_.LookAgain();
+  EXPECT_EQ(Step(0), State::kSomeAreYoung);
+  EXPECT_EQ(Step(0), State::kAllAreDone);
+}
+
+TEST_F(SlabPassTest, APassCanBeginAnew) {
+  const size_t count = SlabPass::kMostLooks + 5;
+  for (size_t i = 0; i < count; ++i) Add();
+  // All are young, but the step ends before the pass.
+  EXPECT_EQ(Step(SlabPass::kIdleLooks), State::kGoesOn);
+  pass_.Restart();
+  State state;
+  while ((state = Step(0)) == State::kGoesOn) {
+  }
+  EXPECT_EQ(state, State::kAllAreDone);
+  EXPECT_EQ(Purged(), count);
+}
+
 // The numbers of passes begin again; and what is free as it was may have been
 // used meanwhile.
 TEST_F(SlabPassTest, EveryPassLooksAtEverything) {
