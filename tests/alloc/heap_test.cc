@@ -17,6 +17,10 @@
 namespace quarry {
 namespace {
 
+// Before anything is allocated, when the page map is empty.
+const bool null_freed_first = (Deallocate(nullptr), DeallocateSized(nullptr, 8),
+                               DeallocateAlignedSized(nullptr, 8, 64), true);
+
 // A number that the compiler cannot know.
 size_t Opaque(size_t number) {
   asm("" : "+r"(number));
@@ -177,6 +181,10 @@ void FreeInWay(int way, char* block, size_t bytes, size_t alignment) {
       }).join();
       break;
   }
+}
+
+TEST(Heap, NullIsFreedBeforeAnythingIsAllocated) {
+  EXPECT_TRUE(null_freed_first);
 }
 
 TEST(Heap, ReleaseMemoryCountsPagesBetweenBlocksInUse) {

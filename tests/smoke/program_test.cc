@@ -103,20 +103,6 @@ TEST(Program, ThreadsHandBlocksToEachOther) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// Before any other constructor of the program, and in a static one before the
-// allocator's own.
-bool freed_null_early = false;
-__attribute__((constructor(101))) void FreeNullEarly() {
-  free(nullptr);
-  operator delete(static_cast<void*>(nullptr));
-  operator delete(static_cast<void*>(nullptr), size_t{8});
-  freed_null_early = true;
-}
-
-TEST(Program, NullIsFreedBeforeAnythingIsAllocated) {
-  EXPECT_TRUE(freed_null_early);
-}
-
 TEST(Program, AThreadsLastDestructorsMayStillAllocate) {
   static pthread_key_t key;
   ASSERT_EQ(pthread_key_create(&key, [](void* value) {
