@@ -171,12 +171,6 @@ class alignas(64) Slab {
   }
   char* BlockAt(size_t index) const { return start_ + index * block_bytes_; }
 
-  bool Contains(const void* p) const {
-    return reinterpret_cast<uintptr_t>(p) -
-               reinterpret_cast<uintptr_t>(start_) <
-           SlabBytes(size_class_);
-  }
-
   // Whether `p` is the start of a block that was ever given out.
   bool IsGivenOut(const void* p) const {
     const size_t index = IndexOf(p);

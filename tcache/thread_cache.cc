@@ -421,13 +421,14 @@ void ThreadCache::FlushCold() {
     }
     auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
     // By the class and not by the slab, whose line may be a while in coming.
-    const size_t block = Slab::FastIndexOf(p, offset / sizeof(Magazine));
+    const SizeClass c = offset / sizeof(Magazine);
+    const size_t block = Slab::FastIndexOf(p, c);
     // Blocks that were allocated in a row are often freed in a row, and then
     // whole words of a bitmap come together. Asked by the addresses alone: in a
     // heap that is freed in no order, the loads for one block must not wait for
     // those of the block before it.
     if (i < count && IsNear(p, cold_[i + 1])) {
-      i = GatherWord(slab, block / 64, i);
+      i = GatherWord(slab, c, block / 64, i);
     } else {
       if (ABSL_PREDICT_FALSE(!slab->PutBlock(block))) ReportNotedTwice(p);
       ++i;
@@ -449,15 +450,17 @@ void ThreadCache::ReportNotedTwice(void* p) {
   ReportDoubleFree(p, slab->block_bytes(), slab->start());
 }
 
-uint32_t ThreadCache::GatherWord(Slab* slab, size_t index, uint32_t i) {
+uint32_t ThreadCache::GatherWord(Slab* slab, SizeClass size_class,
+                                 size_t index, uint32_t i) {
+  const void* const first = cold_[i];
   uint64_t word = 0;
   do {
-    const size_t block = slab->IndexOf(cold_[i]);
+    const size_t block = Slab::FastIndexOf(cold_[i], size_class);
     if (block / 64 != index) break;
     const uint64_t bit = uint64_t{1} << (block % 64);
     if (ABSL_PREDICT_FALSE((word & bit) != 0)) ReportNotedTwice(cold_[i]);
     word |= bit;
-  } while (++i <= cold_count_ && slab->Contains(cold_[i]));
+  } while (++i <= cold_count_ && IsNear(first, cold_[i]));
   slab->PutWord(index, word);
   return i;
 }

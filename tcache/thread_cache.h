@@ -393,8 +393,8 @@ class alignas(64) ThreadCache {
   void TurnWarm(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FlushCold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Puts the notes from the i-th on that belong to word `index` of the bitmap of
-  // `slab`; returns where the others begin.
-  uint32_t GatherWord(Slab* slab, size_t index, uint32_t i)
+  // `slab`, of this class; returns where the others begin.
+  uint32_t GatherWord(Slab* slab, SizeClass size_class, size_t index, uint32_t i)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Aborts with a report on a note of a block that is free already.
   [[noreturn]] void ReportNotedTwice(void* p);
