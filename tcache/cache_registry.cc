@@ -19,7 +19,7 @@ ThreadCache* CacheRegistry::Take() {
     // Ids from 1 to the one before kNobody: 0 is the tag of threads without a
     // cache.
     if (made_ + 1 >= kNobody / kOwnerUnit) return nullptr;
-    void* memory = metadata_pool.Allocate(sizeof(ThreadCache));
+    void* memory = metadata_pool.Allocate(ThreadCache::AllocationBytes());
     if (memory == nullptr) return nullptr;
     cache = new (memory) ThreadCache;
     tag = static_cast<Tag>(++made_) * kOwnerUnit;

@@ -217,7 +217,7 @@ bool ThreadCache::TakeFromDepot(SizeClass size_class) {
   }
   depot_bytes_ -= DepotBytes(size_class);
   Magazine& magazine = magazines_[size_class];
-  magazine.head = shelf.depot[shelf.depot_count];
+  magazine.head = DepotOf(size_class)[shelf.depot_count];
   magazine.capacity = kMostBlocks[size_class];
   magazine.room =
       magazine.capacity - static_cast<int32_t>(DepotBlocks(size_class));
@@ -373,13 +373,22 @@ void ThreadCache::Overflow(Magazine* magazine) {
     cache->Flush(spare, size_class);
     if (!shelf.is_cold) cache->TurnCold(size_class);
   } else {
-    shelf.depot[shelf.depot_count++] = spare;
+    cache->DepotOf(size_class)[shelf.depot_count++] = spare;
     cache->depot_bytes_ += DepotBytes(size_class);
     if (shelf.depot_count == kMostMagazines[size_class]) {
       cache->TurnCold(size_class);
     }
   }
-  move_to_spare();
+  if (shelf.is_cold && size_class < kFastClasses) {
+    // No free will come here before the class is warm again, and meanwhile each
+    // block that is out of reach keeps a page.
+    cache->Flush(magazine->head, size_class);
+    spare = nullptr;
+    magazine->head = nullptr;
+    magazine->room = magazine->capacity;
+  } else {
+    move_to_spare();
+  }
   // Also when a class is cold: blocks that were freed in no order keep many
   // slabs from being empty, however few they are.
   if (shelf.is_cold || cache->depot_bytes_ >= kWorthTidyingBytes) {
@@ -505,7 +514,7 @@ void ThreadCache::FlushAll() {
     if (spares_[c] != nullptr) Flush(spares_[c], c);
     spares_[c] = nullptr;
     Shelf& shelf = shelves_[c];
-    for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(shelf.depot[i], c);
+    for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(DepotOf(c)[i], c);
     shelf.depot_count = 0;
     shelf.depot_unused = 0;
     if (shelf.is_cold) TurnWarm(c);
@@ -618,9 +627,9 @@ bool ThreadCache::FlushUnusedDepots() {
     const uint8_t unused = shelf.depot_unused;
     if (unused > 0) {
       any = true;
-      for (uint32_t i = 0; i < unused; ++i) Flush(shelf.depot[i], c);
-      std::copy(shelf.depot + unused, shelf.depot + shelf.depot_count,
-                shelf.depot);
+      for (uint32_t i = 0; i < unused; ++i) Flush(DepotOf(c)[i], c);
+      Depot& depot = DepotOf(c);
+      std::copy(depot + unused, depot + shelf.depot_count, depot);
       shelf.depot_count = static_cast<uint8_t>(shelf.depot_count - unused);
       depot_bytes_ -= unused * DepotBytes(c);
     }
@@ -721,7 +730,7 @@ void ThreadCache::Verify(bool with_magazines) {
     };
     const Shelf& shelf = shelves_[c];
     for (uint32_t i = 0; i < shelf.depot_count; ++i) {
-      check(shelf.depot[i], static_cast<int64_t>(DepotBlocks(c)));
+      check(DepotOf(c)[i], static_cast<int64_t>(DepotBlocks(c)));
     }
     depot_bytes += shelf.depot_count * DepotBytes(c);
     if (!with_magazines) continue;

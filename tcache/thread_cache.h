@@ -251,6 +251,11 @@ class alignas(64) ThreadCache {
 
   // --- Lifetime; see thread_life.h. ---
 
+  // What a cache takes: it is constructed at the start of so many bytes.
+  static constexpr size_t AllocationBytes() {
+    return sizeof(ThreadCache) + kClasses * sizeof(Depot);
+  }
+
   // Makes the cache ready for a thread, in memory that is zero or was a cache.
   void Open(Tag tag, Arena* arena) ABSL_LOCKS_EXCLUDED(lock_);
 
@@ -306,13 +311,13 @@ class alignas(64) ThreadCache {
 
  private:
   static constexpr size_t kMostMagazineBytes = 32 * 1024;
-  static constexpr int32_t kMostMagazineBlocks = 256;
+  static constexpr int32_t kMostMagazineBlocks = 128;
   static constexpr int32_t kFewestMagazineBlocks = 2;
   static constexpr int32_t kFirstMagazineBlocks = 8;
   // Of the depot: magazines of one class, and bytes of one class and of all. A
   // collector that sweeps, or a phase that ends, frees more than a magazine or
   // two at once, and soon wants it again.
-  static constexpr uint32_t kDepotMagazines = 32;
+  static constexpr uint32_t kDepotMagazines = 64;
   static constexpr size_t kMostShelfBytes = 512 * 1024;
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
   static constexpr uint32_t kColdBlocks = 64;
@@ -335,8 +340,6 @@ class alignas(64) ThreadCache {
   // What stands behind the magazine of one class.
   struct Shelf {
     SlabList slabs[Slab::kFullnesses];
-    // Full magazines of DepotBlocks() blocks, the oldest first.
-    FreeBlock* depot[kDepotMagazines] = {};
     uint8_t depot_count = 0;
     // The fewest that there were since the last Tidy(): so many of the oldest
     // were not wanted.
@@ -345,6 +348,14 @@ class alignas(64) ThreadCache {
     // Since Tidy() found the whole cache unused: the magazine starts small.
     bool was_idle = false;
   };
+
+  // Of each class depot_count full magazines of DepotBlocks() blocks, the oldest
+  // first. They lie behind the cache and get no value before they are used: most
+  // of this is never touched, and the cache has a fifth of its size.
+  using Depot = FreeBlock* [kDepotMagazines];
+  Depot& DepotOf(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    return reinterpret_cast<Depot*>(this + 1)[size_class];
+  }
 
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* MagazineAt(Tag offset) {
     return reinterpret_cast<Magazine*>(

@@ -194,7 +194,7 @@ TEST_F(ThreadCacheTest, TheEdgeOfAMagazineIsCrossedWithoutTheDepot) {
     blocks.pop_back();
   };
   // Until the magazine has just become the spare.
-  while (cache->MagazineBlocks(c) < 257) free_one();
+  while (cache->MagazineBlocks(c) < 129) free_one();
   const uint64_t refills = counters().refills;
   for (int round = 0; round < 100; ++round) {
     for (int i = 0; i < 5; ++i) blocks.push_back(Allocate(kBytes));
@@ -210,8 +210,8 @@ TEST_F(ThreadCacheTest, TheEdgeOfAMagazineIsCrossedWithoutTheDepot) {
     free_one();
     VerifyAll();
   }
-  EXPECT_GE(most, 2 * 256u);
-  EXPECT_LE(most, 2 * 257u);
+  EXPECT_GE(most, 2 * 128u);
+  EXPECT_LE(most, 2 * 129u);
   while (!blocks.empty()) free_one();
 }
 
@@ -232,6 +232,8 @@ TEST_F(ThreadCacheTest, AClassTurnsColdWhenItsDepotIsFull) {
     if (ThreadCache::NotesAreFull()) thread_state.cache->FlushNotes();
     EXPECT_EQ(static_cast<char*>(p)[0], 0x77) << "a cold free touches nothing";
     EXPECT_EQ(static_cast<char*>(p)[kBytes - 1], 0x77);
+    EXPECT_EQ(thread_state.cache->MagazineBlocks(c), 0u)
+        << "nothing stays out of reach";
   }
   EXPECT_TRUE(was_cold);
   EXPECT_FALSE(TryPushSized(last, kBytes));
