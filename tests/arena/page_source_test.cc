@@ -15,6 +15,7 @@
 #include "arena/limits.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tests/arena/sanitizers.h"
 #include "tests/arena/scripted_page_source.h"
 
 namespace quarry {
@@ -253,6 +254,7 @@ TEST(OsPageSource, PrefersHugePages) {
 
 // A hole in a mapping makes two of it, and the kernel has a limit on those.
 TEST(OsPageSource, UnmapsAlsoWhereTheKernelHasTooManyMappings) {
+  if (kUnderAsan) GTEST_SKIP() << "the sanitizer needs mappings of its own";
   OsPageSource source;
   char* const hole = MapBytes(source, 3 * PageBytes());
   memset(hole, 1, 3 * PageBytes());

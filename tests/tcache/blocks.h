@@ -17,22 +17,9 @@
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
 #include "tcache/thread_cache.h"
+#include "tests/arena/sanitizers.h"
 
 namespace quarry {
-
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool kUnderAsan = true;
-constexpr bool kUnderTsan = false;
-#elif defined(__SANITIZE_THREAD__)
-constexpr bool kUnderAsan = false;
-constexpr bool kUnderTsan = true;
-#elif defined(__has_feature)
-constexpr bool kUnderAsan = __has_feature(address_sanitizer);
-constexpr bool kUnderTsan = __has_feature(thread_sanitizer);
-#else
-constexpr bool kUnderAsan = false;
-constexpr bool kUnderTsan = false;
-#endif
 
 // Blocks as the room above hands them out, up to kSmallMaxBytes.
 
