@@ -83,7 +83,8 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
     Run* run;
     if (ABSL_PREDICT_TRUE(alignment <= PageBytes() && bytes > kSmallMaxBytes)) {
       const size_t medium_bytes = MediumBytes(bytes);
-      run = ThreadCache::TakeRun(medium_bytes);
+      void* start;
+      run = ThreadCache::TakeRun(medium_bytes, &start);
       if (run == nullptr) {
         run = ArenaOfThread().Allocate(PagesFor(medium_bytes), PageBytes());
       }
@@ -234,6 +235,14 @@ bool ResizeHuge(Huge* huge, size_t bytes) {
 // Moves a run into a huge block of `bytes` bytes.
 void* MoveToHuge(Run* run, size_t bytes) {
   if (bytes > PTRDIFF_MAX) return nullptr;
+  if (ABSL_PREDICT_TRUE(PerturbByte() == 0)) {
+    if (Huge* huge = huge_blocks.MoveIn(run->start, run->bytes(), bytes)) {
+      run->arena()->DeallocateMovedOut(run);
+      RelievePressure();
+      return huge->start;
+    }
+  }
+  // The system may have no such call, or no memory.
   Huge* huge = huge_blocks.Allocate(bytes, kMinAlignmentBytes);
   if (ABSL_PREDICT_FALSE(huge == nullptr) && ReleasedFor(bytes)) {
     huge = huge_blocks.Allocate(bytes, kMinAlignmentBytes);
@@ -368,7 +377,8 @@ void* Reallocate(void* p, size_t bytes) {
         StartMaintenanceIfWanted();
         return p;
       }
-      if (bytes > run->bytes() && bytes > kMostGrownRunBytes) {
+      if (bytes > run->bytes() &&
+          (bytes > kMostGrownRunBytes || !ServedByArena(bytes))) {
         return MoveToHuge(run, bytes);
       }
       return Move(p, run->bytes(), bytes);
@@ -425,12 +435,16 @@ size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes) {
   return usable >= least_bytes ? usable : 0;
 }
 
-void DeallocateSlow(void* p, const void* caller) {
-  if (p == nullptr) return;
-  // What is common, in a function that has no register to save for it.
-  Tag tag;
-  if (ABSL_PREDICT_TRUE(PageMap::HomeTagOf(p, &tag))) {
-    if (tag == kRunTag && ThreadCache::TryKeepRun(p)) return;
+void DeallocateFar(void* p, const void* caller) {
+  if (p != nullptr) DeallocateUncommon(p, caller);
+}
+
+// What is common, in a function that has no register to save for it.
+void DeallocateForeign(void* p, Tag offset, const void* caller) {
+  const Tag tag = ThreadCache::TagOfOffset(offset);
+  if (tag == kRunTag) {
+    if (ABSL_PREDICT_TRUE(ThreadCache::TryKeepRun(p))) return;
+  } else {
     // By the cache's tag, since a thread that left the fast path has another.
     const bool is_remote = tag >= kOwnerUnit && tag < kNobody &&
                            (tag ^ thread_state.cache->tag()) >= kOwnerUnit;
@@ -438,7 +452,7 @@ void DeallocateSlow(void* p, const void* caller) {
       return FreeRemoteBlock(p, tag, caller);
     }
   }
-  return DeallocateUncommon(p, caller);
+  if (p != nullptr) DeallocateUncommon(p, caller);
 }
 
 void DeallocateNotPushed(void* p, const Magazine* magazine,
@@ -448,8 +462,7 @@ void DeallocateNotPushed(void* p, const Magazine* magazine,
   }
   // Before the first segment the home window begins at address 0, and no owner's
   // tag is that of a thread without a cache.
-  if (p == nullptr) return;
-  return DeallocateUncommon(p, caller);
+  if (p != nullptr) DeallocateUncommon(p, caller);
 }
 
 void DeallocateSizedSlow(void* p, size_t bytes) {

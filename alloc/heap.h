@@ -88,9 +88,10 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
       thread_state.tag == 0) {
     return nullptr;
   }
+  void* start;
   const Run* run =
-      ThreadCache::TakeRun(MediumBytes(bytes, KnownPageBytes()));
-  return run != nullptr ? run->start : nullptr;
+      ThreadCache::TakeRun(MediumBytes(bytes, KnownPageBytes()), &start);
+  return run != nullptr ? start : nullptr;
 }
 
 // All bytes are zero.
@@ -113,18 +114,25 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
 
 // --- Freeing. All take nullptr, and leave errno alone. ---
 
-// What this thread's magazines do not take, and what its magazine for p did not;
-// nullptr may come by either way.
+// What lies outside of the page map's home window, as nullptr does; what has a
+// tag that is of none of this thread's magazines (OffsetOf() it is given); and what its magazine did not
+// take. Before the first segment nullptr may come by any of these.
 // `caller` is the code that called the function which this is inlined into.
-void DeallocateSlow(void* p, const void* caller);
+void DeallocateFar(void* p, const void* caller);
+void DeallocateForeign(void* p, Tag offset, const void* caller);
 void DeallocateNotPushed(void* p, const Magazine* magazine, const void* caller);
 void DeallocateSizedSlow(void* p, size_t bytes);
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
-  Magazine* magazine;
-  if (ABSL_PREDICT_FALSE(!ThreadCache::FindMagazine(p, &magazine))) {
-    return DeallocateSlow(p, __builtin_return_address(0));
+  Tag tag;
+  if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) {
+    return DeallocateFar(p, __builtin_return_address(0));
   }
+  const Tag offset = ThreadCache::OffsetOf(tag);
+  if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {
+    return DeallocateForeign(p, offset, __builtin_return_address(0));
+  }
+  Magazine* magazine = ThreadCache::MagazineAt(offset);
   if (ABSL_PREDICT_TRUE(ThreadCache::TryPush(magazine, p))) return;
   return DeallocateNotPushed(p, magazine, __builtin_return_address(0));
 }

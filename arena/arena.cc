@@ -94,6 +94,14 @@ void Arena::Deallocate(Run* run, size_t touched_pages) {
   SeeToDirtyRuns();
 }
 
+void Arena::DeallocateMovedOut(Run* run) {
+  LockHolder hold(lock_);
+  if (run->WasFreed()) ReportFreedLargeBlock("realloc", run->start);
+  Segment* const segment = run->segment;
+  segment->SetPurged(segment->PageOf(run->start), run->pages, /*zero=*/true);
+  Free(run, 0);
+}
+
 size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   LockHolder hold(lock_);
   QUARRY_DCHECK(!run->WasFreed() && run->pages <= least_pages);
@@ -600,7 +608,8 @@ void Arena::AdviseDense() {
       if (!FindDense(&search, &found)) return;
     }
     if (found != nullptr) {
-      source_.PreferHugePages(found, Segment::kHugePageBytes);
+      source_.PreferHugePages(found, Segment::kHugePageBytes,
+                              /*at_once=*/true);
     }
   }
 }

@@ -125,6 +125,10 @@ class Arena {
     Deallocate(run, run->pages);
   }
 
+  // The same for a run whose pages were moved elsewhere (PageSource::MoveOut):
+  // they are not resident and read as zero.
+  void DeallocateMovedOut(Run* run) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
   // Extends the run into the free run behind it, to as many as possible of
   // run->pages <= least_pages <= most_pages pages. Returns how many it has
   // then, or 0 when least_pages are not to be had; the run is then as it was.

@@ -27,6 +27,16 @@ bool MayBeKept() {
          !AboveSoftLimit();
 }
 
+// What a table of pages covers, and a huge page.
+constexpr size_t kTableBytes = size_t{2} << 20;
+
+// Of a place that pages are moved to. The system moves a whole table of pages at
+// once from one address to another where both are the same within what it
+// covers: 0.6 in place of 12 us for each 64 MiB, touched or not.
+size_t PlaceAlignment(size_t bytes, size_t alignment) {
+  return bytes < kTableBytes ? alignment : std::max(alignment, kTableBytes);
+}
+
 // Whether the threshold was raised over `bytes`. Two threads that free at once
 // may leave the lower of two thresholds: the next free raises it again.
 bool RaisesThreshold(size_t bytes) {
@@ -76,16 +86,30 @@ Huge* HugeBlocks::TakeCached(size_t bytes, size_t alignment) {
   return best;
 }
 
-Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment) {
+Huge* HugeBlocks::MoveIn(void* start, size_t old_bytes, size_t bytes) {
+  QUARRY_DCHECK(old_bytes > 0 && old_bytes <= bytes);
+  if (bytes > PTRDIFF_MAX) return nullptr;
+  return MapFresh(RoundUp(bytes, PageBytes()), kGranuleBytes, start, old_bytes);
+}
+
+Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment, void* old_start,
+                           size_t old_bytes) {
   void* const record = metadata_.Allocate(sizeof(Huge));
   if (record == nullptr) return nullptr;
-  void* const start = source_.Map(bytes, alignment);
+  void* const start =
+      old_bytes == 0
+          ? source_.Map(bytes, alignment)
+          : source_.MapPlace(0, bytes, PlaceAlignment(bytes, alignment));
   if (start == nullptr) {
     metadata_.Deallocate(record, sizeof(Huge));
     return nullptr;
   }
   if (!PageMap::Reserve(start, kGranuleBytes)) {
     source_.Unmap(start, bytes);
+    metadata_.Deallocate(record, sizeof(Huge));
+    return nullptr;
+  }
+  if (old_bytes > 0 && !source_.MoveOut(old_start, old_bytes, start, bytes)) {
     metadata_.Deallocate(record, sizeof(Huge));
     return nullptr;
   }
@@ -97,7 +121,8 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment) {
   huge->start = static_cast<char*>(start);
   huge->bytes = bytes;
   huge->alignment = alignment;
-  huge->zeroed = true;
+  huge->zeroed = old_bytes == 0;
+  if (old_bytes > 0) PreferHugePagesIfDense(huge);
   huge->in_use.store(true, std::memory_order_relaxed);
   PageMap::Set(start, kGranuleBytes, kHugeTag, huge);
   LockHolder hold(lock_);
@@ -111,7 +136,8 @@ void HugeBlocks::Deallocate(Huge* huge) {
   // calloc(1 GiB) and free in a loop: 1.6 to 4.6 us each, and 12 to 17 us when
   // the mapping was given back as well.
   const bool is_large = huge->bytes > kLargestDirtyBytes;
-  bool is_kept = MayBeKept() && !RaisesThreshold(huge->bytes);
+  bool is_kept = MayBeKept() && !huge->prefers_huge_pages &&
+                 !RaisesThreshold(huge->bytes);
   {
     LockHolder hold(lock_);
     if (!IsInUse(huge)) ReportFreedLargeBlock("free", huge->start);
@@ -201,9 +227,22 @@ bool HugeBlocks::Resize(Huge* huge, size_t bytes) {
   if (bytes == old_bytes) return true;
   if (source_.GrowInPlace(start, old_bytes, bytes)) {
     SetExtent(huge, start, bytes);
-    return true;
+  } else if (!Move(huge, bytes)) {
+    return false;
   }
-  return Move(huge, bytes);
+  PreferHugePagesIfDense(huge);
+  return true;
+}
+
+void HugeBlocks::PreferHugePagesIfDense(Huge* huge) {
+  // Once is enough: what the mapping grows by takes after it.
+  if (huge->prefers_huge_pages || huge->bytes < kTableBytes ||
+      settings.huge_pages.load(std::memory_order_relaxed) !=
+          HugePagePolicy::kDense) {
+    return;
+  }
+  huge->prefers_huge_pages = true;
+  source_.PreferHugePages(huge->start, huge->bytes, /*at_once=*/false);
 }
 
 size_t HugeBlocks::TryGrow(Huge* huge, size_t least_bytes, size_t most_bytes) {
@@ -224,7 +263,8 @@ size_t HugeBlocks::TryGrow(Huge* huge, size_t least_bytes, size_t most_bytes) {
 bool HugeBlocks::Move(Huge* huge, size_t bytes) {
   char* const start = huge->start;
   const size_t old_bytes = huge->bytes;
-  void* const place = source_.MapPlace(old_bytes, bytes, huge->alignment);
+  void* const place =
+      source_.MapPlace(old_bytes, bytes, PlaceAlignment(bytes, huge->alignment));
   if (place == nullptr) return false;
   if (!PageMap::Reserve(place, kGranuleBytes)) {
     source_.UnmapPlace(old_bytes, place, bytes);

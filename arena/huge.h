@@ -26,6 +26,9 @@ struct Huge {
   // Atomic only so that a wrong free() that reads it beside the lock is
   // reported and not a data race. Written under the lock of HugeBlocks.
   std::atomic<bool> in_use{false};
+  // Huge pages were asked for: it grew, and so was full, under
+  // HugePagePolicy::kDense. Its mapping is not kept for reuse.
+  bool prefers_huge_pages = false;
   // Every byte was zero when Allocate() gave it out; or is, while it is kept.
   bool zeroed = false;
   uint32_t freed_ms = 0;  // NowMs() of the free, while kept for reuse.
@@ -84,6 +87,12 @@ class HugeBlocks {
   [[nodiscard]] Huge* Allocate(size_t bytes, size_t alignment)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
+  // A block of `bytes` bytes, the first of which are the pages of [start, start +
+  // old_bytes), moved and not copied: that range stays mapped and reads as zero.
+  // On nullptr it is as it was.
+  [[nodiscard]] Huge* MoveIn(void* start, size_t old_bytes, size_t bytes)
+      ABSL_LOCKS_EXCLUDED(lock_);
+
   // Aborts with ReportFreedLargeBlock() when the block is not in use.
   void Deallocate(Huge* huge) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
@@ -137,7 +146,9 @@ class HugeBlocks {
 
   bool HasTooManyCached() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   Huge* TakeCached(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
-  Huge* MapFresh(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
+  // With the pages of [old_start, old_start + old_bytes), if there are any.
+  Huge* MapFresh(size_t bytes, size_t alignment, void* old_start = nullptr,
+                 size_t old_bytes = 0) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Unmaps the oldest block that is kept while `may_go` says so of it, with
   // lock_ held. Returns the bytes given back.
@@ -147,6 +158,7 @@ class HugeBlocks {
   // Unmaps a block that is in no list.
   void Discard(Huge* huge);
 
+  void PreferHugePagesIfDense(Huge* huge);
   bool Move(Huge* huge, size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
   void SetExtent(Huge* huge, char* start, size_t bytes)
       ABSL_LOCKS_EXCLUDED(lock_);

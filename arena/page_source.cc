@@ -37,6 +37,12 @@ namespace {
 constexpr int kProtection = PROT_READ | PROT_WRITE;
 constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
+#ifdef MREMAP_DONTUNMAP
+constexpr int kKeepOldMapping = MREMAP_DONTUNMAP;
+#else
+constexpr int kKeepOldMapping = 4;  // Of Linux 5.7, which libc may not know.
+#endif
+
 #ifdef MADV_COLLAPSE
 constexpr int kCollapse = MADV_COLLAPSE;
 #else
@@ -65,26 +71,50 @@ void UnmapRange(char* start, size_t bytes) {
   static_cast<void>(madvise(start, bytes, MADV_DONTNEED));
 }
 
+// With room_bytes of free addresses behind it.
+char* MapAligned(size_t bytes, size_t alignment, size_t room_bytes) {
+  const size_t slack = alignment - PageBytes() + room_bytes;
+  if (bytes + slack < bytes) return nullptr;
+  char* const start = MapAnywhere(bytes + slack);
+  if (start == nullptr) return nullptr;
+  const size_t before = -reinterpret_cast<uintptr_t>(start) & (alignment - 1);
+  UnmapRange(start, before);
+  UnmapRange(start + before + bytes, slack - before);
+  return start + before;
+}
+
 }  // namespace
 
 void* PageSource::Map(size_t bytes, size_t alignment) {
   QUARRY_DCHECK(bytes > 0 && bytes % PageBytes() == 0);
   QUARRY_DCHECK(std::has_single_bit(alignment));
-  return MapPlace(0, bytes, alignment);
+  return MapCounted(bytes, [&] {
+    void* const start = MapPages(bytes, alignment);
+    QUARRY_DCHECK(IsMultiple(start, alignment));
+    return start;
+  });
 }
 
 void* PageSource::MapPlace(size_t old_bytes, size_t new_bytes,
                            size_t alignment) {
-  const size_t added_bytes = new_bytes - old_bytes;
-  if (!Charge(added_bytes)) return nullptr;
-  void* const start = MapPages(new_bytes, alignment);
+  QUARRY_DCHECK(old_bytes < new_bytes && new_bytes % PageBytes() == 0);
+  return MapCounted(new_bytes - old_bytes, [&] {
+    void* const place = MapPagesToGrow(new_bytes, alignment);
+    QUARRY_DCHECK(IsMultiple(place, alignment));
+    return place;
+  });
+}
+
+template <typename Mapper>
+void* PageSource::MapCounted(size_t bytes, Mapper map) {
+  if (!Charge(bytes)) return nullptr;
+  void* const start = map();
   if (start == nullptr) {
-    Refund(added_bytes);
+    Refund(bytes);
     return nullptr;
   }
-  QUARRY_DCHECK(IsMultiple(start, alignment));
   map_calls_.fetch_add(1, std::memory_order_relaxed);
-  CountMapped(added_bytes);
+  CountMapped(bytes);
   return start;
 }
 
@@ -172,6 +202,18 @@ bool PageSource::Move(void* start, size_t old_bytes, void* place,
   return true;
 }
 
+bool PageSource::MoveOut(void* start, size_t old_bytes, void* place,
+                         size_t new_bytes) {
+  QUARRY_DCHECK(IsWholePages(start, old_bytes));
+  QUARRY_DCHECK(IsWholePages(place, new_bytes) && old_bytes <= new_bytes);
+  if (!MovePagesOut(start, old_bytes, place, new_bytes)) {
+    CountUnmapped(new_bytes);
+    return false;
+  }
+  map_calls_.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
 void PageSource::Guard(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
   GuardPages(start, bytes);
@@ -181,9 +223,9 @@ void PageSource::KeepSmallPages(void* start, size_t bytes) {
   AdviseSmallPages(start, bytes);
 }
 
-void PageSource::PreferHugePages(void* start, size_t bytes) {
+void PageSource::PreferHugePages(void* start, size_t bytes, bool at_once) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
-  AdviseHugePages(start, bytes);
+  AdviseHugePages(start, bytes, at_once);
 }
 
 PageSource::Statistics PageSource::statistics() const {
@@ -218,21 +260,25 @@ void PageSource::CountUnmapped(size_t bytes) {
 }
 
 void* PageSource::MapPages(size_t, size_t) { return nullptr; }
+void* PageSource::MapPagesToGrow(size_t bytes, size_t alignment) {
+  return MapPages(bytes, alignment);
+}
 void PageSource::UnmapPages(void*, size_t) {}
 bool PageSource::PurgePages(void*, size_t) { return false; }
 bool PageSource::PurgePagesLazily(void*, size_t) { return false; }
 size_t PageSource::ResidentBytes(void*, size_t bytes) { return bytes; }
 bool PageSource::GrowPages(void*, size_t, size_t) { return false; }
-bool PageSource::MovePages(void* start, size_t old_bytes, void* place,
-                           size_t new_bytes) {
-  static_cast<void>(start);
-  static_cast<void>(old_bytes);
+bool PageSource::MovePages(void*, size_t, void* place, size_t new_bytes) {
+  UnmapPages(place, new_bytes);
+  return false;
+}
+bool PageSource::MovePagesOut(void*, size_t, void* place, size_t new_bytes) {
   UnmapPages(place, new_bytes);
   return false;
 }
 void PageSource::GuardPages(void*, size_t) {}
 void PageSource::AdviseSmallPages(void*, size_t) {}
-void PageSource::AdviseHugePages(void*, size_t) {}
+void PageSource::AdviseHugePages(void*, size_t, bool) {}
 
 constinit OsPageSource os_page_source(memory_limits);
 
@@ -247,14 +293,18 @@ void* OsPageSource::MapPages(size_t bytes, size_t alignment) {
   // tend to be aligned by themselves. This is the detour: map too much, and
   // trim both ends.
   UnmapRange(start, bytes);
-  const size_t slack = alignment - PageBytes();
-  if (bytes + slack < bytes) return nullptr;
-  start = MapAnywhere(bytes + slack);
-  if (start == nullptr) return nullptr;
-  const size_t before = -reinterpret_cast<uintptr_t>(start) & (alignment - 1);
-  UnmapRange(start, before);
-  UnmapRange(start + before + bytes, slack - before);
-  return start + before;
+  return MapAligned(bytes, alignment, 0);
+}
+
+void* OsPageSource::MapPagesToGrow(size_t bytes, size_t alignment) {
+  if (PageSource* const other = substitute()) {
+    return other->MapPlace(0, bytes, alignment);
+  }
+  ErrnoSaver saver;
+  // Where there is a limit on addresses, there may be room for the one but not
+  // for the other.
+  char* const place = MapAligned(bytes, alignment, bytes);
+  return place != nullptr ? place : MapPages(bytes, alignment);
 }
 
 void OsPageSource::UnmapPages(void* start, size_t bytes) {
@@ -314,6 +364,31 @@ bool OsPageSource::MovePages(void* start, size_t old_bytes, void* place,
                 place) != MAP_FAILED;
 }
 
+bool OsPageSource::MovePagesOut(void* start, size_t old_bytes, void* place,
+                                size_t new_bytes) {
+  if (PageSource* const other = substitute()) {
+    return other->MoveOut(start, old_bytes, place, new_bytes);
+  }
+  ErrnoSaver saver;
+  // By way of a mapping of their own. The kernel does not join pages that were
+  // touched elsewhere with the rest of `place`, and a mapping that is two to it
+  // could not be moved or extended again.
+  void* const between =
+      mremap(start, old_bytes, old_bytes, MREMAP_MAYMOVE | kKeepOldMapping);
+  if (between == MAP_FAILED) {
+    UnmapRange(static_cast<char*>(place), new_bytes);
+    return false;
+  }
+  if (mremap(between, old_bytes, new_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+             place) != MAP_FAILED) {
+    return true;
+  }
+  // As in MovePages(), `place` must be left alone.
+  memcpy(start, between, old_bytes);
+  UnmapRange(static_cast<char*>(between), old_bytes);
+  return false;
+}
+
 void OsPageSource::GuardPages(void* start, size_t bytes) {
   if (PageSource* const other = substitute()) return other->Guard(start, bytes);
   ErrnoSaver saver;
@@ -334,12 +409,12 @@ void OsPageSource::AdviseSmallPages(void* start, size_t bytes) {
       madvise(reinterpret_cast<void*>(first), length, MADV_NOHUGEPAGE));
 }
 
-void OsPageSource::AdviseHugePages(void* start, size_t bytes) {
+void OsPageSource::AdviseHugePages(void* start, size_t bytes, bool at_once) {
   if (PageSource* const other = substitute()) {
-    return other->PreferHugePages(start, bytes);
+    return other->PreferHugePages(start, bytes, at_once);
   }
   ErrnoSaver saver;
-  if (madvise(start, bytes, MADV_HUGEPAGE) != 0) return;
+  if (madvise(start, bytes, MADV_HUGEPAGE) != 0 || !at_once) return;
   static_cast<void>(madvise(start, bytes, kCollapse));
 }
 

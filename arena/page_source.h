@@ -65,7 +65,7 @@ class PageSource {
   struct Statistics {
     size_t mapped_bytes;       // Mapped now.
     size_t peak_mapped_bytes;  // The most it ever was.
-    size_t map_calls;          // Map, GrowInPlace and Move that succeeded.
+    size_t map_calls;          // Map, GrowInPlace, Move and MoveOut that succeeded.
     size_t unmap_calls;
     size_t purge_calls;
     size_t purged_bytes;  // By those calls, ever.
@@ -109,7 +109,9 @@ class PageSource {
   void ShrinkInPlace(void* start, size_t old_bytes, size_t new_bytes);
 
   // A mapping of new_bytes for Move() to move old_bytes to. Only what it adds
-  // is counted, so that a limit need not have room for both.
+  // is counted, so that a limit need not have room for both. What grew once will
+  // grow again: so many addresses as it is long are left free behind it if there
+  // are as many, for GrowInPlace().
   [[nodiscard]] void* MapPlace(size_t old_bytes, size_t new_bytes,
                                size_t alignment);
   void UnmapPlace(size_t old_bytes, void* place, size_t new_bytes);
@@ -121,6 +123,13 @@ class PageSource {
   [[nodiscard]] bool Move(void* start, size_t old_bytes, void* place,
                           size_t new_bytes);
 
+  // Moves the pages of [start, start + old_bytes), which is part of a mapping, to
+  // `place`, which is from Map() and has not been touched. No byte is copied. On
+  // success the old range stays mapped, and it and the rest of `place` read as
+  // zero. On false the old range is as it was, and `place` is gone.
+  [[nodiscard]] bool MoveOut(void* start, size_t old_bytes, void* place,
+                             size_t new_bytes);
+
   // Makes any access to the range a fault. A refusal is not told: a guard is
   // a second line of defence.
   void Guard(void* start, size_t bytes);
@@ -129,9 +138,10 @@ class PageSource {
   // refusal is not told: it costs memory, not correctness.
   void KeepSmallPages(void* start, size_t bytes);
 
-  // Asks for huge pages, at once where the kernel can make them of small ones.
-  // Pages that are not resident may become so. A refusal is not told.
-  void PreferHugePages(void* start, size_t bytes);
+  // Asks for huge pages: where a page is touched from now on, or, `at_once`, in
+  // place of small ones, where pages that are not resident may become so. A
+  // refusal is not told.
+  void PreferHugePages(void* start, size_t bytes, bool at_once);
 
   Statistics statistics() const;
 
@@ -143,6 +153,8 @@ class PageSource {
 
  private:
   virtual void* MapPages(size_t bytes, size_t alignment);
+  // The same with as many addresses behind it that are free, if possible.
+  virtual void* MapPagesToGrow(size_t bytes, size_t alignment);
   virtual void UnmapPages(void* start, size_t bytes);
   virtual bool PurgePages(void* start, size_t bytes);
   virtual bool PurgePagesLazily(void* start, size_t bytes);
@@ -151,10 +163,15 @@ class PageSource {
   virtual bool GrowPages(void* start, size_t old_bytes, size_t new_bytes);
   virtual bool MovePages(void* start, size_t old_bytes, void* place,
                          size_t new_bytes);
+  virtual bool MovePagesOut(void* start, size_t old_bytes, void* place,
+                            size_t new_bytes);
   virtual void GuardPages(void* start, size_t bytes);
   virtual void AdviseSmallPages(void* start, size_t bytes);
-  virtual void AdviseHugePages(void* start, size_t bytes);
+  virtual void AdviseHugePages(void* start, size_t bytes, bool at_once);
 
+  // What map() returns, counted as `bytes` more that are mapped.
+  template <typename Mapper>
+  void* MapCounted(size_t bytes, Mapper map);
   [[nodiscard]] bool Charge(size_t bytes);
   void Refund(size_t bytes);
   void CountMapped(size_t bytes);
@@ -196,6 +213,7 @@ class OsPageSource final : public PageSource {
   }
 
   void* MapPages(size_t bytes, size_t alignment) override;
+  void* MapPagesToGrow(size_t bytes, size_t alignment) override;
   void UnmapPages(void* start, size_t bytes) override;
   bool PurgePages(void* start, size_t bytes) override;
   bool PurgePagesLazily(void* start, size_t bytes) override;
@@ -203,9 +221,11 @@ class OsPageSource final : public PageSource {
   bool GrowPages(void* start, size_t old_bytes, size_t new_bytes) override;
   bool MovePages(void* start, size_t old_bytes, void* place,
                  size_t new_bytes) override;
+  bool MovePagesOut(void* start, size_t old_bytes, void* place,
+                    size_t new_bytes) override;
   void GuardPages(void* start, size_t bytes) override;
   void AdviseSmallPages(void* start, size_t bytes) override;
-  void AdviseHugePages(void* start, size_t bytes) override;
+  void AdviseHugePages(void* start, size_t bytes, bool at_once) override;
 
   std::atomic<PageSource*> substitute_{nullptr};
 };

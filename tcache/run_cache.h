@@ -7,6 +7,7 @@
 //
 //   slot      0      1      2     ...
 //   run      run    run     -            what the slot holds
+//   start     p      q      ?            where it starts
 //   bytes   100 Ki  36 Ki   0            its size; 0 is an empty slot
 //
 // Only the owner puts runs in. It and the maintenance thread take them out, and
@@ -30,7 +31,7 @@
 //   acquired by the other side, so that the slots pass from one to the other.
 // Invariant: the sum of bytes_[i] is cached_bytes_; bytes_[i] == 0 exactly when
 //   runs_[i] == nullptr. Every run in a slot is in state kCached.
-// Size: two cache lines.
+// Size: three cache lines.
 // Source: asymmetric fences of Dice, Huang and Yang 2001, by membarrier(2).
 #ifndef QUARRY_TCACHE_RUN_CACHE_H_
 #define QUARRY_TCACHE_RUN_CACHE_H_
@@ -61,13 +62,14 @@ class RunCache {
   RunCache& operator=(const RunCache&) = delete;
 
   // A run of exactly `bytes` > 0 bytes, in state kInUse, which may hold
-  // anything; nullptr if there is none.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE Run* Take(size_t bytes) {
+  // anything, and where it starts; nullptr if there is none.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE Run* Take(size_t bytes, void** start) {
     for (size_t i = 0; i < kSlots; ++i) {
       if (bytes_[i].load(std::memory_order_relaxed) != bytes) continue;
       if (ABSL_PREDICT_FALSE(!Enter())) return nullptr;
       // Again: it may have been stolen before we entered.
       Run* run = runs_[i].load(std::memory_order_relaxed);
+      *start = starts_[i];
       if (ABSL_PREDICT_TRUE(run != nullptr)) Remove(i);
       Leave();
       if (ABSL_PREDICT_FALSE(run == nullptr)) return nullptr;
@@ -78,19 +80,19 @@ class RunCache {
     return nullptr;
   }
 
-  // Keeps `run`, which is in use, where there is room for it and little is kept;
-  // else false, and then Put().
+  // Keeps `run`, which is in use and starts at `start`, where there is room for it
+  // and little is kept; else false, and then Put().
   //
   // Two threads that free it at once may both get here. The arena finds that
   // out when it is given the run a second time.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryPut(Run* run) {
+  ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryPut(Run* run, void* start) {
     const size_t bytes = run->bytes();
     if (cached_bytes() + bytes > kFewBytes) return false;
     for (size_t i = 0; i < kSlots; ++i) {
       if (bytes_[i].load(std::memory_order_relaxed) != 0) continue;
       if (ABSL_PREDICT_FALSE(!Enter())) return false;
       run->state.store(Run::kCached, std::memory_order_relaxed);
-      Fill(i, run, bytes);
+      Fill(i, run, start, bytes);
       Leave();
       return true;
     }
@@ -111,7 +113,7 @@ class RunCache {
       evicted = runs_[i].load(std::memory_order_relaxed);
       Remove(i);
     }
-    Fill(i, run, bytes);
+    Fill(i, run, run->start, bytes);
     Leave();
     return evicted;
   }
@@ -136,11 +138,10 @@ class RunCache {
   template <typename Visit>
   bool StealIdle(bool is_urgent, Visit visit) {
     if (cached_bytes() == 0) return false;
-    const uint32_t puts = puts_.load(std::memory_order_relaxed);
-    if (puts != seen_puts_ && !is_urgent) {
-      seen_puts_ = puts;
-      return true;
-    }
+    // A run put in between the two is one more that may wait for the next call.
+    const bool was_used = was_used_.load(std::memory_order_relaxed);
+    was_used_.store(false, std::memory_order_relaxed);
+    if (was_used && !is_urgent) return true;
     is_closed_.store(true, std::memory_order_relaxed);
     // Acquire pairs with the release in Leave().
     if (!FenceAllThreads() || is_busy_.load(std::memory_order_acquire)) {
@@ -200,12 +201,12 @@ class RunCache {
   }
   void Leave() { is_busy_.store(false, std::memory_order_release); }
 
-  void Fill(size_t i, Run* run, size_t bytes) {
+  void Fill(size_t i, Run* run, void* start, size_t bytes) {
+    starts_[i] = start;
     runs_[i].store(run, std::memory_order_relaxed);
     bytes_[i].store(static_cast<uint32_t>(bytes), std::memory_order_relaxed);
     cached_bytes_.store(cached_bytes() + bytes, std::memory_order_relaxed);
-    puts_.store(puts_.load(std::memory_order_relaxed) + 1,
-                std::memory_order_relaxed);
+    was_used_.store(true, std::memory_order_relaxed);
   }
 
   void Remove(size_t i) {
@@ -217,11 +218,15 @@ class RunCache {
 
   std::atomic<uint32_t> bytes_[kSlots] = {};
   std::atomic<size_t> cached_bytes_{0};
-  std::atomic<uint32_t> puts_{0};
+  uint32_t next_evicted_ = 0;  // The owner's.
   std::atomic<bool> is_busy_{false};
   std::atomic<bool> is_closed_{false};
-  uint32_t next_evicted_ = 0;  // The owner's.
-  uint32_t seen_puts_ = 0;     // The maintenance thread's.
+  // Since the last StealIdle(): whether the owner put a run in.
+  std::atomic<bool> was_used_{false};
+  // Where they start, as the owner was told. In a loop of allocation and free each
+  // turn would wait for the look-up of the record from the address, and for the
+  // address in the record, if what is given out came from there.
+  void* starts_[kSlots] = {};
   std::atomic<Run*> runs_[kSlots] = {};
 };
 

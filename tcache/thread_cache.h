@@ -140,13 +140,24 @@ class alignas(64) ThreadCache {
     return magazine->Pop();
   }
 
-  // The magazine for `p`, if this thread owns its slab and the class is fast; else
-  // false. Also where p is no block: the following say so.
+  // Where the magazine of blocks with this tag lies, if that is below kOwnerUnit:
+  // the thread owns their slab, and the class is fast. Also where the address that
+  // has the tag is no block: the following say so.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Tag OffsetOf(Tag tag) {
+    return tag ^ thread_state.tag;
+  }
+  static Tag TagOfOffset(Tag offset) { return offset ^ thread_state.tag; }
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* MagazineAt(Tag offset) {
+    return reinterpret_cast<Magazine*>(
+        reinterpret_cast<char*>(thread_state.cache) + offset);
+  }
+
+  // The magazine for `p`, if there is one; else false.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool FindMagazine(const void* p,
                                                         Magazine** magazine) {
     Tag tag;
     if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
-    const Tag offset = tag ^ thread_state.tag;
+    const Tag offset = OffsetOf(tag);
     if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) return false;
     *magazine = MagazineAt(offset);
     return true;
@@ -221,10 +232,10 @@ class alignas(64) ThreadCache {
   // Frees a block of `slab`, whoever owns it. Aborts if `p` is no block in use.
   static void Free(Slab* slab, void* p);
 
-  // A page run of the thread's arena that it keeps, of exactly `bytes` bytes;
-  // nullptr if there is none. What it holds is not known.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t bytes) {
-    return thread_state.cache->runs_.Take(bytes);
+  // A page run of the thread's arena that it keeps, of exactly `bytes` bytes, and
+  // where it starts; nullptr if there is none. What it holds is not known.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t bytes, void** start) {
+    return thread_state.cache->runs_.Take(bytes, start);
   }
 
   // Frees the run that starts at `p`, whose tag is kRunTag, by keeping it, if
@@ -235,7 +246,7 @@ class alignas(64) ThreadCache {
     Run* run = Arena::RunStartingAt(p);
     return ABSL_PREDICT_TRUE(run != nullptr && thread_state.tag != 0 &&
                              run->arena() == cache->arena_) &&
-           cache->runs_.TryPut(run);
+           cache->runs_.TryPut(run, p);
   }
 
   // Frees a run in use: keeps it, or gives it to its arena.
@@ -355,11 +366,6 @@ class alignas(64) ThreadCache {
   using Depot = FreeBlock* [kDepotMagazines];
   Depot& DepotOf(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
     return reinterpret_cast<Depot*>(this + 1)[size_class];
-  }
-
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* MagazineAt(Tag offset) {
-    return reinterpret_cast<Magazine*>(
-        reinterpret_cast<char*>(thread_state.cache) + offset);
   }
 
   // Takes blocks of a magazine that holds one more than it may.

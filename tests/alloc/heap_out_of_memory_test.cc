@@ -51,7 +51,8 @@ void CheckBalanced() {
 size_t RefusableCalls(const ScriptedPageSource& source) {
   using Kind = ScriptedPageSource::Kind;
   return source.CountOf(Kind::kMap) + source.CountOf(Kind::kPurge) +
-         source.CountOf(Kind::kGrow) + source.CountOf(Kind::kMove);
+         source.CountOf(Kind::kGrow) + source.CountOf(Kind::kMove) +
+         source.CountOf(Kind::kMoveOut);
 }
 
 struct Block {

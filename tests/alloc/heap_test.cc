@@ -1,5 +1,7 @@
 #include "alloc/heap.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -9,6 +11,7 @@
 #include <vector>
 
 #include "arena/page_source.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/size_classes.h"
 #include "tests/alloc/heap_support.h"
@@ -350,6 +353,30 @@ TEST(Heap, ReallocationOfAPageRunStaysInPlaceWhereItCan) {
   EXPECT_TRUE(Content::IsIntact(block, 96 * kKiB, 1));
   VerifyHeap();
   DeallocateSized(block, kMiB);
+}
+
+TEST(Heap, APageRunThatGrowsIntoAHugeBlockIsNotCopied) {
+  constexpr size_t kBytes = 4 * kMiB;
+  for (const size_t more : {2 * kBytes, size_t{PTRDIFF_MAX}}) {
+    // Of an arena, however large; where it is, its like is in the way.
+    settings.mmap_threshold_bytes = 2 * kBytes;
+    char* block = Allocate(kBytes);
+    char* const other = Allocate(kBytes);
+    settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+    memset(block, 1, kBytes);
+    rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    char* const moved = static_cast<char*>(Reallocate(block, more));
+    getrusage(RUSAGE_SELF, &after);
+    EXPECT_EQ(moved != nullptr, more == 2 * kBytes);
+    // A copy would fault its pages in.
+    EXPECT_LT(after.ru_minflt - before.ru_minflt, 256);
+    if (moved != nullptr) block = moved;
+    for (size_t i = 0; i < kBytes; ++i) ASSERT_EQ(block[i], 1);
+    VerifyHeap();
+    Deallocate(block);
+    Deallocate(other);
+  }
 }
 
 TEST(Heap, ReallocationOfAHugeBlockCopiesNothing) {

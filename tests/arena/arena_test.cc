@@ -1,5 +1,7 @@
 #include "arena/arena.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <csignal>
@@ -79,7 +81,7 @@ class PlacedPageSource final : public PageSource {
   void AdviseSmallPages(void* start, size_t bytes) override {
     small_pages.emplace_back(static_cast<char*>(start), bytes);
   }
-  void AdviseHugePages(void* start, size_t bytes) override {
+  void AdviseHugePages(void* start, size_t bytes, bool) override {
     huge_pages.emplace_back(static_cast<char*>(start), bytes);
   }
 
@@ -656,6 +658,22 @@ TEST_F(PlacedArenaTest, PrefersTheResidentEndOfARun) {
   EXPECT_FALSE(slab->zeroed);
   arena_.Verify();
   Deallocate({fresh, slab});
+}
+
+TEST_F(PlacedArenaTest, WhatWasMovedOutIsCleanAndZero) {
+  PageRun* const run = Allocate(100);
+  PageRun* const beside = Allocate(1);
+  Fill(run, 1);
+  Deallocate({run});
+  PageRun* const dirty = Allocate(100);
+  EXPECT_FALSE(dirty->zeroed);
+  ASSERT_EQ(madvise(dirty->start, dirty->bytes(), MADV_DONTNEED), 0);
+  arena_.DeallocateMovedOut(dirty);
+  EXPECT_EQ(arena_.statistics().free_dirty_bytes, 0u);
+  arena_.Verify();
+  PageRun* const again = Allocate(100);
+  EXPECT_TRUE(again->zeroed);
+  Deallocate({again, beside});
 }
 
 TEST_F(PlacedArenaTest, KeepsSmallPagesWhereHugeOnesAreForbidden) {

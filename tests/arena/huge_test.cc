@@ -402,6 +402,70 @@ TEST_F(HugeBlocksTest, ResizingMovesNoByte) {
   blocks_.Deallocate(huge);
 }
 
+TEST_F(HugeBlocksTest, PagesMoveInWithoutACopy) {
+  char* const run = static_cast<char*>(source_.Map(8 * kMiB, 1));
+  memset(run, 7, 8 * kMiB);
+  const long before = Faults();
+  Huge* const huge = blocks_.MoveIn(run, 8 * kMiB, 12 * kMiB + 1);
+  ASSERT_NE(huge, nullptr);
+  EXPECT_LT(Faults() - before, 512);
+  EXPECT_EQ(huge->bytes, 12 * kMiB + PageBytes());
+  EXPECT_FALSE(huge->zeroed);
+  EXPECT_EQ(HugeBlocks::Of(huge->start), huge);
+  for (size_t i = 0; i < 8 * kMiB; ++i) ASSERT_EQ(huge->start[i], 7);
+  EXPECT_EQ(huge->start[8 * kMiB], 0);
+  EXPECT_EQ(huge->start[12 * kMiB], 0);
+  EXPECT_EQ(run[0], 0);
+  blocks_.Verify();
+  ASSERT_TRUE(blocks_.Resize(huge, 64 * kMiB));
+  EXPECT_EQ(huge->start[8 * kMiB - 1], 7);
+  blocks_.Deallocate(huge);
+  source_.Unmap(run, 8 * kMiB);
+}
+
+TEST_F(HugeBlocksTest, ARefusedMoveInChangesNothing) {
+  char* const run = static_cast<char*>(source_.Map(kMiB, 1));
+  run[0] = 7;
+  for (Kind refused : {Kind::kMap, Kind::kMoveOut}) {
+    source_.RefuseKind(refused);
+    EXPECT_EQ(blocks_.MoveIn(run, kMiB, 2 * kMiB), nullptr);
+    EXPECT_EQ(run[0], 7);
+    EXPECT_EQ(source_.statistics().mapped_bytes, kMiB);
+    EXPECT_EQ(metadata_.in_use_bytes(), 0u);
+    EXPECT_EQ(blocks_.statistics().live_blocks, 0u);
+    source_.RefuseNothing();
+  }
+  EXPECT_EQ(blocks_.MoveIn(run, kMiB, ~size_t{0}), nullptr);
+  source_.Unmap(run, kMiB);
+}
+
+// The kernel moves the tables of pages whole only from one address to another
+// that is the same within what a table covers.
+TEST_F(HugeBlocksTest, WhatGrowsIsPlacedWhereATableOfPagesBegins) {
+  source_.RefuseKind(Kind::kGrow);
+  Huge* const huge = blocks_.Allocate(kMiB, 1);
+  for (size_t bytes = 3 * kMiB; bytes < 100 * kMiB; bytes += bytes / 3) {
+    ASSERT_TRUE(blocks_.Resize(huge, bytes));
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(huge->start) % (2 * kMiB), 0u);
+  }
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, AsksForHugePagesOnceForWhatGrew) {
+  settings.huge_pages = HugePagePolicy::kDense;
+  Huge* const huge = blocks_.Allocate(4 * kMiB, 1);
+  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 0u) << "it may stay empty";
+  ASSERT_TRUE(blocks_.Resize(huge, 3 * kMiB));
+  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 0u);
+  ASSERT_TRUE(blocks_.Resize(huge, 20 * kMiB));
+  ASSERT_TRUE(blocks_.Resize(huge, 40 * kMiB));
+  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 1u);
+  EXPECT_TRUE(huge->prefers_huge_pages);
+  blocks_.Deallocate(huge);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 0u)
+      << "a sparse block may be the next";
+}
+
 TEST_F(HugeBlocksTest, AReusedMappingGrowsWithItsContent) {
   Huge* const first = blocks_.Allocate(9 * kMiB, 1);
   memset(first->start, 1, 9 * kMiB);

@@ -15,6 +15,7 @@
 #include "arena/limits.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tests/arena/in_child.h"
 #include "tests/arena/sanitizers.h"
 #include "tests/arena/scripted_page_source.h"
 
@@ -245,7 +246,7 @@ TEST(OsPageSource, PrefersHugePages) {
   char* const start = MapBytes(source, 8 * kMiB, 2 * kMiB);
   start[0] = 1;
   errno = 1234;
-  source.PreferHugePages(start, 8 * kMiB);
+  source.PreferHugePages(start, 8 * kMiB, /*at_once=*/true);
   EXPECT_EQ(errno, 1234);
   EXPECT_EQ(start[0], 1);
   EXPECT_EQ(start[8 * kMiB - 1], 0);
@@ -315,6 +316,67 @@ TEST(OsPageSource, AFailedMoveLeavesTheOldRange) {
   char* const place = MapPlace(source, 2 * kMiB, 4 * kMiB);
   EXPECT_FALSE(source.Move(old, 2 * kMiB, place, 4 * kMiB));
   EXPECT_EQ(old[0], 1);
+  EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
+  source.Unmap(old, 2 * kMiB);
+}
+
+TEST(OsPageSource, LeavesRoomToGrowBehindAPlace) {
+  OsPageSource source;
+  char* const place = MapPlace(source, kMiB, 4 * kMiB);
+  ASSERT_NE(place, nullptr);
+  EXPECT_FALSE(IsMapped(place + 4 * kMiB));
+  EXPECT_FALSE(IsMapped(place + 8 * kMiB - PageBytes()));
+  EXPECT_TRUE(source.GrowInPlace(place, 4 * kMiB, 8 * kMiB));
+  source.Unmap(place, 8 * kMiB);
+}
+
+TEST(OsPageSource, APlaceNeedsNoRoomToGrowWhereThereIsNone) {
+  if (kUnderAsan || kUnderTsan) GTEST_SKIP() << "needs a limit on addresses";
+  const auto map_with_little_room = [] {
+    OsPageSource source;
+    const rlim_t most_bytes = AddressSpaceBytes() + 64 * kMiB;
+    const rlimit limit = {most_bytes, most_bytes};
+    if (setrlimit(RLIMIT_AS, &limit) != 0) abort();
+    char* const place = MapPlace(source, 0, 48 * kMiB);
+    if (place == nullptr || place[48 * kMiB - 1] != 0) abort();
+  };
+  EXPECT_EQ(InChild(map_with_little_room), 0);
+}
+
+TEST(OsPageSource, MovesAPartOfAMappingOut) {
+  OsPageSource source;
+  char* const old = MapBytes(source, 4 * kMiB);
+  memset(old, 7, 4 * kMiB);
+  char* const place = MapPlace(source, 0, 8 * kMiB);
+  errno = 1234;
+  ASSERT_TRUE(source.MoveOut(old + kMiB, kMiB, place, 8 * kMiB));
+  EXPECT_EQ(errno, 1234);
+  for (size_t i = 0; i < kMiB; ++i) ASSERT_EQ(place[i], 7);
+  EXPECT_EQ(place[kMiB], 0);
+  EXPECT_EQ(place[8 * kMiB - 1], 0);
+  EXPECT_EQ(ResidentPages(old + kMiB, kMiB), 0u);
+  EXPECT_EQ(old[kMiB - 1], 7);
+  EXPECT_EQ(old[kMiB], 0);
+  EXPECT_EQ(old[2 * kMiB - 1], 0);
+  EXPECT_EQ(old[2 * kMiB], 7);
+  EXPECT_EQ(source.statistics().mapped_bytes, 12 * kMiB);
+  // One mapping for the kernel, so it can go on growing.
+  char* const next = MapPlace(source, 8 * kMiB, 16 * kMiB);
+  ASSERT_TRUE(source.Move(place, 8 * kMiB, next, 16 * kMiB));
+  EXPECT_EQ(next[kMiB - 1], 7);
+  source.Unmap(next, 16 * kMiB);
+  source.Unmap(old, 4 * kMiB);
+}
+
+TEST(OsPageSource, AFailedMoveOutLeavesTheOldRange) {
+  OsPageSource source;
+  char* const old = MapBytes(source, 2 * kMiB);
+  old[0] = 1;
+  ASSERT_EQ(mprotect(old + kMiB, kMiB, PROT_READ), 0);
+  char* const place = MapPlace(source, 0, 4 * kMiB);
+  EXPECT_FALSE(source.MoveOut(old, 2 * kMiB, place, 4 * kMiB));
+  EXPECT_EQ(old[0], 1);
+  EXPECT_FALSE(IsMapped(place));
   EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
   source.Unmap(old, 2 * kMiB);
 }
@@ -407,7 +469,7 @@ TEST(PageSource, WhatASourceLeavesOutIsRefused) {
   char* const start = MapBytes(source, kMiB);
   char* const place = MapPlace(source, kMiB, 2 * kMiB);
   EXPECT_EQ(source.Purge(start, kMiB), Purged::kRefused);
-  source.PreferHugePages(start, kMiB);
+  source.PreferHugePages(start, kMiB, /*at_once=*/true);
   EXPECT_FALSE(source.GrowInPlace(start, kMiB, 2 * kMiB));
   EXPECT_FALSE(source.Move(start, kMiB, place, 2 * kMiB));
   source.Guard(start, PageBytes());

@@ -11,7 +11,7 @@ namespace quarry {
 // Pages from the operating system, refused where a test says so, with a record
 // of every call.
 //
-// Calls that may be refused are counted from 1: Map, Purge, GrowInPlace, Move.
+// Calls that may be refused are counted from 1: Map, Purge, GrowInPlace, Move, MoveOut.
 //
 // Thread-safety: one thread.
 class ScriptedPageSource final : public PageSource {
@@ -22,6 +22,7 @@ class ScriptedPageSource final : public PageSource {
     kPurge,
     kGrow,
     kMove,
+    kMoveOut,
     kGuard,
     kSmallPages,
     kHugePages,
@@ -113,6 +114,15 @@ class ScriptedPageSource final : public PageSource {
     return false;
   }
 
+  bool MovePagesOut(void* start, size_t old_bytes, void* place,
+                    size_t new_bytes) override {
+    const bool refused = Refused(Kind::kMoveOut);
+    calls_.push_back({Kind::kMoveOut, place, new_bytes, refused});
+    if (!refused) return os_.MoveOut(start, old_bytes, place, new_bytes);
+    os_.Unmap(place, new_bytes);
+    return false;
+  }
+
   void GuardPages(void* start, size_t bytes) override {
     os_.Guard(start, bytes);
     calls_.push_back({Kind::kGuard, start, bytes, false});
@@ -123,8 +133,8 @@ class ScriptedPageSource final : public PageSource {
     calls_.push_back({Kind::kSmallPages, start, bytes, false});
   }
 
-  void AdviseHugePages(void* start, size_t bytes) override {
-    os_.PreferHugePages(start, bytes);
+  void AdviseHugePages(void* start, size_t bytes, bool at_once) override {
+    os_.PreferHugePages(start, bytes, at_once);
     calls_.push_back({Kind::kHugePages, start, bytes, false});
   }
 

@@ -21,10 +21,17 @@ class RunCacheTest : public testing::Test {
  protected:
   static void Make(PageRun* run, uint32_t pages) {
     run->pages = pages;
+    // No two alike, as long as both are there.
+    run->start = reinterpret_cast<char*>(run);
     run->state.store(PageRun::kCached, std::memory_order_relaxed);
   }
 
-  PageRun* Take(size_t pages) { return cache_.Take(pages * PageBytes()); }
+  PageRun* Take(size_t pages) {
+    void* start = nullptr;
+    PageRun* const run = cache_.Take(pages * PageBytes(), &start);
+    EXPECT_TRUE(run == nullptr || start == run->start);
+    return run;
+  }
 
   std::vector<PageRun*> Steal() {
     std::vector<PageRun*> stolen;
@@ -58,10 +65,10 @@ TEST_F(RunCacheTest, TheShortWayKeepsOnlyAFew) {
     Make(&run, static_cast<uint32_t>(RunCache::kFewBytes / 2 / PageBytes()));
     run.state = PageRun::kInUse;
   }
-  EXPECT_TRUE(cache_.TryPut(&runs[0]));
+  EXPECT_TRUE(cache_.TryPut(&runs[0], runs[0].start));
   EXPECT_EQ(runs[0].state, PageRun::kCached);
-  EXPECT_TRUE(cache_.TryPut(&runs[1]));
-  EXPECT_FALSE(cache_.TryPut(&runs[2]));
+  EXPECT_TRUE(cache_.TryPut(&runs[1], runs[1].start));
+  EXPECT_FALSE(cache_.TryPut(&runs[2], runs[2].start));
   EXPECT_EQ(runs[2].state, PageRun::kInUse);
   EXPECT_NE(cache_.PopAbove(0), nullptr);
   EXPECT_NE(cache_.PopAbove(0), nullptr);

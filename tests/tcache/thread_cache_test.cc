@@ -628,12 +628,14 @@ TEST_F(ThreadCacheTest, AFreedRunComesBackToTheNextRequestOfItsSize) {
   Arena* const arena = thread_state.cache->arena();
   auto* const run = arena->Allocate(20, PageBytes());
   ASSERT_NE(run, nullptr);
-  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes()), nullptr);
+  void* start;
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes(), &start), nullptr);
   ThreadCache::FreeRun(run);
   EXPECT_FALSE(run->IsInUse());
   EXPECT_FALSE(run->IsFree()) << "the thread keeps it";
   EXPECT_EQ(thread_state.cache->CachedRunBytes(), 20 * PageBytes());
-  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes()), run);
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes(), &start), run);
+  EXPECT_EQ(start, run->start);
   EXPECT_TRUE(ThreadCache::TryKeepRun(run->start));
   EXPECT_FALSE(ThreadCache::TryKeepRun(run->start)) << "freed twice";
   ThreadCache::FlushThread();
