@@ -2,6 +2,8 @@
 
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -372,20 +374,23 @@ bool OsPageSource::MovePagesOut(void* start, size_t old_bytes, void* place,
   ErrnoSaver saver;
   // By way of a mapping of their own. The kernel does not join pages that were
   // touched elsewhere with the rest of `place`, and a mapping that is two to it
-  // could not be moved or extended again.
-  void* const between =
-      mremap(start, old_bytes, old_bytes, MREMAP_MAYMOVE | kKeepOldMapping);
-  if (between == MAP_FAILED) {
+  // could not be moved or extended again. It had best lie in the room behind
+  // `place`; libc's mremap() does not pass that hint on.
+  char* const hint = static_cast<char*>(place) + new_bytes;
+  const long address = syscall(SYS_mremap, start, old_bytes, old_bytes,
+                               MREMAP_MAYMOVE | kKeepOldMapping, hint);
+  if (address == -1) {
     UnmapRange(static_cast<char*>(place), new_bytes);
     return false;
   }
+  auto* const between = reinterpret_cast<char*>(address);
   if (mremap(between, old_bytes, new_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
              place) != MAP_FAILED) {
     return true;
   }
   // As in MovePages(), `place` must be left alone.
   memcpy(start, between, old_bytes);
-  UnmapRange(static_cast<char*>(between), old_bytes);
+  UnmapRange(between, old_bytes);
   return false;
 }
 

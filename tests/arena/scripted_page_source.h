@@ -81,8 +81,17 @@ class ScriptedPageSource final : public PageSource {
   }
 
   void* MapPages(size_t bytes, size_t alignment) override {
+    return Mapped(bytes, [&] { return os_.Map(bytes, alignment); });
+  }
+
+  void* MapPagesToGrow(size_t bytes, size_t alignment) override {
+    return Mapped(bytes, [&] { return os_.MapPlace(0, bytes, alignment); });
+  }
+
+  template <typename Mapper>
+  void* Mapped(size_t bytes, Mapper map) {
     const bool refused = Refused(Kind::kMap) || bytes > largest_map_;
-    void* const start = refused ? nullptr : os_.Map(bytes, alignment);
+    void* const start = refused ? nullptr : map();
     calls_.push_back({Kind::kMap, start, bytes, start == nullptr});
     return start;
   }
