@@ -301,11 +301,6 @@ ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
   if (FreeFastRemotely(p, tag)) StartMaintenanceIfWanted(caller);
 }
 
-ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller) {
-  ReturnToRoom(p, PageMap::TagOf(p));
-  StartMaintenanceIfWanted(caller);
-}
-
 }  // namespace
 
 void* AllocateSlow(size_t bytes) {
@@ -435,8 +430,10 @@ size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes) {
   return usable >= least_bytes ? usable : 0;
 }
 
-void DeallocateFar(void* p, const void* caller) {
-  if (p != nullptr) DeallocateUncommon(p, caller);
+void DeallocateUncommon(void* p, const void* caller) {
+  if (p == nullptr) return;
+  ReturnToRoom(p, PageMap::TagOf(p));
+  StartMaintenanceIfWanted(caller);
 }
 
 // What is common, in a function that has no register to save for it.
@@ -452,7 +449,7 @@ void DeallocateForeign(void* p, Tag offset, const void* caller) {
       return FreeRemoteBlock(p, tag, caller);
     }
   }
-  if (p != nullptr) DeallocateUncommon(p, caller);
+  return DeallocateUncommon(p, caller);
 }
 
 void DeallocateNotPushed(void* p, const Magazine* magazine,
@@ -460,9 +457,7 @@ void DeallocateNotPushed(void* p, const Magazine* magazine,
   if (ABSL_PREDICT_TRUE(ThreadCache::TryPushCold(magazine, p))) {
     return ThreadCache::NotesAreFull() ? FlushNotes(caller) : void();
   }
-  // Before the first segment the home window begins at address 0, and no owner's
-  // tag is that of a thread without a cache.
-  if (p != nullptr) DeallocateUncommon(p, caller);
+  return DeallocateUncommon(p, caller);
 }
 
 void DeallocateSizedSlow(void* p, size_t bytes) {

@@ -114,11 +114,13 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
 
 // --- Freeing. All take nullptr, and leave errno alone. ---
 
-// What lies outside of the page map's home window, as nullptr does; what has a
-// tag that is of none of this thread's magazines (OffsetOf() it is given); and what its magazine did not
-// take. Before the first segment nullptr may come by any of these.
+// What lies outside of the page map's home window, and anything else; what has a
+// tag, given as OffsetOf() it, that is of none of this thread's magazines; and what
+// its magazine did not take. nullptr lies outside of the window, but inside until
+// the first segment is mapped, and no owner's tag is that of a thread without a
+// cache: so it may come by any of these.
 // `caller` is the code that called the function which this is inlined into.
-void DeallocateFar(void* p, const void* caller);
+ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller);
 void DeallocateForeign(void* p, Tag offset, const void* caller);
 void DeallocateNotPushed(void* p, const Magazine* magazine, const void* caller);
 void DeallocateSizedSlow(void* p, size_t bytes);
@@ -126,7 +128,7 @@ void DeallocateSizedSlow(void* p, size_t bytes);
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
   Tag tag;
   if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) {
-    return DeallocateFar(p, __builtin_return_address(0));
+    return DeallocateUncommon(p, __builtin_return_address(0));
   }
   const Tag offset = ThreadCache::OffsetOf(tag);
   if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {

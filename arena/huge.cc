@@ -31,8 +31,8 @@ bool MayBeKept() {
 constexpr size_t kTableBytes = size_t{2} << 20;
 
 // Of a place that pages are moved to. The system moves a whole table of pages at
-// once from one address to another where both are the same within what it
-// covers: 0.6 in place of 12 us for each 64 MiB, touched or not.
+// once from one address to another where both are the same within what it covers,
+// and else entry by entry, touched or not.
 size_t PlaceAlignment(size_t bytes, size_t alignment) {
   return bytes < kTableBytes ? alignment : std::max(alignment, kTableBytes);
 }

@@ -45,6 +45,12 @@ constexpr int kKeepOldMapping = MREMAP_DONTUNMAP;
 constexpr int kKeepOldMapping = 4;  // Of Linux 5.7, which libc may not know.
 #endif
 
+#ifdef MADV_COLD
+constexpr int kUnlessLocked = MADV_COLD;
+#else
+constexpr int kUnlessLocked = 20;  // Of Linux 5.4, which libc may not know.
+#endif
+
 #ifdef MADV_COLLAPSE
 constexpr int kCollapse = MADV_COLLAPSE;
 #else
@@ -372,6 +378,13 @@ bool OsPageSource::MovePagesOut(void* start, size_t old_bytes, void* place,
     return other->MoveOut(start, old_bytes, place, new_bytes);
   }
   ErrnoSaver saver;
+  // The kernel takes the lock off the whole mapping that pages move out of. It
+  // has no call that tells whether there is one, but refuses this for what is
+  // locked; for the rest it is a hint about a page that is moved at once.
+  if (madvise(start, PageBytes(), kUnlessLocked) != 0) {
+    UnmapRange(static_cast<char*>(place), new_bytes);
+    return false;
+  }
   // By way of a mapping of their own. The kernel does not join pages that were
   // touched elsewhere with the rest of `place`, and a mapping that is two to it
   // could not be moved or extended again. It had best lie in the room behind

@@ -65,7 +65,8 @@ class PageSource {
   struct Statistics {
     size_t mapped_bytes;       // Mapped now.
     size_t peak_mapped_bytes;  // The most it ever was.
-    size_t map_calls;          // Map, GrowInPlace, Move and MoveOut that succeeded.
+    size_t map_calls;          // Of any kind, GrowInPlace and both moves, that
+                               // succeeded.
     size_t unmap_calls;
     size_t purge_calls;
     size_t purged_bytes;  // By those calls, ever.
@@ -124,9 +125,10 @@ class PageSource {
                           size_t new_bytes);
 
   // Moves the pages of [start, start + old_bytes), which is part of a mapping, to
-  // `place`, which is from Map() and has not been touched. No byte is copied. On
-  // success the old range stays mapped, and it and the rest of `place` read as
-  // zero. On false the old range is as it was, and `place` is gone.
+  // `place`, which is from MapPlace() for 0 bytes and has not been touched. No byte
+  // is copied. On success the old range stays mapped, and it and the rest of `place`
+  // read as zero. On false the old range is as it was, and `place` is gone: also
+  // where the mapping is locked in memory, which the kernel would undo.
   [[nodiscard]] bool MoveOut(void* start, size_t old_bytes, void* place,
                              size_t new_bytes);
 

@@ -138,7 +138,7 @@ class RunCache {
   template <typename Visit>
   bool StealIdle(bool is_urgent, Visit visit) {
     if (cached_bytes() == 0) return false;
-    // A run put in between the two is one more that may wait for the next call.
+    // A run that is put in between the two counts as one that was put in before.
     const bool was_used = was_used_.load(std::memory_order_relaxed);
     was_used_.store(false, std::memory_order_relaxed);
     if (was_used && !is_urgent) return true;
@@ -179,6 +179,7 @@ class RunCache {
       const Run* run = runs_[i].load(std::memory_order_relaxed);
       const size_t bytes = run == nullptr ? 0 : run->bytes();
       bytes_[i].store(static_cast<uint32_t>(bytes), std::memory_order_relaxed);
+      starts_[i] = run == nullptr ? nullptr : run->start;
       sum += bytes;
     }
     cached_bytes_.store(sum, std::memory_order_relaxed);
