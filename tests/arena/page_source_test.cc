@@ -12,12 +12,12 @@
 #include <cstring>
 #include <fstream>
 #include <string>
-#include <vector>
 
 #include "arena/limits.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/arena/in_child.h"
+#include "tests/arena/resident_pages.h"
 #include "tests/arena/sanitizers.h"
 #include "tests/arena/scripted_page_source.h"
 
@@ -35,14 +35,6 @@ char* MapBytes(PageSource& source, size_t bytes, size_t alignment = 1) {
 
 char* MapPlace(PageSource& source, size_t old_bytes, size_t new_bytes) {
   return static_cast<char*>(source.MapPlace(old_bytes, new_bytes, kMiB));
-}
-
-size_t ResidentPages(char* start, size_t bytes) {
-  std::vector<unsigned char> resident(bytes / PageBytes());
-  EXPECT_EQ(mincore(start, bytes, resident.data()), 0);
-  size_t count = 0;
-  for (unsigned char page : resident) count += page & 1;
-  return count;
 }
 
 bool IsMapped(char* page) {
