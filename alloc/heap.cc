@@ -296,8 +296,20 @@ ABSL_ATTRIBUTE_NOINLINE void FlushNotes(const void* caller) {
   StartMaintenanceIfWanted(caller);
 }
 
+ABSL_ATTRIBUTE_NOINLINE void FreeRun(void* p, const void* caller) {
+  if (ABSL_PREDICT_TRUE(ThreadCache::TryKeepRun(p))) return;
+  return DeallocateUncommon(p, caller);
+}
+
+// A block that may be of another thread's slab.
 ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
                                              const void* caller) {
+  // By the cache's tag, since a thread that left the fast path has another.
+  const bool is_remote = tag >= kOwnerUnit && tag < kNobody &&
+                         (tag ^ thread_state.cache->tag()) >= kOwnerUnit;
+  if (ABSL_PREDICT_FALSE(!is_remote || PerturbByte() != 0)) {
+    return DeallocateUncommon(p, caller);
+  }
   if (FreeFastRemotely(p, tag)) StartMaintenanceIfWanted(caller);
 }
 
@@ -436,20 +448,12 @@ void DeallocateUncommon(void* p, const void* caller) {
   StartMaintenanceIfWanted(caller);
 }
 
-// What is common, in a function that has no register to save for it.
+// What is common, in functions that have few registers to save for it.
 void DeallocateForeign(void* p, Tag offset, const void* caller) {
   const Tag tag = ThreadCache::TagOfOffset(offset);
-  if (tag == kRunTag) {
-    if (ABSL_PREDICT_TRUE(ThreadCache::TryKeepRun(p))) return;
-  } else {
-    // By the cache's tag, since a thread that left the fast path has another.
-    const bool is_remote = tag >= kOwnerUnit && tag < kNobody &&
-                           (tag ^ thread_state.cache->tag()) >= kOwnerUnit;
-    if (is_remote && ABSL_PREDICT_TRUE(PerturbByte() == 0)) {
-      return FreeRemoteBlock(p, tag, caller);
-    }
-  }
-  return DeallocateUncommon(p, caller);
+  if (tag == kRunTag) return FreeRun(p, caller);
+  if (ABSL_PREDICT_TRUE(TryFreeRemotelyLater(p, tag))) return;
+  return FreeRemoteBlock(p, tag, caller);
 }
 
 void DeallocateNotPushed(void* p, const Magazine* magazine,
@@ -543,7 +547,10 @@ HeapStatistics GatherStatistics() {
   ThreadCache::ClassStatistics classes[kClasses] = {};
   ThreadCache* const mine = thread_state.cache;
   // Blocks that are noted as free are in use as far as their slabs know.
-  if (mine != &no_cache) mine->FlushNotes();
+  if (mine != &no_cache) {
+    mine->FlushNotes();
+    (void)FlushRemoteFrees(mine);
+  }
 
   size_t cached_run_bytes = 0;
   cache_registry.ForEach([&](ThreadCache* cache) {

@@ -146,8 +146,11 @@ class Arena {
     return PageMap::TagOf(p) == kRunTag ? RunStartingAt(p) : nullptr;
   }
   static Run* RunStartingAt(const void* p) {
-    const Segment* const segment =
-        static_cast<const Segment*>(PageMap::DescriptorOf(p));
+    return RunStartingAt(p, PageMap::DescriptorOf(p));
+  }
+  // The same for who knows what descriptor the page map has for p.
+  static Run* RunStartingAt(const void* p, const void* descriptor) {
+    const Segment* const segment = static_cast<const Segment*>(descriptor);
     Run* const run = segment->TagAt(segment->PageOf(p));
     if (run == nullptr || run->start != p || !run->IsInUse()) return nullptr;
     return run;

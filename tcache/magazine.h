@@ -25,6 +25,8 @@
 #include <cstdint>
 
 #include "absl/base/attributes.h"
+#include "arena/page_map.h"
+#include "tcache/size_classes.h"
 
 namespace quarry {
 
@@ -91,6 +93,17 @@ struct Magazine {
 };
 
 static_assert(sizeof(Magazine) == 32);
+
+// Where a class's magazine lies in a cache, in bytes; the low bits of a tag.
+constexpr Tag MagazineOffset(SizeClass size_class) {
+  return static_cast<Tag>(size_class * sizeof(Magazine));
+}
+static_assert(MagazineOffset(kClasses) < (kHugeTag & (kOwnerUnit - 1)));
+
+// The class of a slab's blocks, by the tag of the slab.
+constexpr SizeClass ClassOfTag(Tag tag) {
+  return tag % kOwnerUnit / sizeof(Magazine);
+}
 
 }  // namespace quarry
 

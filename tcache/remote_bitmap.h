@@ -3,28 +3,29 @@
 //   summary   | 0 0 1 0 1 |        bit w: word w went from empty to not empty
 //   words     |w0|w1|w2|w3|w4|     bit i of word w: block 64 * w + i is free
 //
-// A remote free sets the bit of its block. Who finds the word empty sets the
-// word's bit in the summary; who finds the summary empty holds the *token*:
+// A remote free sets the bit of its block, or those of several blocks in a word
+// at once (remote_batch.h). Who finds the word empty sets the word's bit in the
+// summary; who finds the summary empty holds the *token*:
 // it alone must see to it that the owner learns of the slab, and until the
 // owner drains, nobody else has to. A drain takes the summary first and then
 // the words that it names.
 //
-// Thread-safety: MarkFreed() on any number of threads at once. Drain() only by
+// Thread-safety: MarkWord() on any number of threads at once. Drain() only by
 //   the holder of the token, which passes on with the slab: from the thread
 //   that got kFirst, through the pending stack, to the owner. DrainAll() only
 //   while no other thread runs.
-// Ordering: both read-modify-writes of MarkFreed() release, and those of
+// Ordering: both read-modify-writes of MarkWord() release, and those of
 //   Drain() acquire: whatever the freeing thread last did to a block happens
 //   before the block is reused. A thread touches the slab no more after the
-//   addition that makes its block drainable, unless that gave it the token:
-//    - the word was not empty: its block is drained with the word, for which
+//   addition that makes its blocks drainable, unless that gave it the token:
+//    - the word was not empty: its blocks are drained with the word, for which
 //      another thread sets the summary; the addition to the word is the last.
 //    - the word was empty: no drain takes it before the summary names it, and
 //      so the block keeps the slab alive until the addition to the summary.
 //    - that gave kFirst: no drain happens before the token is passed on.
 // Invariant: a word named by the summary is not empty.
-// Cost: one locked addition for each free; a second for the first free in a
-//   word.
+// Cost: one locked addition for the blocks that are marked together; a second
+//   for the first in a word.
 // Errors: a block marked twice between two drains is reported as kAlreadyFree.
 // Source: the per-page atomic free list of mimalloc (Leijen, Zorn, de Moura
 //   2019), with bits in place of a list, so that no loop retries and a double
@@ -47,32 +48,35 @@ class RemoteBitmap {
   enum class Mark {
     kFirst,        // Recorded; nothing was waiting. The caller has the token.
     kAdded,        // Recorded; the holder of the token will find it.
-    kAlreadyFree,  // Not recorded: this block was freed before.
+    kAlreadyFree,  // Not recorded: a block of these was freed before.
   };
 
   // `words` has room for every block of the slab, all zero.
   explicit RemoteBitmap(std::atomic<uint64_t>* words) : words_(words) {}
 
-  // Records that `block` is free. Requires block < kMaxBlocks. `words` is what
-  // the constructor was given, from a caller who knows it without a look at
-  // this line, which other threads write.
-  [[nodiscard]] Mark MarkFreed(std::atomic<uint64_t>* words, size_t block) {
-    const uint64_t bit = uint64_t{1} << (block % 64);
-    const uint64_t word = Set(words[block / 64], bit);
-    if (ABSL_PREDICT_FALSE((word & bit) != 0)) {
-      words[block / 64].fetch_sub(bit, std::memory_order_relaxed);
+  // Records that the blocks 64 * index + i are free for which bit i of `bits` is
+  // set; one at least. `words` is what the constructor was given, from a caller
+  // who knows it without a look at this line, which other threads write.
+  [[nodiscard]] Mark MarkWord(std::atomic<uint64_t>* words, size_t index,
+                              uint64_t bits) {
+    const uint64_t word = Set(words[index], bits);
+    if (ABSL_PREDICT_FALSE((word & bits) != 0)) {
+      words[index].fetch_sub(bits, std::memory_order_relaxed);
       return Mark::kAlreadyFree;
     }
     if (word != 0) return Mark::kAdded;
     // The bit of a word that was empty is not in the summary: a drain clears it
     // there before it empties the word.
-    const uint64_t summary = Set(summary_, uint64_t{1} << (block / 64));
+    const uint64_t summary = Set(summary_, uint64_t{1} << index);
     return summary == 0 ? Mark::kFirst : Mark::kAdded;
   }
-  [[nodiscard]] Mark MarkFreed(size_t block) { return MarkFreed(words_, block); }
+  // The same for one block. Requires block < kMaxBlocks.
+  [[nodiscard]] Mark MarkFreed(size_t block) {
+    return MarkWord(words_, block / 64, uint64_t{1} << (block % 64));
+  }
 
   // Calls take(index, word) for each word with marks, and clears it. Gives the
-  // token back: the next MarkFreed() that finds the summary empty gets it.
+  // token back: the next MarkWord() that finds the summary empty gets it.
   template <typename Take>
   void Drain(Take take) {
     // The summary before its words. The other way round, a block marked
@@ -108,7 +112,7 @@ class RemoteBitmap {
   }
 
  private:
-  // Sets a bit that is not set, and returns what there was before. An addition,
+  // Sets bits that are not set, and returns what there was before. An addition,
   // which x86 has as one instruction: where the old value is wanted, fetch_or
   // is a loop, which takes the line from its last writer twice. A bit that was
   // set carries into its neighbours until that is taken back; what a drain saw

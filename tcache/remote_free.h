@@ -5,8 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
+#include "arena/page_map.h"
 #include "tcache/slab.h"
+#include "tcache/thread_cache.h"
 
 namespace quarry {
 
@@ -18,11 +21,23 @@ namespace quarry {
 void FreeRemotely(Slab* slab, void* p);
 
 // The same for a block of a fast class in the page map's home window, whose tag
-// there is `tag`. Returns whether the owner was told, which may have been work for
-// the maintenance thread.
+// there is `tag`; but a thread that has a cache marks later, with others of the
+// word (remote_batch.h), and a second free may be found then. Returns whether an
+// owner was told, which may have been work for the maintenance thread.
 bool FreeFastRemotely(void* p, Tag tag);
 
-// How many calls of FreeRemotely() threads without a cache have made; those of
+// What is common of that: true if the block is held now. Otherwise nothing has
+// changed. `tag` is any, but not of a magazine of this thread.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool TryFreeRemotelyLater(void* p, Tag tag) {
+  return thread_state.cache->remote_batch().TryAddToWord(
+      p, PageMap::HomeDescriptorOf(p), tag);
+}
+
+// Marks what the thread of `cache` has freed so and holds yet. The owner thread
+// only, or who holds the whole cache after that thread is gone.
+bool FlushRemoteFrees(ThreadCache* cache);
+
+// How many blocks of other owners threads without a cache have marked; those of
 // others are counted in ThreadCache::remote_frees.
 uint64_t RemoteFreesWithoutCache();
 

@@ -46,6 +46,13 @@ struct SlabGeometry {
   uint32_t block_bytes;
   uint16_t blocks;
   uint16_t remote_words_at;  // From the start of the descriptor.
+
+  // Of a fast class: whether block `index`, which p lies in, starts at p.
+  bool HasBlock(size_t index, const void* p) const {
+    return index * block_bytes ==
+               reinterpret_cast<uintptr_t>(p) % kGranuleBytes &&
+           index < blocks;
+  }
 };
 
 // A list of free blocks that is built front to back.

@@ -37,7 +37,7 @@ alignas(64) constexpr std::array<uint16_t,
         std::make_index_sequence<kFastMaxBytes / kMinAlignmentBytes + 1>());
 
 constinit ThreadCache no_cache;
-thread_local constinit ThreadState thread_state = {&no_cache, 0, false};
+thread_local constinit ThreadState thread_state = {&no_cache, 0, false, 0};
 
 // How many blocks a magazine of each class may grow to hold.
 constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
@@ -262,6 +262,8 @@ Slab* ThreadCache::BestSlab(SizeClass size_class) {
 }
 
 Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
+  // Now and then, however seldom the batch is full.
+  (void)FlushRemoteFrees(this);
   Slab* slab = OrphansOf(arena_->index()).Adopt(size_class, this);
   if (slab != nullptr) {
     ++counters_.adoptions;
@@ -504,6 +506,7 @@ void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
 }
 
 void ThreadCache::FlushAll() {
+  (void)FlushRemoteFrees(this);
   FlushCold();
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Magazine& magazine = magazines_[c];

@@ -16,7 +16,7 @@
 //                            | full
 //             TryPushCold -> notes, and from there to the slabs
 //                            | not ours
-//         FreeRemotely -> remote bitmap of the slab
+//     FreeFastRemotely -> remote batch, and from there to bitmaps of slabs
 //
 //   TakeRun, FreeRun -> a few page runs  . . . . . no lock, no atomic
 //
@@ -64,6 +64,7 @@
 #include "arena/page_map.h"
 #include "tcache/magazine.h"
 #include "tcache/pending_stack.h"
+#include "tcache/remote_batch.h"
 #include "tcache/run_cache.h"
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
@@ -81,18 +82,14 @@ struct ThreadState {
   Tag tag;
   // The thread gave its cache up on exit, and gets no other.
   bool exited;
+  // Remote frees of a thread without a cache.
+  uint16_t remote_frees;
 };
 
 // Initial-exec: one load and no call. Sixteen bytes fit into what the loader
 // sets aside for libraries opened late.
 extern thread_local constinit ThreadState thread_state
     __attribute__((tls_model("initial-exec"), visibility("hidden")));
-
-// Where a class's magazine lies in a cache, in bytes; the low bits of a tag.
-constexpr Tag MagazineOffset(SizeClass size_class) {
-  return static_cast<Tag>(size_class * sizeof(Magazine));
-}
-static_assert(MagazineOffset(kClasses) < (kHugeTag & (kOwnerUnit - 1)));
 
 // From (bytes + 15) / 16 to MagazineOffset() of the class.
 [[gnu::visibility("hidden")]] extern const std::array<
@@ -238,12 +235,12 @@ class alignas(64) ThreadCache {
     return thread_state.cache->runs_.Take(bytes, start);
   }
 
-  // Frees the run that starts at `p`, whose tag is kRunTag, by keeping it, if
-  // that is possible with a look at it alone. Otherwise false, with nothing
-  // changed.
+  // Frees the run that starts at `p`, for which HomeTagOf() told kRunTag, by
+  // keeping it, if that is possible with a look at it alone. Otherwise false, with
+  // nothing changed.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepRun(void* p) {
     ThreadCache* cache = thread_state.cache;
-    Run* run = Arena::RunStartingAt(p);
+    Run* run = Arena::RunStartingAt(p, PageMap::HomeDescriptorOf(p));
     return ABSL_PREDICT_TRUE(run != nullptr && thread_state.tag != 0 &&
                              run->arena() == cache->arena_) &&
            cache->runs_.TryPut(run, p);
@@ -291,6 +288,7 @@ class alignas(64) ThreadCache {
   // --- For any thread. ---
 
   PendingStack& pending() { return pending_; }
+  RemoteBatch& remote_batch() { return remote_batch_; }  // The owner's.
   Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
   Tag tag() const { return tag_; }
   Arena* arena() const { return arena_; }
@@ -310,7 +308,7 @@ class alignas(64) ThreadCache {
   // the owner is the caller or is not running.
   void Verify(bool with_magazines) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // How many blocks of other owners the threads of this cache have freed.
+  // How many blocks of other owners the threads of this cache have marked.
   // Written by the owner thread alone, read by any.
   std::atomic<uint64_t> remote_frees{0};
 
@@ -473,6 +471,8 @@ class alignas(64) ThreadCache {
   //   cold_   | nullptr | note 1 | ... | note cold_count_ | ...
   uint32_t cold_count_ = 0;
   void* cold_[1 + kColdBlocks] = {};
+
+  RemoteBatch remote_batch_;
 
   // On a line of its own: other threads write it.
   alignas(64) PendingStack pending_;

@@ -115,7 +115,7 @@ void EndThread() {
   ThreadCache* cache = thread_state.cache;
   if (cache == &no_cache) return;
   // First: nothing below may come back to this cache.
-  thread_state = {&no_cache, 0, true};
+  thread_state = {&no_cache, 0, true, 0};
   cache_registry.Give(cache);
 }
 

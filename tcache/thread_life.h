@@ -7,12 +7,13 @@
 // its frees are remote.
 //
 // fork() copies one thread of many. All locks are taken before it, in the order
-// of their ranks, so that the child finds nothing half changed but what a thread
-// changes without a lock: its magazines, their spares, and its notes of cold
-// blocks. Every intermediate state of these is a list, or one list in two places,
-// which the child sees (ThreadCache::DrainAllAfterFork): at most the one block
-// that a vanished thread was about to push or note is lost. The child closes the
-// caches of the vanished threads.
+// of their ranks, so that the child finds nothing half changed but what a
+// thread changes without a lock: its magazines, their spares, its notes of cold
+// blocks, and its remote batch. Every intermediate state of the lists is a list,
+// or one list in two places, which the child sees
+// (ThreadCache::DrainAllAfterFork): at most the one block that a vanished thread
+// was about to push or note is lost, and the blocks of one word that it was
+// about to mark. The child closes the caches of the vanished threads.
 //
 // Thread-safety: all functions on any thread.
 #ifndef QUARRY_TCACHE_THREAD_LIFE_H_

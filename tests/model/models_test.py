@@ -15,6 +15,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 
 # Sizes of remote_free.pml: together they have every pair of parties.
 LOCAL = "THREADS=1 FREERS=2 SLAB_BLOCKS=2"
+BATCH = "THREADS=1 FREERS=2 SLAB_BLOCKS=3"
 STACK = "THREADS=1 FREERS=2 SLAB_BLOCKS=1 SLABS=2"
 TIDY = "THREADS=2 FREERS=1 SLAB_BLOCKS=1"
 ADOPT = "THREADS=2 FREERS=1 SLAB_BLOCKS=2 NO_MAINTENANCE"
@@ -25,7 +26,8 @@ RUNS = [
     ("lock", ""),
     ("run_cache", ""),
     ("maintenance", ""),
-    *(("remote_free", sizes) for sizes in (LOCAL, STACK, TIDY, ADOPT, ALL)),
+    *(("remote_free", sizes)
+      for sizes in (LOCAL, BATCH, STACK, TIDY, ADOPT, ALL)),
 ]
 
 # What must fail, beside the name of the mutant.

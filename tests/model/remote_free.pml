@@ -4,7 +4,7 @@
  *
  * Models, each atomic operation as a step of its own, and a critical section as
  * one step where no more than one of its operations is seen without the lock:
- *   tcache/remote_bitmap.h   MarkFreed (word, then summary), Drain
+ *   tcache/remote_bitmap.h   MarkWord (word, then summary), Drain
  *   tcache/pending_stack.h   Push (its loop), TakeAll, Close, Open
  *   tcache/orphans.cc        Add, Adopt, DrainOrphan, PassToken, ReturnSlab
  *   tcache/thread_cache.cc   Refill and TakeOne, Relist, FreeLocally, Tidy,
@@ -500,10 +500,11 @@ end_living:
   od
 }
 
-inline MarkFreed(s, b, word, bit_of_word) {
+/* Of all blocks `b` at once. While a batch holds them, they are in use. */
+inline MarkWord(s, b, word, bit_of_word) {
   /* CheckIsBlock, and the addition to the word. */
   atomic {
-    in_use[s] & b ->
+    (in_use[s] & b) == b ->
     TOUCH(s);
     busy++;
     in_use[s] = in_use[s] & ~b;
@@ -542,20 +543,22 @@ proctype Freer() {
   bit done;
 end_at_rest:
   do
-  :: MarkFreed(1, 1, word0[1], 1)
+  :: MarkWord(1, 1, word0[1], 1)
 #if SLAB_BLOCKS == 3
-  :: MarkFreed(1, 2, word0[1], 1)
+  :: MarkWord(1, 2, word0[1], 1)
+  :: MarkWord(1, 3, word0[1], 1)
 #endif
 #if SLAB_BLOCKS >= 2
-  :: MarkFreed(1, 4, word1[1], 2)
+  :: MarkWord(1, 4, word1[1], 2)
 #endif
 #if SLABS == 2
-  :: MarkFreed(2, 1, word0[2], 1)
+  :: MarkWord(2, 1, word0[2], 1)
 #if SLAB_BLOCKS == 3
-  :: MarkFreed(2, 2, word0[2], 1)
+  :: MarkWord(2, 2, word0[2], 1)
+  :: MarkWord(2, 3, word0[2], 1)
 #endif
 #if SLAB_BLOCKS >= 2
-  :: MarkFreed(2, 4, word1[2], 2)
+  :: MarkWord(2, 4, word1[2], 2)
 #endif
 #endif
   od

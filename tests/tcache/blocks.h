@@ -14,6 +14,7 @@
 #include "arena/report.h"
 #include "tcache/cache_registry.h"
 #include "tcache/orphans.h"
+#include "tcache/remote_free.h"
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
 #include "tcache/thread_cache.h"
@@ -56,6 +57,12 @@ inline void Free(void* p) {
     return;
   }
   ThreadCache::Free(Slab::Of(p), p);
+}
+
+// As free() does for a block of another thread's slab, of a fast class.
+inline void FreeLater(void* p) {
+  const Tag tag = PageMap::TagOf(p);
+  if (!TryFreeRemotelyLater(p, tag)) (void)FreeFastRemotely(p, tag);
 }
 
 inline ThreadCache* OwnerOf(const void* p) {

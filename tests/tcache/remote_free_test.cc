@@ -10,6 +10,7 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/thread_life.h"
+#include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
 
 namespace quarry {
@@ -198,6 +199,155 @@ TEST(RemoteFree, IsAccountedWhenTheOwnerExits) {
   EXPECT_EQ(CountOrphans(), 0u);
 }
 
+// A thread that has a cache holds what it frees, and marks it later.
+class FreeLaterTest : public testing::Test {
+ protected:
+  static constexpr size_t kFew = 20;
+
+  FreeLaterTest() {
+    for (void*& p : blocks_) p = Allocate(kBytes);
+  }
+  ~FreeLaterTest() override {
+    ThreadCache::FlushThread();
+    EXPECT_EQ(SlabBytesInUse(), 0u);
+    VerifyAll();
+  }
+
+  // On a worker with a cache, whose own block keeps its slab.
+  void FreeAllOn(Worker& worker) {
+    worker.Do([this] {
+      if (thread_state.cache == &no_cache) own_ = Allocate(2 * kBytes);
+      for (void* p : blocks_) FreeLater(p);
+    });
+  }
+  size_t CountMarked() const {
+    size_t marked = 0;
+    for (void* p : blocks_) {
+      Slab* const slab = Slab::Of(p);
+      marked += slab->remote.IsMarked(slab->IndexOf(p));
+    }
+    return marked;
+  }
+
+  void* blocks_[kFew];
+  void* own_ = nullptr;
+};
+
+TEST_F(FreeLaterTest, BlocksAreMarkedWithTheFlush) {
+  Worker worker;
+  FreeAllOn(worker);
+  EXPECT_EQ(CountMarked(), 0u);
+  worker.Do([&] {
+    const uint64_t counted = thread_state.cache->remote_frees.load();
+    EXPECT_TRUE(FlushRemoteFrees(thread_state.cache)) << "the owner is told";
+    EXPECT_EQ(CountMarked(), kFew);
+    EXPECT_EQ(thread_state.cache->remote_frees.load(), counted + kFew);
+    EXPECT_FALSE(FlushRemoteFrees(thread_state.cache)) << "nothing is left";
+    Free(own_);
+  });
+}
+
+TEST_F(FreeLaterTest, BlocksAreMarkedWhenTheBatchIsFull) {
+  std::vector<void*> more;
+  for (size_t bytes = 0; bytes < RemoteBatch::kMostBytes; bytes += 1024) {
+    more.push_back(Allocate(1024));
+  }
+  Worker worker;
+  FreeAllOn(worker);
+  worker.Do([&] {
+    for (void* p : more) FreeLater(p);
+    Free(own_);
+  });
+  EXPECT_EQ(CountMarked(), kFew);
+}
+
+TEST_F(FreeLaterTest, BlocksAreMarkedWhenTheThreadFlushes) {
+  Worker worker;
+  FreeAllOn(worker);
+  worker.Do([&] {
+    ThreadCache::FlushThread();
+    EXPECT_EQ(CountMarked(), kFew);
+    Free(own_);
+  });
+}
+
+TEST_F(FreeLaterTest, BlocksAreMarkedWhenTheThreadNeedsASlab) {
+  Worker worker;
+  FreeAllOn(worker);
+  worker.Do([&] {
+    void* const p = Allocate(kFastMaxBytes);
+    EXPECT_EQ(CountMarked(), kFew);
+    Free(p);
+    Free(own_);
+  });
+}
+
+TEST_F(FreeLaterTest, BlocksAreMarkedWhenTheThreadExits) {
+  Worker worker;
+  FreeAllOn(worker);
+  worker.Do([&] { Free(own_); });
+  worker.End();
+  EXPECT_EQ(CountMarked(), kFew);
+}
+
+// They became the thread's own while it held them.
+TEST_F(FreeLaterTest, BlocksOfAnAdoptedSlabComeBack) {
+  Worker owner;
+  std::vector<void*> theirs;
+  owner.Do([&] {
+    for (int i = 0; i < 20; ++i) theirs.push_back(Allocate(3 * kBytes));
+  });
+  void* const mine = Allocate(4 * kBytes);
+  for (size_t i = 1; i < theirs.size(); ++i) FreeLater(theirs[i]);
+  owner.End();
+  ASSERT_TRUE(IsOrphan(Slab::Of(theirs[0])));
+  void* const adopted = Allocate(3 * kBytes);
+  ASSERT_EQ(OwnerOf(theirs[0]), thread_state.cache);
+  Free(theirs[0]);
+  Free(adopted);
+  Free(mine);
+  for (void* p : blocks_) Free(p);
+}
+
+TEST_F(FreeLaterTest, AThreadThatOnlyFreesGetsACacheInTheEnd) {
+  std::vector<void*> more;
+  for (int i = 0; i < 500; ++i) more.push_back(Allocate(kBytes));
+  OnAnotherThread([&] {
+    for (void* p : blocks_) FreeLater(p);
+    EXPECT_EQ(CountMarked(), kFew);
+    EXPECT_EQ(thread_state.cache, &no_cache) << "for few blocks";
+    for (void* p : more) FreeLater(p);
+    EXPECT_NE(thread_state.cache, &no_cache);
+  });
+}
+
+TEST_F(FreeLaterTest, AThreadThatGaveItsCacheUpGetsNone) {
+  std::vector<void*> more;
+  for (int i = 0; i < 500; ++i) more.push_back(Allocate(kBytes));
+  OnAnotherThread([&] {
+    Free(Allocate(2 * kBytes));
+    EndThread();
+    for (void* p : blocks_) FreeLater(p);
+    for (void* p : more) FreeLater(p);
+    EXPECT_EQ(thread_state.cache, &no_cache);
+    EXPECT_EQ(CountMarked(), kFew);
+  });
+}
+
+// The batch of a thread that stayed behind in the parent.
+TEST_F(FreeLaterTest, AForksChildMarksThem) {
+  Worker worker;
+  FreeAllOn(worker);
+  EXPECT_EQ(InChild([&] {
+              QUARRY_CHECK(CountMarked() == kFew);
+              ThreadCache::FlushThread();
+              VerifyAll();
+            }),
+            0);
+  EXPECT_EQ(CountMarked(), 0u);
+  worker.Do([&] { Free(own_); });
+}
+
 using RemoteFreeDeathTest = testing::Test;
 
 // Runs as the child of a death test.
@@ -265,6 +415,54 @@ TEST(RemoteFreeDeathTest, ADoubleFreeOfAnOrphansBlockIsFoundAtOnce) {
       testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
   Free(p);
   Free(q);
+}
+
+TEST(RemoteFreeDeathTest, ASecondFreeOfAHeldBlockIsFoundAtOnce) {
+  void* p;
+  void* q;
+  Worker owner;
+  owner.Do([&] {
+    p = Allocate(kBytes);
+    q = Allocate(kBytes);
+  });
+  void* const mine = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        FreeLater(p);
+        FreeLater(q);
+        FreeLater(p);
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(mine);
+  owner.Do([&] {
+    Free(p);
+    Free(q);
+  });
+}
+
+TEST(RemoteFreeDeathTest, ASecondFreeOfAMarkedBlockIsFoundWithItsWord) {
+  void* p;
+  void* q;
+  Worker owner;
+  owner.Do([&] {
+    p = Allocate(kBytes);
+    q = Allocate(kBytes);
+  });
+  void* const mine = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        FreeLater(p);
+        (void)FlushRemoteFrees(thread_state.cache);
+        FreeLater(q);
+        FreeLater(p);
+        (void)FlushRemoteFrees(thread_state.cache);
+      },
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
+  Free(mine);
+  owner.Do([&] {
+    Free(p);
+    Free(q);
+  });
 }
 
 TEST(RemoteFreeDeathTest, NamesTheBlockOfAnInteriorPointer) {

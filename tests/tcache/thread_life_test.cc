@@ -16,6 +16,7 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/arena/test_seed.h"
+#include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
 
 namespace quarry {
@@ -463,13 +464,6 @@ TEST_F(ThreadLifeTest, AThreadThatStartsPerturbedHasNoFastPath) {
 
 // --- Fork. ---
 
-int StatusOfChild(pid_t child) {
-  int status = -1;
-  while (waitpid(child, &status, 0) != child && errno == EINTR) {
-  }
-  return status;
-}
-
 TEST_F(ThreadLifeTest, AForksChildHasTheHeapOfItsThread) {
   void* const p = Allocate(kBytes);
   memset(p, 5, kBytes);
@@ -482,7 +476,7 @@ TEST_F(ThreadLifeTest, AForksChildHasTheHeapOfItsThread) {
     VerifyAll();
     _exit(0);
   }
-  EXPECT_EQ(StatusOfChild(child), 0);
+  EXPECT_EQ(StatusOf(child), 0);
   Free(p);
 }
 
@@ -494,7 +488,7 @@ TEST_F(ThreadLifeTest, AThreadWithoutACacheMayFork) {
       VerifyAll();
       _exit(0);
     }
-    EXPECT_EQ(StatusOfChild(child), 0);
+    EXPECT_EQ(StatusOf(child), 0);
   });
 }
 
@@ -539,7 +533,7 @@ TEST_F(ThreadLifeTest, AForksChildDrainsWithoutTokens) {
     QUARRY_CHECK(SlabBytesInUse() == 0);
     _exit(0);
   }
-  EXPECT_EQ(StatusOfChild(child), 0);
+  EXPECT_EQ(StatusOf(child), 0);
   for (void** blocks : {mine, other, orphan}) {
     PassToken(Slab::Of(blocks[0]));
     Free(blocks[2]);
@@ -561,7 +555,7 @@ TEST_F(ThreadLifeTest, AForksChildEndsTheExitsOfOthers) {
     VerifyAll();
     _exit(0);
   }
-  EXPECT_EQ(StatusOfChild(child), 0);
+  EXPECT_EQ(StatusOf(child), 0);
   cache->Open(cache->tag(), cache->arena());
   cache_registry.Give(cache);
 }
@@ -674,7 +668,7 @@ TEST_F(ThreadLifeTest, ForksWhileOtherThreadsAllocate) {
       LiveAsChild(&scene, !kUnderTsan && !kUnderAsan && i % 8 == 0);
       _exit(0);
     }
-    const int status = StatusOfChild(child);
+    const int status = StatusOf(child);
     EXPECT_EQ(status, 0) << "in child " << i;
     if (status != 0) break;
   }
