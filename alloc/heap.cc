@@ -524,14 +524,14 @@ size_t ReleaseMemory(size_t pad_bytes) {
   cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
     static_cast<void>(cache->Tidy(true, &gave_back, SIZE_MAX));
   });
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     static_cast<void>(OrphansOf(i).Tidy(true, &gave_back, SIZE_MAX));
   }
   // Pages of slabs; what arenas purge meanwhile, in other threads, as well.
   size_t released = OsPages().statistics().purged_bytes - purged_before;
   released += huge_blocks.Purge();
   Arena& own = ArenaOfThread();
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     Arena& arena = ArenaAt(i);
     released += arena.Purge(&arena == &own ? pad_bytes : 0);
   }
@@ -568,7 +568,7 @@ HeapStatistics GatherStatistics() {
     if (cache->is_open) ++s.threads;
   });
   s.remote_frees += RemoteFreesWithoutCache();
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     OrphansOf(i).ForEach([&](Slab* slab) {
       ThreadCache::ClassStatistics& c = classes[slab->size_class()];
       ++c.slabs;
@@ -595,7 +595,7 @@ HeapStatistics GatherStatistics() {
   }
 
   size_t run_bytes = 0;
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     const Arena::Statistics arena = ArenaAt(i).statistics();
     run_bytes += arena.in_use_bytes;
     s.arena_free_bytes += arena.free_bytes;
@@ -631,7 +631,7 @@ void VerifyHeap() {
   ThreadCache* const mine = thread_state.cache;
   cache_registry.ForEach(
       [&](ThreadCache* cache) { cache->Verify(cache == mine); });
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     OrphansOf(i).ForEach([](Slab* slab) { slab->Verify(); });
     ArenaAt(i).Verify();
   }

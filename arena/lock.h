@@ -15,6 +15,7 @@ namespace quarry {
 // never held together. The order is written down here and nowhere else.
 enum class LockRank : uint32_t {
   kRegistry = 1,  // All thread caches.
+  kArenas,        // The making of arenas.
   kCache,         // One thread cache's shared side.
   kOrphans,       // Slabs whose thread exited.
   kHugePurge,     // The huge blocks that are being unmapped.

@@ -59,7 +59,7 @@ class MetadataPool {
   static constexpr size_t kLargestSmall = 4096;
   static constexpr size_t kSmallLists = kLargestSmall / kSmallStep;
   static constexpr size_t kLargeLists = 4 * 32;  // Up to 4 KiB << 32.
-  static constexpr size_t kFirstChunkBytes = 64 << 10;
+  static constexpr size_t kFirstChunkBytes = 256 << 10;
   static constexpr size_t kLargestChunkBytes = 1 << 20;
 
   static size_t RecordBytes(size_t bytes);

@@ -56,8 +56,8 @@ size_t Numa::CurrentNode() {
   const NodeFunction substitute = current_node_.load(std::memory_order_relaxed);
   const size_t node =
       substitute != nullptr ? substitute() : NodeOfThisProcessor();
-  // A node may have come after they were counted.
-  return node % nodes();
+  // A node may have come after they were counted. There is a first one anyhow.
+  return node == 0 ? 0 : node % nodes();
 }
 
 void Numa::Substitute(size_t nodes, NodeFunction current_node) {

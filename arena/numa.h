@@ -38,7 +38,8 @@ class Numa {
     return nodes != 0 ? nodes : LookUpNodes();
   }
 
-  // The node that the calling thread runs on just now; less than nodes().
+  // The node that the calling thread runs on just now; less than nodes(), which
+  // it asks for on others than the first.
   size_t CurrentNode();
 
   // From now on there are `nodes` of them, and `current_node` tells which one

@@ -121,7 +121,8 @@ class PageMap {
     void* descriptors[kLeafGranules];
   };
 
-  struct Home {
+  // Aligned, so that what a segment has in it is on as few pages as can be.
+  struct alignas(4096) Home {
     Tag tags[kHomeGranules];
     void* descriptors[kHomeGranules];
   };

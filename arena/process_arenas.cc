@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <utility>
+#include <new>
 
+#include "absl/base/attributes.h"
+#include "absl/base/optimization.h"
 #include "arena/numa.h"
 #include "arena/settings.h"
 
@@ -17,14 +19,29 @@ constinit HugeBlocks huge_blocks(OsPages(), metadata_pool);
 
 namespace {
 
-template <size_t... kIndex>
-constexpr std::array<Arena, sizeof...(kIndex)> MakeArenas(
-    std::index_sequence<kIndex...>) {
-  return {Arena(OsPages(), metadata_pool, kIndex)...};
-}
+// Zero memory, and not pages of the program's file that the loader writes to: an
+// arena knows its page source by address.
+union ArenaPlace {
+  constexpr ArenaPlace() : none() {}
+  ~ArenaPlace() = default;
 
-constinit std::array<Arena, kMaxArenas> arenas =
-    MakeArenas(std::make_index_sequence<kMaxArenas>());
+  char none;
+  Arena arena;
+};
+constinit ArenaPlace places[kMaxArenas];
+
+constinit std::atomic<size_t> arenas_made{0};
+constinit Lock arenas_lock(LockRank::kArenas);
+
+ABSL_ATTRIBUTE_NOINLINE void MakeArenas(size_t count) {
+  LockHolder hold(arenas_lock);
+  for (size_t i = arenas_made.load(std::memory_order_relaxed); i < count; ++i) {
+    new (&places[i].arena)
+        Arena(OsPages(), metadata_pool, static_cast<uint32_t>(i));
+    // Pairs with the acquire in ArenasMade().
+    arenas_made.store(i + 1, std::memory_order_release);
+  }
+}
 
 constinit std::atomic<size_t> arena_count{0};
 // Of each node; nodes beyond them share.
@@ -40,7 +57,14 @@ size_t Processors() {
 
 }  // namespace
 
-Arena& ArenaAt(size_t index) { return arenas[index]; }
+Arena& ArenaAt(size_t index) {
+  if (ABSL_PREDICT_FALSE(index >= ArenasMade())) MakeArenas(index + 1);
+  return places[index].arena;
+}
+
+size_t ArenasMade() { return arenas_made.load(std::memory_order_acquire); }
+
+Lock& ArenasLock() { return arenas_lock; }
 
 size_t ArenaCount() {
   size_t count = arena_count.load(std::memory_order_relaxed);
@@ -57,15 +81,17 @@ size_t ArenaCount() {
 }
 
 Arena& NextArena() {
-  const size_t count = ArenaCount();
-  const size_t nodes = numa.nodes();
-  const size_t node = nodes == 1 ? 0 : numa.CurrentNode();
+  const size_t node = numa.CurrentNode();
   const size_t turn =
       turns[node % kMaxArenas].fetch_add(1, std::memory_order_relaxed);
-  if (node >= count) return arenas[turn % count];
+  // Whatever there is to choose from, which takes some system calls to know.
+  if (node == 0 && turn == 0) return ArenaAt(0);
+  const size_t count = ArenaCount();
+  const size_t nodes = numa.nodes();
+  if (node >= count) return ArenaAt(turn % count);
   // Arenas node, node + nodes, node + 2 * nodes, ... below count.
   const size_t arenas_of_node = (count - node + nodes - 1) / nodes;
-  return arenas[node + turn % arenas_of_node * nodes];
+  return ArenaAt(node + turn % arenas_of_node * nodes);
 }
 
 }  // namespace quarry

@@ -6,6 +6,9 @@
 // nodes, arena i belongs to node i % nodes, and a thread gets one of the node
 // that it runs on then.
 //
+// An arena is made when a thread first gets it. What goes through all arenas goes
+// through those that were made, and a process of one thread touches one.
+//
 // Thread-safety: everything here may be used on any thread at any time.
 #ifndef QUARRY_ARENA_PROCESS_ARENAS_H_
 #define QUARRY_ARENA_PROCESS_ARENAS_H_
@@ -15,6 +18,7 @@
 
 #include "arena/arena.h"
 #include "arena/huge.h"
+#include "arena/lock.h"
 #include "arena/metadata.h"
 
 namespace quarry {
@@ -26,11 +30,18 @@ constexpr size_t kMaxArenas = 32;
 extern constinit MetadataPool metadata_pool;
 extern constinit HugeBlocks huge_blocks;
 
-// Requires index < kMaxArenas.
+// Makes it if need be, and all below it. Requires index < kMaxArenas.
 Arena& ArenaAt(size_t index);
 
+// The arenas that were made are those below this index.
+size_t ArenasMade();
+
+// Held while arenas are made; for fork.
+Lock& ArenasLock();
+
 // How many arenas threads are spread over: settings.arenas_max, or the number
-// of processors that this process may run on. Fixed at the first call.
+// of processors that this process may run on. Fixed at the first call, which is
+// not made for the first thread.
 size_t ArenaCount();
 
 // The arena for a thread that is made now: those of its node in turn, or all

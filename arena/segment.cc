@@ -18,12 +18,17 @@ void Segment::ForEachWord(uint32_t first, uint32_t pages, Visitor visit) {
   }
 }
 
-size_t Segment::RecordBytes(uint32_t reach_pages) {
+size_t Segment::StateBytes(uint32_t reach_pages) {
   // Neither end of the reach need be a multiple of kHugePageBytes.
   const size_t huge_pages = reach_pages * PageBytes() / kHugePageBytes + 2;
-  return sizeof(Segment) + reach_pages * sizeof(std::atomic<Run*>) +
-         reach_pages / kWordBits * sizeof(States) +
-         (huge_pages + kWordBits - 1) / kWordBits * sizeof(uint64_t);
+  return RoundUp(reach_pages / kWordBits * sizeof(States) +
+                     (huge_pages + kWordBits - 1) / kWordBits * sizeof(uint64_t),
+                 alignof(Segment));
+}
+
+size_t Segment::RecordBytes(uint32_t reach_pages) {
+  return StateBytes(reach_pages) + sizeof(Segment) +
+         reach_pages * sizeof(std::atomic<Run*>);
 }
 
 Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
@@ -39,15 +44,16 @@ Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
 
   void* const record = metadata.Allocate(RecordBytes(reach));
   if (record == nullptr) return nullptr;
-  Segment* const segment = new (record)
-      Segment(arena, address - below * PageBytes(), reach, below, pages);
   // All arrays are zero already, and most of them is never touched.
-  segment->states_ = reinterpret_cast<States*>(segment->tags() + reach);
+  Segment* const segment =
+      new (static_cast<char*>(record) + StateBytes(reach))
+          Segment(arena, address - below * PageBytes(), reach, below, pages);
+  segment->states_ = static_cast<States*>(record);
   return segment;
 }
 
 void Segment::Discard(MetadataPool& metadata, Segment* segment) {
-  metadata.Deallocate(segment, RecordBytes(segment->reach_pages_));
+  metadata.Deallocate(segment->states_, RecordBytes(segment->reach_pages_));
 }
 
 bool Segment::TryExtend(const char* start, uint32_t pages) {

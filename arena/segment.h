@@ -15,15 +15,15 @@ class Arena;
 
 // The record of neighbouring mappings that an arena tiles with runs.
 //
-// The boundary tags of all runs and the state of all pages follow the record in
+// The boundary tags of all runs and the state of all pages lie about the record in
 // one piece of metadata, so an overflow of a user's block reaches neither. The
 // table reaches farther than the first mapping, since the kernel places the
 // next one beside it, as a rule below: that one extends the segment, and a run
 // may lie across the border. Nothing of the table moves, so it is read without
 // a lock. Pages are numbered from the start of the table:
 //
-//   metadata: [ Segment | tag: 8 bytes per page | state: 2 bits per page |
-//               huge: 1 bit per 2 MiB ]
+//   metadata: [ state: 2 bits per page | huge: 1 bit per 2 MiB | Segment |
+//               tag: 8 bytes per page ]
 //   pages:    [   reach    | run | run |   run   | ...  |    reach    ]
 //             0            first_page()                 end_page()
 //
@@ -180,6 +180,8 @@ class alignas(64) Segment {
         first_page_(first_page),
         end_page_(first_page + pages) {}
 
+  // Of what lies before the record, and of all.
+  static size_t StateBytes(uint32_t reach_pages);
   static size_t RecordBytes(uint32_t reach_pages);
 
   template <typename Visitor>

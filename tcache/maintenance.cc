@@ -150,7 +150,7 @@ bool TidySlabs(size_t most_steps, bool* gave_back) {
   cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
     if (cache->Tidy(is_urgent, gave_back, most_steps)) is_left = true;
   });
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     if (OrphansOf(i).Tidy(is_urgent, gave_back, most_steps)) is_left = true;
   }
   return is_left;
@@ -158,7 +158,7 @@ bool TidySlabs(size_t most_steps, bool* gave_back) {
 
 size_t PurgeArenas(uint32_t before_ms, size_t most_bytes) {
   size_t bytes = 0;
-  for (size_t i = 0; i < kMaxArenas && bytes < most_bytes; ++i) {
+  for (size_t i = 0; i < ArenasMade() && bytes < most_bytes; ++i) {
     bytes += ArenaAt(i).PurgeFreedBefore(before_ms, most_bytes - bytes);
   }
   return bytes;
@@ -169,7 +169,7 @@ void AdviseDense() {
       HugePagePolicy::kDense) {
     return;
   }
-  for (size_t i = 0; i < kMaxArenas; ++i) ArenaAt(i).AdviseDense();
+  for (size_t i = 0; i < ArenasMade(); ++i) ArenaAt(i).AdviseDense();
 }
 
 // Over the slabs of each cache and arena, in a tick on a slow path.
@@ -215,7 +215,7 @@ TickResult MaintenanceTick(uint32_t now_ms) {
   if (huge_blocks.statistics().cached_bytes != 0) is_left = true;
   given_bytes += PurgeArenas(before_ms, SIZE_MAX);
   AdviseDense();
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     Arena& arena = ArenaAt(i);
     given_bytes += arena.PurgeOverCap();
     // Asked under the arena's lock: see maintenance_signal.h.

@@ -22,37 +22,43 @@ constinit pthread_once_t process_once = PTHREAD_ONCE_INIT;
 
 void OnThreadExit(void*) { EndThread(); }
 
-// Every lock there is, in the order of the ranks.
+// Every lock there is, in the order of the ranks, but for the first two: those of
+// the registry and of the making of arenas, under which no lock comes into being.
 template <typename Visit>
 void ForEachLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-  visit(cache_registry.lock());
   cache_registry.ForEachLocked(
       [&](ThreadCache* cache) { visit(cache->lock()); });
-  for (size_t i = 0; i < kMaxArenas; ++i) visit(OrphansOf(i).lock());
+  for (size_t i = 0; i < ArenasMade(); ++i) visit(OrphansOf(i).lock());
   visit(huge_blocks.purge_lock());
   visit(huge_blocks.lock());
-  for (size_t i = 0; i < kMaxArenas; ++i) visit(ArenaAt(i).purge_lock());
-  for (size_t i = 0; i < kMaxArenas; ++i) visit(ArenaAt(i).lock());
+  for (size_t i = 0; i < ArenasMade(); ++i) visit(ArenaAt(i).purge_lock());
+  for (size_t i = 0; i < ArenasMade(); ++i) visit(ArenaAt(i).lock());
   visit(PageMapLock());
   visit(metadata_pool.lock());
 }
 
-void BeforeFork() {
+void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  cache_registry.lock().AcquireForFork();
+  ArenasLock().AcquireForFork();
   ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.AcquireForFork();
   });
 }
 
-void AfterForkInParent() {
+void AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.ReleaseAfterFork();
   });
+  ArenasLock().ReleaseAfterFork();
+  cache_registry.lock().ReleaseAfterFork();
 }
 
-void AfterForkInChild() {
+void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.ResetAfterFork();
   });
+  ArenasLock().ResetAfterFork();
+  cache_registry.lock().ResetAfterFork();
   maintenance_signal.ResetAfterFork();
   // One thread is left, so the list of caches may be walked without its lock,
   // which Give() takes.
@@ -61,7 +67,7 @@ void AfterForkInChild() {
   cache_registry.ForEach([](ThreadCache* cache) {
     if (cache->is_open) cache->DrainAllAfterFork();
   });
-  for (size_t i = 0; i < kMaxArenas; ++i) OrphansOf(i).DrainAll();
+  for (size_t i = 0; i < ArenasMade(); ++i) OrphansOf(i).DrainAll();
   for (;;) {
     ThreadCache* vanished = nullptr;
     cache_registry.ForEach([&](ThreadCache* cache) {

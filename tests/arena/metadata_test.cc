@@ -96,7 +96,7 @@ TEST(MetadataPool, IsZeroAlsoWhenTheSourceCannotPurge) {
 TEST(MetadataPool, ChunksGrowAndHaveGuards) {
   ScriptedPageSource source;
   MetadataPool pool(source);
-  while (source.CountOf(Kind::kMap) < 6) {
+  while (source.CountOf(Kind::kMap) < 4) {
     ASSERT_NE(pool.Allocate(4096), nullptr);
   }
   const size_t guards = 2 * PageBytes();
@@ -104,8 +104,8 @@ TEST(MetadataPool, ChunksGrowAndHaveGuards) {
   for (const auto& call : source.calls()) {
     if (call.kind == Kind::kMap) chunks.push_back(call.bytes - guards);
   }
-  EXPECT_EQ(chunks, (std::vector<size_t>{64 << 10, 128 << 10, 256 << 10,
-                                         512 << 10, 1 << 20, 1 << 20}));
+  EXPECT_EQ(chunks,
+            (std::vector<size_t>{256 << 10, 512 << 10, 1 << 20, 1 << 20}));
   EXPECT_EQ(source.CountOf(Kind::kGuard), 2 * chunks.size());
   EXPECT_EQ(pool.mapped_bytes(), source.statistics().mapped_bytes);
 }

@@ -1,6 +1,8 @@
 #include "arena/process_arenas.h"
 
 #include <set>
+#include <thread>
+#include <vector>
 
 #include "arena/arena.h"
 #include "arena/numa.h"
@@ -9,6 +11,33 @@
 
 namespace quarry {
 namespace {
+
+// What comes first, before another test makes them all.
+TEST(ProcessArenas, AreMadeWhenTheyAreGot) {
+  EXPECT_EQ(ArenasMade(), 0u);
+  numa.Substitute(1, [] { return size_t{0}; });
+  EXPECT_EQ(&NextArena(), &ArenaAt(0));
+  numa.Substitute(0, nullptr);
+  EXPECT_EQ(ArenasMade(), 1u);
+  ArenaAt(4);
+  EXPECT_EQ(ArenasMade(), 5u);
+  ArenaAt(1);
+  EXPECT_EQ(ArenasMade(), 5u);
+}
+
+// Many threads that make the same arenas make each of them once.
+TEST(ProcessArenas, AreMadeOnce) {
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < 8; ++i) {
+    threads.emplace_back([i] {
+      for (size_t at = 5; at < 20; ++at) {
+        EXPECT_EQ(ArenaAt((at + i) % 20).index(), (at + i) % 20);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(ArenasMade(), 20u);
+}
 
 TEST(ProcessArenas, EachKnowsItsIndex) {
   for (size_t i = 0; i < kMaxArenas; ++i) {

@@ -72,7 +72,7 @@ inline ThreadCache* OwnerOf(const void* p) {
 // What all slabs together take from the arenas.
 inline size_t SlabBytesInUse() {
   size_t bytes = 0;
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     bytes += ArenaAt(i).statistics().in_use_bytes;
   }
   return bytes;
@@ -80,7 +80,7 @@ inline size_t SlabBytesInUse() {
 
 inline size_t CountOrphans() {
   size_t count = 0;
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     OrphansOf(i).ForEach([&](Slab*) { ++count; });
   }
   return count;
@@ -99,7 +99,7 @@ inline void VerifyAll() {
   cache_registry.ForEach([](ThreadCache* cache) {
     cache->Verify(cache == thread_state.cache);
   });
-  for (size_t i = 0; i < kMaxArenas; ++i) {
+  for (size_t i = 0; i < ArenasMade(); ++i) {
     OrphansOf(i).ForEach([](Slab* slab) {
       slab->Verify();
       QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == nullptr);

@@ -113,7 +113,7 @@ TEST_F(OrphansTest, TheirFreePagesGoBack) {
   const auto tidy = [](bool is_urgent) {
     bool gave_back = false;
     bool more = false;
-    for (size_t i = 0; i < kMaxArenas; ++i) {
+    for (size_t i = 0; i < ArenasMade(); ++i) {
       if (OrphansOf(i).Tidy(is_urgent, &gave_back)) more = true;
     }
     // While there is something to do, it is not yet done.
