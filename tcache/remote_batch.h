@@ -101,6 +101,7 @@ class RemoteBatch {
   // Calls mark(word) for each word, which the batch then does not hold any more.
   template <typename Mark>
   void Empty(Mark mark) {
+    if (bytes_ == 0) return;
     bytes_ = 0;
     for (Word& entry : entries_) {
       if (entry.bits == 0) continue;
