@@ -518,6 +518,7 @@ void FlushThread() {
 
 size_t ReleaseMemory(size_t pad_bytes) {
   ThreadCache::FlushThread();
+  static_cast<void>(cache_registry.CloseParked(/*all=*/true));
   // What other threads keep, but for their magazines.
   bool gave_back = false;
   const size_t purged_before = OsPages().statistics().purged_bytes;
@@ -554,7 +555,7 @@ HeapStatistics GatherStatistics() {
 
   size_t cached_run_bytes = 0;
   cache_registry.ForEach([&](ThreadCache* cache) {
-    cache->AddStatistics(classes);
+    cache->AddStatistics(classes, cache == mine || cache->is_parked);
     const ThreadCache::Counters counters = cache->counters();
     s.refills += counters.refills;
     s.flushes += counters.flushes;
@@ -565,7 +566,7 @@ HeapStatistics GatherStatistics() {
     s.remote_frees += cache->remote_frees.load(std::memory_order_relaxed);
     s.cached_bytes += cache->CachedRunBytes();
     cached_run_bytes += cache->CachedRunBytes();
-    if (cache->is_open) ++s.threads;
+    if (cache->is_open && !cache->is_parked) ++s.threads;
   });
   s.remote_frees += RemoteFreesWithoutCache();
   for (size_t i = 0; i < ArenasMade(); ++i) {
@@ -582,7 +583,7 @@ HeapStatistics GatherStatistics() {
   size_t slab_bytes = 0;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     const ThreadCache::ClassStatistics& from = classes[c];
-    const size_t cached = from.depot_blocks + mine->MagazineBlocks(c);
+    const size_t cached = from.depot_blocks + from.magazine_blocks;
     const size_t live = from.used_blocks - cached;
     slab_bytes += from.slabs * SlabBytes(c);
     s.slabs += from.slabs;
@@ -630,7 +631,9 @@ HeapStatistics GatherStatistics() {
 void VerifyHeap() {
   ThreadCache* const mine = thread_state.cache;
   cache_registry.ForEach(
-      [&](ThreadCache* cache) { cache->Verify(cache == mine); });
+      [&](ThreadCache* cache) {
+        cache->Verify(cache == mine || cache->is_parked);
+      });
   for (size_t i = 0; i < ArenasMade(); ++i) {
     OrphansOf(i).ForEach([](Slab* slab) { slab->Verify(); });
     ArenaAt(i).Verify();

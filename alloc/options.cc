@@ -166,6 +166,14 @@ constexpr Option kOptions[] = {
      [](const Settings& from) {
        return from.arenas_max.load(std::memory_order_relaxed);
      }},
+    {"parked_caches", Unit::kCount,
+     "At most so many caches of threads that exited wait for new ones.",
+     [](size_t value) {
+       settings.parked_caches.store(value, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return from.parked_caches.load(std::memory_order_relaxed);
+     }},
     {"perturb", Unit::kByteValue,
      "Fill freed blocks with this byte and fresh ones with its complement; 0 "
      "is off.",

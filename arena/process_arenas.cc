@@ -80,6 +80,11 @@ size_t ArenaCount() {
   return chosen;
 }
 
+bool IsNear(const Arena& arena) {
+  const size_t nodes = numa.nodes();
+  return nodes == 1 || arena.index() % nodes == numa.CurrentNode();
+}
+
 Arena& NextArena() {
   const size_t node = numa.CurrentNode();
   const size_t turn =

@@ -44,6 +44,10 @@ Lock& ArenasLock();
 // not made for the first thread.
 size_t ArenaCount();
 
+// Whether the arena is one for threads of the node that the calling thread runs
+// on now.
+bool IsNear(const Arena& arena);
+
 // The arena for a thread that is made now: those of its node in turn, or all
 // where its node has none.
 Arena& NextArena();

@@ -52,6 +52,10 @@ struct Settings {
   // At most this many arenas; 0 means one for each processor.
   std::atomic<size_t> arenas_max{0};
 
+  // So many caches of threads that exited are kept as they are, for the threads
+  // that start next.
+  std::atomic<size_t> parked_caches{16};
+
   // When not 0, every byte of a fresh block has the complement of this value,
   // and every byte of a freed block has this value, as M_PERTURB of glibc.
   std::atomic<uint8_t> perturb_byte{0};

@@ -2,11 +2,38 @@
 
 #include <new>
 
+#include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
+#include "arena/settings.h"
 
 namespace quarry {
 
 constinit CacheRegistry cache_registry;
+
+ThreadCache* CacheRegistry::Unpark(ThreadCache** link) {
+  ThreadCache* const cache = *link;
+  *link = cache->next_closed;
+  cache->is_parked = false;
+  --parked_count_;
+  ++open_;
+  return cache;
+}
+
+ThreadCache* CacheRegistry::TakeForThread() {
+  {
+    LockHolder hold(lock_);
+    ThreadCache** link = &parked_;
+    while (*link != nullptr && !IsNear(*(*link)->arena())) {
+      link = &(*link)->next_closed;
+    }
+    // A thread that looks at settings.perturb_byte has empty magazines.
+    if (*link != nullptr &&
+        settings.perturb_byte.load(std::memory_order_relaxed) == 0) {
+      return Unpark(link);
+    }
+  }
+  return Take();
+}
 
 ThreadCache* CacheRegistry::Take() {
   LockHolder hold(lock_);
@@ -39,6 +66,60 @@ void CacheRegistry::Give(ThreadCache* cache) {
   cache->next_closed = closed_;
   closed_ = cache;
   --open_;
+}
+
+void CacheRegistry::Park(ThreadCache* cache) {
+  const size_t most = settings.parked_caches.load(std::memory_order_relaxed);
+  if (most != 0 &&
+      settings.perturb_byte.load(std::memory_order_relaxed) == 0) {
+    const size_t held_bytes = cache->Rest();
+    LockHolder hold(lock_);
+    if (held_bytes <= ThreadCache::kMostRestingBytes && parked_count_ < most) {
+      cache->is_parked = true;
+      cache->parked_looks = 0;
+      cache->next_closed = parked_;
+      parked_ = cache;
+      ++parked_count_;
+      --open_;
+      untold_parked_bytes_ += held_bytes;
+      if (untold_parked_bytes_ >= kNotedParkedBytes) {
+        untold_parked_bytes_ = 0;
+        maintenance_signal.NoteWork();
+      }
+      return;
+    }
+  }
+  Give(cache);
+}
+
+bool CacheRegistry::CloseParked(bool all) {
+  ThreadCache* due = nullptr;
+  bool is_any_left;
+  {
+    LockHolder hold(lock_);
+    ThreadCache** link = &parked_;
+    while (*link != nullptr) {
+      if (!all && (*link)->parked_looks++ < kLooksWhileParked) {
+        link = &(*link)->next_closed;
+        continue;
+      }
+      ThreadCache* const cache = Unpark(link);
+      cache->next_closed = due;
+      due = cache;
+    }
+    is_any_left = parked_ != nullptr;
+  }
+  while (due != nullptr) {
+    ThreadCache* const next = due->next_closed;
+    Give(due);
+    due = next;
+  }
+  return is_any_left;
+}
+
+void CacheRegistry::UnparkAfterFork() {
+  LockHolder hold(lock_);
+  while (parked_ != nullptr) (void)Unpark(&parked_);
 }
 
 size_t CacheRegistry::OpenCaches() {

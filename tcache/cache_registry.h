@@ -4,6 +4,11 @@
 // stack may hold its address for as long as it likes. A closed cache serves the
 // next thread that starts.
 //
+// A thread that exits leaves its cache parked: open, with all that it has, for the
+// next thread. Programs that start a thread for each task would otherwise give
+// back and take again the same slabs each time. To all others a parked cache is
+// that of an idle thread. The maintenance thread closes it after a while.
+//
 // Thread-safety: all functions on any thread.
 #ifndef QUARRY_TCACHE_CACHE_REGISTRY_H_
 #define QUARRY_TCACHE_CACHE_REGISTRY_H_
@@ -21,13 +26,26 @@ class CacheRegistry {
   constexpr CacheRegistry() : lock_(LockRank::kRegistry) {}
 
   // An open cache for a new owner; nullptr when there is no memory, or a
-  // million threads have one.
+  // million threads have one. The first is for a thread, and may have been parked;
+  // what the second returns is empty.
+  [[nodiscard]] ThreadCache* TakeForThread() ABSL_LOCKS_EXCLUDED(lock_);
   [[nodiscard]] ThreadCache* Take() ABSL_LOCKS_EXCLUDED(lock_);
 
   // Closes `cache` and keeps it for another owner.
   void Give(ThreadCache* cache) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // How many caches are open.
+  // Parks `cache`, if it holds little and settings allow; else the same. The owner
+  // thread calls this last.
+  void Park(ThreadCache* cache) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Closes caches that were parked some calls ago, or all of them. Returns whether
+  // any is left.
+  bool CloseParked(bool all) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // In the child of a fork: they are caches of threads that are gone.
+  void UnparkAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
+
+  // How many caches have a thread.
   size_t OpenCaches() ABSL_LOCKS_EXCLUDED(lock_);
 
   // Calls visit(cache) for every cache, open or not, under the lock.
@@ -61,9 +79,21 @@ class CacheRegistry {
   Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
 
  private:
+  // Takes the parked cache that *link leads to out of the list.
+  ThreadCache* Unpark(ThreadCache** link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  // Four are the decay time.
+  static constexpr uint8_t kLooksWhileParked = 4;
+  // So much that is parked is worth the maintenance thread's waking.
+  static constexpr size_t kNotedParkedBytes = size_t{1} << 20;
+
   Lock lock_;
   ThreadCache* all_ ABSL_GUARDED_BY(lock_) = nullptr;
   ThreadCache* closed_ ABSL_GUARDED_BY(lock_) = nullptr;
+  ThreadCache* parked_ ABSL_GUARDED_BY(lock_) = nullptr;
+  size_t parked_count_ ABSL_GUARDED_BY(lock_) = 0;
+  // Held by parked caches since the maintenance thread was told.
+  size_t untold_parked_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   size_t made_ ABSL_GUARDED_BY(lock_) = 0;
   size_t open_ ABSL_GUARDED_BY(lock_) = 0;
 };

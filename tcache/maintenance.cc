@@ -146,7 +146,7 @@ uint32_t DueBeforeMs(uint32_t now_ms) {
 // Returns whether something is left for the next time.
 bool TidySlabs(size_t most_steps, bool* gave_back) {
   const bool is_urgent = AboveSoftLimit();
-  bool is_left = false;
+  bool is_left = cache_registry.CloseParked(is_urgent);
   cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
     if (cache->Tidy(is_urgent, gave_back, most_steps)) is_left = true;
   });

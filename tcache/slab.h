@@ -160,6 +160,11 @@ class alignas(64) Slab {
   size_t blocks() const { return blocks_; }
   size_t used() const { return used_; }
   size_t free_blocks() const { return blocks_ - used_; }
+  // Of the free blocks that were given out before. At least; purged pages among
+  // them count, too.
+  size_t ResidentFreeBytes() const {
+    return (size_t{resident_} - used_) * block_bytes_;
+  }
   char* start() const { return start_; }
   Arena* arena() const { return run_->arena(); }
   Fullness fullness() const { return fullness_; }

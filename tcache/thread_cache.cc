@@ -114,6 +114,25 @@ void ThreadCache::Close() {
   PassTokens(others);
 }
 
+size_t ThreadCache::Rest() {
+  (void)FlushRemoteFrees(this);
+  while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
+  LockHolder hold(lock_);
+  FlushCold();
+  size_t bytes = depot_bytes_;
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    bytes += MagazineBlocks(c) * BlockBytes(c);
+    const Shelf& shelf = shelves_[c];
+    for (uint32_t f = Slab::kThreeFourths; f <= Slab::kEmpty; ++f) {
+      for (const Slab* slab = shelf.slabs[f].first(); slab != nullptr;
+           slab = slab->next) {
+        bytes += slab->ResidentFreeBytes();
+      }
+    }
+  }
+  return bytes;
+}
+
 void ThreadCache::DrainAllAfterFork() {
   runs_.ReopenAfterFork();
   LockHolder hold(lock_);
@@ -699,8 +718,11 @@ ThreadCache::Counters ThreadCache::counters() {
   return counters_;
 }
 
-void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses]) {
+void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses],
+                                bool with_magazines) {
   LockHolder hold(lock_);
+  // Marks of others that nobody may have seen yet.
+  if (with_magazines && !pending_.IsEmpty()) DrainPending();
   ForEachSlab([&](Slab* slab) {
     ClassStatistics& statistics = classes[slab->size_class()];
     ++statistics.slabs;
@@ -709,6 +731,7 @@ void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses]) {
   });
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     classes[c].depot_blocks += shelves_[c].depot_count * DepotBlocks(c);
+    if (with_magazines) classes[c].magazine_blocks += MagazineBlocks(c);
   }
 }
 

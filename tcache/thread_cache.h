@@ -117,6 +117,7 @@ class alignas(64) ThreadCache {
     size_t used_blocks;  // With the program or in magazines.
     size_t free_blocks;  // In slabs.
     size_t depot_blocks;
+    size_t magazine_blocks;
   };
 
   // Bytes of page runs that are kept.
@@ -271,6 +272,12 @@ class alignas(64) ThreadCache {
   // others to its orphans. The owner thread, or nobody, is running.
   void Close() ABSL_LOCKS_EXCLUDED(lock_);
 
+  // Gives up what would be in others' way if the cache stayed open without a
+  // thread: notes, remote frees and page runs. Returns how many bytes it has free
+  // and resident then. The owner thread only.
+  size_t Rest() ABSL_LOCKS_EXCLUDED(lock_);
+  static constexpr size_t kMostRestingBytes = 1024 * 1024;
+
   // In the child of a fork: takes in all remote frees, whoever had the tokens.
   void DrainAllAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
 
@@ -294,10 +301,13 @@ class alignas(64) ThreadCache {
   Arena* arena() const { return arena_; }
 
   Counters counters() ABSL_LOCKS_EXCLUDED(lock_);
-  void AddStatistics(ClassStatistics (&classes)[kClasses])
+  // Counts blocks in magazines, and takes in remote frees, only if told that the
+  // owner is the caller or is not running.
+  void AddStatistics(ClassStatistics (&classes)[kClasses], bool with_magazines)
       ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Blocks in the magazine and its spare. The owner thread only.
+  // Blocks in the magazine and its spare. The owner thread, or while it is not
+  // running.
   size_t MagazineBlocks(SizeClass size_class) const {
     const Magazine& magazine = magazines_[size_class];
     return static_cast<size_t>(magazine.capacity - magazine.room) +
@@ -315,8 +325,10 @@ class alignas(64) ThreadCache {
   // Links of the registry, guarded by its lock; the first never changes once the
   // cache is in the registry.
   ThreadCache* next_in_registry = nullptr;
-  ThreadCache* next_closed = nullptr;
+  ThreadCache* next_closed = nullptr;  // Or the next parked.
   bool is_open = false;
+  bool is_parked = false;
+  uint8_t parked_looks = 0;
 
  private:
   static constexpr size_t kMostMagazineBytes = 32 * 1024;

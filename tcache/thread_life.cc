@@ -62,6 +62,7 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   maintenance_signal.ResetAfterFork();
   // One thread is left, so the list of caches may be walked without its lock,
   // which Give() takes.
+  cache_registry.UnparkAfterFork();
   ThreadCache* const mine = thread_state.cache;
   ThreadCache* const stray = stray_cache.load(std::memory_order_relaxed);
   cache_registry.ForEach([](ThreadCache* cache) {
@@ -90,7 +91,7 @@ void StartProcess() {
 
 ThreadCache* MakeCurrentCache() {
   if (thread_state.exited) return nullptr;
-  ThreadCache* cache = cache_registry.Take();
+  ThreadCache* cache = cache_registry.TakeForThread();
   if (cache == nullptr) return nullptr;
   thread_state.cache = cache;
   if (settings.perturb_byte.load(std::memory_order_relaxed) == 0) {
@@ -122,7 +123,7 @@ void EndThread() {
   if (cache == &no_cache) return;
   // First: nothing below may come back to this cache.
   thread_state = {&no_cache, 0, true, 0};
-  cache_registry.Give(cache);
+  cache_registry.Park(cache);
 }
 
 void LeaveFastPath() {

@@ -1,7 +1,8 @@
 // Where threads and processes begin and end, as far as caches are concerned.
 //
-// A thread gets its cache with its first allocation and gives it up in the
-// destructor of a pthread key. Destructors of other keys, and what libc frees
+// A thread gets its cache with its first allocation, or when it has freed many
+// blocks of others, and gives it up in the destructor of a pthread key: the next
+// thread has it as it is, or it is closed (cache_registry.h). Destructors of other keys, and what libc frees
 // after them, may still allocate and free. Such a thread has no cache again: it
 // allocates from the stray cache, which all of them share under its lock, and
 // its frees are remote.

@@ -1,5 +1,6 @@
 // The figures of GatherStatistics(), and the two settings that the heap itself
 // looks at.
+#include <iterator>
 #include <random>
 #include <thread>
 #include <utility>
@@ -183,6 +184,7 @@ TEST(HeapStatistics, ThreadsShowWhileTheyHaveACache) {
 }
 
 TEST(HeapStatistics, AdoptionsAreCounted) {
+  const size_t parked_caches = settings.parked_caches.exchange(0);
   char* left = nullptr;
   std::thread([&left] { left = Allocate(777); }).join();
   const HeapStatistics before = GatherStatistics();
@@ -199,6 +201,34 @@ TEST(HeapStatistics, AdoptionsAreCounted) {
   EXPECT_GT(adoptions, 0u);
   Deallocate(left);
   EXPECT_EQ(GatherStatistics().slabs_orphaned, 0u);
+  settings.parked_caches = parked_caches;
+}
+
+// What a parked cache has is free, and its thread is gone.
+TEST(HeapStatistics, ParkedCachesHoldNothingThatIsLive) {
+  FlushThread();
+  const HeapStatistics before = GatherStatistics();
+  char* left[20];
+  std::thread([&left] {
+    char* freed[1000];
+    for (char*& p : freed) p = Allocate(777);
+    for (char*& p : left) p = Allocate(777);
+    for (char* p : freed) Deallocate(p);
+  }).join();
+  HeapStatistics after = GatherStatistics();
+  EXPECT_EQ(after.live_bytes, before.live_bytes + std::size(left) * GoodBytes(777));
+  EXPECT_EQ(after.threads, before.threads);
+  EXPECT_EQ(after.slabs_orphaned, 0u);
+  ExpectBalanced(after);
+  VerifyHeap();
+  for (char* p : left) Deallocate(p);
+  after = GatherStatistics();
+  EXPECT_EQ(after.live_bytes, before.live_bytes);
+  ReleaseMemory(0);
+  after = GatherStatistics();
+  EXPECT_EQ(after.live_bytes, before.live_bytes);
+  EXPECT_EQ(after.cached_bytes, 0u) << "the cache is closed";
+  VerifyHeap();
 }
 
 // --- settings.perturb_byte. ---

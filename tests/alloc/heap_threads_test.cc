@@ -145,6 +145,7 @@ TEST(HeapThreads, BlocksInBothDirections) {
 // --- Exit. ---
 
 TEST(HeapThreads, BlocksOutliveTheThreadThatAllocatedThem) {
+  const size_t parked_caches = settings.parked_caches.exchange(0);
   FlushThread();
   const size_t live_before = GatherStatistics().live_bytes;
   std::mt19937_64 seeds(TestSeed());
@@ -164,6 +165,7 @@ TEST(HeapThreads, BlocksOutliveTheThreadThatAllocatedThem) {
   const HeapStatistics after = GatherStatistics();
   EXPECT_EQ(after.live_bytes, live_before);
   EXPECT_EQ(after.slabs_orphaned, 0u);
+  settings.parked_caches = parked_caches;
 }
 
 TEST(HeapThreads, ThreadsThatComeAndGoNeedNoMoreAndMoreMemory) {

@@ -290,6 +290,8 @@ TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
       "What would map more than this much fails; 0 is none.\n"
       "  arenas_max      0          a count              "
       "At most this many arenas; 0 is one for each processor.\n"
+      "  parked_caches   16         a count              "
+      "At most so many caches of threads that exited wait for new ones.\n"
       "  perturb         0          0 to 255             "
       "Fill freed blocks with this byte and fresh ones with its "
       "complement; 0 is off.\n"

@@ -10,7 +10,9 @@
  *   tcache/thread_cache.cc   Refill and TakeOne, Relist, FreeLocally, Tidy,
  *                            ReturnEmptySlabs, DrainPending, PassTokens, Close
  *   tcache/cache_registry.cc Take and Give: a closed cache serves another
- *                            thread
+ *                            thread; that of a thread whose cache is parked is
+ *                            idle until another thread has it, which goes on as
+ *                            if it were the first
  *   tcache/thread_life.cc    what a fork's child finds (as an assertion)
  *
  * The clients are the most general ones: two threads free whatever block is in

@@ -12,6 +12,7 @@
 
 #include "arena/process_arenas.h"
 #include "arena/report.h"
+#include "arena/settings.h"
 #include "tcache/cache_registry.h"
 #include "tcache/orphans.h"
 #include "tcache/remote_free.h"
@@ -21,6 +22,10 @@
 #include "tests/arena/sanitizers.h"
 
 namespace quarry {
+
+// The exit of a thread shows at once what it does in the end. Tests of parked
+// caches set this anew.
+inline const bool exits_close_caches = (settings.parked_caches = 0, true);
 
 // Blocks as the room above hands them out, up to kSmallMaxBytes.
 

@@ -1,10 +1,14 @@
 #include "tcache/cache_registry.h"
 
+#include <atomic>
 #include <set>
 #include <thread>
 #include <vector>
 
+#include "arena/numa.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
 
 namespace quarry {
@@ -104,6 +108,234 @@ TEST(CacheRegistry, NoTwoOfManyThreadsHaveOneCache) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(cache_registry.OpenCaches(), open);
   VerifyAll();
+}
+
+// --- Parked caches. ---
+
+constexpr size_t kBytes = 112;
+
+class ParkedCacheTest : public testing::Test {
+ protected:
+  ParkedCacheTest() {
+    (void)cache_registry.CloseParked(/*all=*/true);
+    settings.parked_caches = 2;
+    Free(Allocate(kBytes));
+    ThreadCache::FlushThread();
+  }
+  ~ParkedCacheTest() override {
+    settings.parked_caches = 0;
+    EXPECT_FALSE(cache_registry.CloseParked(/*all=*/true));
+    ThreadCache::FlushThread();
+    EXPECT_EQ(SlabBytesInUse(), 0u);
+    EXPECT_EQ(CountOrphans(), 0u);
+    VerifyAll();
+  }
+
+  static size_t CountParked() {
+    size_t count = 0;
+    cache_registry.ForEach(
+        [&](ThreadCache* cache) { count += cache->is_parked; });
+    return count;
+  }
+
+  // The cache of a thread that allocates a block and ends.
+  ThreadCache* CacheOfOneThread() {
+    ThreadCache* cache = nullptr;
+    OnAnotherThread([&] {
+      void* const p = Allocate(kBytes);
+      cache = thread_state.cache;
+      last_freed_ = p;
+      Free(p);
+    });
+    return cache;
+  }
+
+  void* last_freed_ = nullptr;
+};
+
+TEST_F(ParkedCacheTest, TheNextThreadGetsTheCacheAsItWas) {
+  const size_t open = cache_registry.OpenCaches();
+  ThreadCache* const cache = CacheOfOneThread();
+  EXPECT_TRUE(cache->is_parked);
+  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  const uint64_t slabs = cache->counters().slabs_made;
+  OnAnotherThread([&] {
+    EXPECT_EQ(Allocate(kBytes), last_freed_);
+    EXPECT_EQ(thread_state.cache, cache);
+    EXPECT_EQ(thread_state.tag, cache->tag());
+    EXPECT_FALSE(cache->is_parked);
+    EXPECT_EQ(cache_registry.OpenCaches(), open + 1);
+    Free(last_freed_);
+  });
+  EXPECT_EQ(cache->counters().slabs_made, slabs);
+}
+
+TEST_F(ParkedCacheTest, OnlySoManyWait) {
+  {
+    Worker workers[3];
+    for (Worker& worker : workers) {
+      worker.Do([] { Free(Allocate(kBytes)); });
+    }
+  }
+  EXPECT_EQ(CountParked(), 2u);
+  settings.parked_caches = 0;
+  OnAnotherThread([] { Free(Allocate(kBytes)); });
+  EXPECT_EQ(CountParked(), 1u);
+}
+
+TEST_F(ParkedCacheTest, OneThatHoldsMuchIsClosed) {
+  OnAnotherThread([] {
+    // A depot holds so much of each of several sizes.
+    std::vector<void*> blocks;
+    for (const size_t block_bytes : {64, 112, 256, 512}) {
+      for (size_t bytes = 0; bytes < ThreadCache::kMostRestingBytes / 2;
+           bytes += block_bytes) {
+        blocks.push_back(Allocate(block_bytes));
+      }
+    }
+    for (void* p : blocks) Free(p);
+  });
+  EXPECT_EQ(CountParked(), 0u);
+}
+
+// What is in its slabs counts, though not what was never touched.
+TEST_F(ParkedCacheTest, OneWithHollowSlabsIsClosed) {
+  std::vector<void*> left;
+  OnAnotherThread([&] {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 40; ++i) {
+      for (size_t bytes = 0; bytes < kGranuleBytes; bytes += kBytes) {
+        blocks.push_back(Allocate(kBytes));
+      }
+      left.push_back(blocks.back());
+      blocks.pop_back();
+    }
+    for (void* p : blocks) Free(p);
+    ThreadCache::FlushThread();
+  });
+  EXPECT_EQ(CountParked(), 0u);
+  for (void* p : left) Free(p);
+}
+
+TEST_F(ParkedCacheTest, RemoteFreesWaitForTheNextThread) {
+  void* p = nullptr;
+  OnAnotherThread([&] { p = Allocate(kBytes); });
+  ThreadCache* const cache = OwnerOf(p);
+  ASSERT_TRUE(cache->is_parked);
+  Free(p);
+  EXPECT_FALSE(cache->pending().IsEmpty());
+  OnAnotherThread([&] {
+    ThreadCache::FlushThread();  // Of a thread without a cache.
+    Free(Allocate(kBytes));
+    ThreadCache::FlushThread();
+  });
+  EXPECT_TRUE(cache->pending().IsEmpty());
+}
+
+TEST_F(ParkedCacheTest, RemoteFreesAreTidiedUp) {
+  void* p = nullptr;
+  OnAnotherThread([&] { p = Allocate(kBytes); });
+  ThreadCache* const cache = OwnerOf(p);
+  Free(p);
+  bool gave_back = false;
+  (void)cache->Tidy(/*is_urgent=*/false, &gave_back);
+  EXPECT_TRUE(cache->pending().IsEmpty());
+  EXPECT_TRUE(cache->is_parked);
+}
+
+TEST_F(ParkedCacheTest, IsClosedAfterSomeLooks) {
+  void* p = nullptr;
+  OnAnotherThread([&] { p = Allocate(kBytes); });
+  ThreadCache* const cache = OwnerOf(p);
+  for (int look = 0; look < 4; ++look) {
+    EXPECT_TRUE(cache_registry.CloseParked(/*all=*/false));
+    EXPECT_TRUE(cache->is_parked);
+  }
+  EXPECT_FALSE(cache_registry.CloseParked(/*all=*/false));
+  EXPECT_FALSE(cache->is_parked);
+  EXPECT_FALSE(cache->is_open);
+  EXPECT_TRUE(IsOrphan(Slab::Of(p)));
+  Free(p);
+}
+
+TEST_F(ParkedCacheTest, AThreadThatCameInBetweenBeginsAnew) {
+  ThreadCache* const cache = CacheOfOneThread();
+  for (int look = 0; look < 4; ++look) {
+    EXPECT_TRUE(cache_registry.CloseParked(/*all=*/false));
+  }
+  EXPECT_EQ(CacheOfOneThread(), cache);
+  EXPECT_TRUE(cache_registry.CloseParked(/*all=*/false));
+}
+
+TEST_F(ParkedCacheTest, NoneWhileBlocksArePerturbed) {
+  ThreadCache* const cache = CacheOfOneThread();
+  ASSERT_TRUE(cache->is_parked);
+  settings.perturb_byte = 1;
+  ThreadCache* const other = CacheOfOneThread();
+  settings.perturb_byte = 0;
+  EXPECT_NE(other, cache);
+  EXPECT_FALSE(other->is_parked);
+  EXPECT_TRUE(cache->is_parked);
+}
+
+TEST_F(ParkedCacheTest, AThreadGetsOneOfItsNode) {
+  constexpr auto kFirst = [] { return size_t{0}; };
+  constexpr auto kSecond = [] { return size_t{1}; };
+  numa.Substitute(2, kFirst);
+  ThreadCache* const first = CacheOfOneThread();
+  const bool is_of_first = first->arena()->index() % 2 == 0;
+  numa.Substitute(2, is_of_first ? +kSecond : +kFirst);
+  ThreadCache* const second = CacheOfOneThread();
+  EXPECT_NE(second, first);
+  numa.Substitute(2, is_of_first ? +kFirst : +kSecond);
+  EXPECT_EQ(CacheOfOneThread(), first) << "though the other was the last";
+  numa.Substitute(0, nullptr);
+}
+
+TEST_F(ParkedCacheTest, AForksChildClosesIt) {
+  void* p = nullptr;
+  OnAnotherThread([&] { p = Allocate(kBytes); });
+  EXPECT_EQ(InChild([&] {
+              QUARRY_CHECK(CountParked() == 0);
+              QUARRY_CHECK(IsOrphan(Slab::Of(p)));
+              VerifyAll();
+              Free(p);
+              OnAnotherThread([] { Free(Allocate(kBytes)); });
+              QUARRY_CHECK(CountParked() == 1);
+            }),
+            0);
+  EXPECT_EQ(CountParked(), 1u);
+  Free(p);
+}
+
+// Threads come and go while others close what they left.
+TEST_F(ParkedCacheTest, NoBlockIsLostWhileThreadsRace) {
+  std::atomic<bool> stop{false};
+  std::thread closer([&] {
+    for (bool all = false; !stop.load(std::memory_order_relaxed); all = !all) {
+      (void)cache_registry.CloseParked(all);
+      std::this_thread::yield();
+    }
+  });
+  std::vector<std::thread> lines;
+  for (int line = 0; line < 3; ++line) {
+    lines.emplace_back([] {
+      void* left[8] = {};
+      for (int life = 0; life < 300; ++life) {
+        OnAnotherThread([&] {
+          for (void*& p : left) {
+            if (p != nullptr) Free(p);
+            p = Allocate(kBytes);
+            Free(Allocate(2 * kBytes));
+          }
+        });
+      }
+      for (void* p : left) Free(p);
+    });
+  }
+  for (std::thread& line : lines) line.join();
+  stop = true;
+  closer.join();
 }
 
 }  // namespace

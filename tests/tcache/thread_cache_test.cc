@@ -44,7 +44,7 @@ class ThreadCacheTest : public testing::Test {
   }
   static ThreadCache::ClassStatistics StatisticsOf(SizeClass size_class) {
     ThreadCache::ClassStatistics classes[kClasses] = {};
-    thread_state.cache->AddStatistics(classes);
+    thread_state.cache->AddStatistics(classes, true);
     return classes[size_class];
   }
 };
