@@ -310,7 +310,11 @@ ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
   if (ABSL_PREDICT_FALSE(!is_remote || PerturbByte() != 0)) {
     return DeallocateUncommon(p, caller);
   }
-  if (FreeFastRemotely(p, tag)) StartMaintenanceIfWanted(caller);
+  const bool may_make_cache =
+      thread_state.cache == &no_cache && !MayBeLoader(caller);
+  if (FreeFastRemotely(p, tag, may_make_cache)) {
+    StartMaintenanceIfWanted(caller);
+  }
 }
 
 }  // namespace

@@ -43,13 +43,11 @@ ThreadCache* CacheRegistry::Take() {
     closed_ = cache->next_closed;
     tag = cache->tag();
   } else {
-    // Ids from 1 to the one before kNobody: 0 is the tag of threads without a
-    // cache.
-    if (made_ + 1 >= kNobody / kOwnerUnit) return nullptr;
+    tag = MakeTag();
+    if (tag == kNoTag) return nullptr;
     void* memory = metadata_pool.Allocate(ThreadCache::AllocationBytes());
     if (memory == nullptr) return nullptr;
     cache = new (memory) ThreadCache;
-    tag = static_cast<Tag>(++made_) * kOwnerUnit;
     cache->next_in_registry = all_;
     all_ = cache;
   }
@@ -57,6 +55,18 @@ ThreadCache* CacheRegistry::Take() {
   cache->is_open = true;
   ++open_;
   return cache;
+}
+
+Tag CacheRegistry::MakeTag() {
+  // Ids from 1 to the one before kNobody: 0 is the tag of threads without a
+  // cache.
+  if (tags_made_ + 1 >= kNobody / kOwnerUnit) return kNoTag;
+  return ++tags_made_ * kOwnerUnit;
+}
+
+Tag CacheRegistry::NewTag() {
+  LockHolder hold(lock_);
+  return MakeTag();
 }
 
 void CacheRegistry::Give(ThreadCache* cache) {

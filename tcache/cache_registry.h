@@ -31,6 +31,9 @@ class CacheRegistry {
   [[nodiscard]] ThreadCache* TakeForThread() ABSL_LOCKS_EXCLUDED(lock_);
   [[nodiscard]] ThreadCache* Take() ABSL_LOCKS_EXCLUDED(lock_);
 
+  // A tag for a cache, that no other has or had; kNoTag after a million of them.
+  [[nodiscard]] Tag NewTag() ABSL_LOCKS_EXCLUDED(lock_);
+
   // Closes `cache` and keeps it for another owner.
   void Give(ThreadCache* cache) ABSL_LOCKS_EXCLUDED(lock_);
 
@@ -79,6 +82,8 @@ class CacheRegistry {
   Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
 
  private:
+  Tag MakeTag() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
   // Takes the parked cache that *link leads to out of the list.
   ThreadCache* Unpark(ThreadCache** link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
@@ -94,7 +99,7 @@ class CacheRegistry {
   size_t parked_count_ ABSL_GUARDED_BY(lock_) = 0;
   // Held by parked caches since the maintenance thread was told.
   size_t untold_parked_bytes_ ABSL_GUARDED_BY(lock_) = 0;
-  size_t made_ ABSL_GUARDED_BY(lock_) = 0;
+  Tag tags_made_ ABSL_GUARDED_BY(lock_) = 0;
   size_t open_ ABSL_GUARDED_BY(lock_) = 0;
 };
 

@@ -120,24 +120,6 @@ bool StartThread() {
   return error == 0;
 }
 
-// glibc's loader calls free() for the thread-local storage of threads that have
-// exited under a lock that pthread_create() takes. What it allocates, it
-// allocates without that lock.
-bool MayStartThread(const void* caller) {
-  const uintptr_t base = getauxval(AT_BASE);
-  // A static program has the loader somewhere in its own code.
-  if (base == 0) return __libc_single_threaded;
-  const uintptr_t offset = reinterpret_cast<uintptr_t>(caller) - base;
-  const auto* file = reinterpret_cast<const ElfW(Ehdr)*>(base);
-  const auto* part = reinterpret_cast<const ElfW(Phdr)*>(base + file->e_phoff);
-  for (size_t i = 0; i < file->e_phnum; ++i, ++part) {
-    if (part->p_type == PT_LOAD && offset - part->p_vaddr < part->p_memsz) {
-      return false;
-    }
-  }
-  return true;
-}
-
 // What was freed before this time is due at `now_ms`.
 uint32_t DueBeforeMs(uint32_t now_ms) {
   return now_ms - (AboveSoftLimit() ? 0 : DecayMs());
@@ -241,6 +223,21 @@ bool MaintenancePace::SleepsAfter(TickResult result, uint32_t pause_ms,
   return true;
 }
 
+bool MayBeLoader(const void* caller) {
+  const uintptr_t base = getauxval(AT_BASE);
+  // A static program has the loader somewhere in its own code.
+  if (base == 0) return !__libc_single_threaded;
+  const uintptr_t offset = reinterpret_cast<uintptr_t>(caller) - base;
+  const auto* file = reinterpret_cast<const ElfW(Ehdr)*>(base);
+  const auto* part = reinterpret_cast<const ElfW(Phdr)*>(base + file->e_phoff);
+  for (size_t i = 0; i < file->e_phnum; ++i, ++part) {
+    if (part->p_type == PT_LOAD && offset - part->p_vaddr < part->p_memsz) {
+      return true;
+    }
+  }
+  return false;
+}
+
 void MaintainOnSlowPath(const void* caller) {
   ErrnoSaver saver;
   if (maintenance_signal.IsOff()) {
@@ -248,7 +245,7 @@ void MaintainOnSlowPath(const void* caller) {
   } else if (!settings.maintenance.load(std::memory_order_relaxed)) {
     maintenance_signal.TurnOff();
   } else if (!thread_state.exited &&
-             (caller == nullptr || MayStartThread(caller)) &&
+             (caller == nullptr || !MayBeLoader(caller)) &&
              maintenance_signal.TryStart() && !StartThread()) {
     maintenance_signal.TurnOff();
   }

@@ -68,6 +68,12 @@ class MaintenancePace {
   uint32_t in_vain_ = 0;
 };
 
+// Whether `caller`, the code that called free(), may be glibc's loader. That frees
+// the thread-local storage of threads that have exited under a lock, which
+// pthread_create() takes; and that of a thread that is about to end, whose key
+// destructors have run. What it allocates, it allocates without that lock.
+bool MayBeLoader(const void* caller);
+
 // Starts the thread, or makes a step of a tick where there is none. `caller` is the code
 // that called libc's free(), and null on the way of any other call.
 void MaintainOnSlowPath(const void* caller);

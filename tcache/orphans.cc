@@ -122,8 +122,8 @@ void PassToken(Slab* slab) {
       // The owner may have exited since, and another thread may have its cache.
       // The stack then is closed, or its new owner passes the token on.
       if (owner->pending().Push(slab)) {
-        // The owner may be idle.
-        maintenance_signal.NoteWork();
+        // The owner may be idle, unless it is the caller.
+        if (owner != thread_state.cache) maintenance_signal.NoteWork();
         return;
       }
       // Its stack is closed under the orphans' lock, and before that lock is

@@ -17,17 +17,19 @@
 //
 // Thread-safety: the owner thread alone, or who holds the whole cache after
 //   that thread is gone.
-// Ordering: a word leaves before it is marked. So the child of a fork at any
-//   moment marks no block twice; it may lose those of one word.
-// Invariant: no block is held twice.
+// Ordering: a word leaves before it is marked, and an entry that changes has no
+//   bits meanwhile. So the child of a fork at any moment marks no block twice, and
+//   none that was not freed; it may lose those of one word.
+// Invariant: no block is held twice. An entry without bits has no slab.
 // Cost: no atomic operation.
-// Size: 24 bytes for each entry.
+// Size: 32 bytes for each entry.
 // Source: the remote deallocation cache of snmalloc (Lietar et al. 2019), which
 //   gathers lists by the receiving thread.
 #ifndef QUARRY_TCACHE_REMOTE_BATCH_H_
 #define QUARRY_TCACHE_REMOTE_BATCH_H_
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -43,10 +45,12 @@ class RemoteBatch {
  public:
   static constexpr uint32_t kMostBytes = 64 * 1024;
 
-  // Blocks of one word of a slab's bitmap.
+  // Blocks of one word of a slab's bitmap. The address of one of them tells later
+  // whether the slab is still there: freed twice, it may not be.
   struct Word {
     Slab* slab;
     uint64_t bits;
+    const void* block;
     uint32_t index;
     SizeClass size_class;
   };
@@ -71,11 +75,11 @@ class RemoteBatch {
     return true;
   }
 
-  // Adds `block` of `slab`, which is of this class and whose owner `tag` tells.
+  // Adds `block` of `slab`, which is of this class and whose owner `tag` tells, at p.
   // False, with nothing changed, if the block is held: a double free. *displaced
   // is the word to be marked in its stead, with no bits if there is none.
-  [[nodiscard]] bool Add(Slab* slab, size_t block, SizeClass size_class, Tag tag,
-                         Word* displaced) {
+  [[nodiscard]] bool Add(Slab* slab, const void* p, size_t block,
+                         SizeClass size_class, Tag tag, Word* displaced) {
     Word& entry = entries_[EntryOf(tag)];
     const uint64_t bit = uint64_t{1} << (block % 64);
     const uint32_t index = static_cast<uint32_t>(block / 64);
@@ -85,12 +89,14 @@ class RemoteBatch {
       entry.bits |= bit;
     } else {
       *displaced = entry;
-      // Not as a whole, which would be read back from the stack, in wider pieces
-      // than it was written in.
+      entry.bits = 0;
+      std::atomic_signal_fence(std::memory_order_release);
       entry.slab = slab;
-      entry.bits = bit;
+      entry.block = p;
       entry.index = index;
       entry.size_class = size_class;
+      std::atomic_signal_fence(std::memory_order_release);
+      entry.bits = bit;
     }
     bytes_ += Slab::kGeometry[size_class].block_bytes;
     return true;
@@ -102,13 +108,25 @@ class RemoteBatch {
   template <typename Mark>
   void Empty(Mark mark) {
     if (bytes_ == 0) return;
-    bytes_ = 0;
     for (Word& entry : entries_) {
       if (entry.bits == 0) continue;
       const Word word = entry;
-      entry = {};
-      std::atomic_signal_fence(std::memory_order_release);
+      Clear(&entry);
       mark(word);
+    }
+    bytes_ = 0;
+  }
+
+  // In the child of a fork, whatever the thread was in the midst of.
+  void RepairAfterFork() {
+    bytes_ = 0;
+    for (Word& entry : entries_) {
+      if (entry.bits == 0) {
+        Clear(&entry);
+      } else {
+        bytes_ += static_cast<uint32_t>(std::popcount(entry.bits)) *
+                  Slab::kGeometry[entry.size_class].block_bytes;
+      }
     }
   }
 
@@ -130,6 +148,12 @@ class RemoteBatch {
     static_assert(uint64_t{kClassStride} * (kFastClasses - 1) <
                   uint64_t{1} << 32);
     return tag * (kClassStride / MagazineOffset(1)) >> (32 - kEntryBits);
+  }
+
+  static void Clear(Word* entry) {
+    entry->bits = 0;
+    std::atomic_signal_fence(std::memory_order_release);
+    entry->slab = nullptr;
   }
 
   // Since it was last emptied: what was displaced is counted, too.

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "absl/base/optimization.h"
+#include "arena/errno_saver.h"
 #include "arena/page_map.h"
 #include "arena/report.h"
 #include "tcache/orphans.h"
@@ -62,8 +63,20 @@ ABSL_ATTRIBUTE_NOINLINE bool MarkNow(const RemoteBatch::Word& word) {
   return true;
 }
 
-bool MarkBlock(Slab* slab, size_t block, SizeClass size_class) {
-  return MarkNow({slab, uint64_t{1} << (block % 64),
+// What was held for a while.
+bool MarkHeld(const RemoteBatch::Word& word) {
+  Tag tag = kNoTag;
+  (void)PageMap::HomeTagOf(word.block, &tag);  // It was when the block was freed.
+  // A slab that was given back after the first of two frees of its last block.
+  if (ABSL_PREDICT_FALSE(ClassOfTag(tag) != word.size_class ||
+                         PageMap::HomeDescriptorOf(word.block) != word.slab)) {
+    ReportForeignPointer("free", word.block);
+  }
+  return MarkNow(word);
+}
+
+bool MarkBlock(Slab* slab, const void* p, size_t block, SizeClass size_class) {
+  return MarkNow({slab, uint64_t{1} << (block % 64), p,
                   static_cast<uint32_t>(block / 64), size_class});
 }
 
@@ -73,6 +86,7 @@ ABSL_ATTRIBUTE_NOINLINE ThreadCache* CacheOfFreeingThread() {
   constexpr uint16_t kFewFrees = 64;
   if (++thread_state.remote_frees < kFewFrees) return nullptr;
   thread_state.remote_frees = 0;
+  ErrnoSaver saver;
   return MakeCurrentCache();
 }
 
@@ -84,10 +98,10 @@ uint64_t RemoteFreesWithoutCache() {
 
 void FreeRemotely(Slab* slab, void* p) {
   CheckIsBlock("free", slab, p);
-  MarkBlock(slab, slab->IndexOf(p), slab->size_class());
+  MarkBlock(slab, p, slab->IndexOf(p), slab->size_class());
 }
 
-bool FreeFastRemotely(void* p, Tag tag) {
+bool FreeFastRemotely(void* p, Tag tag, bool may_make_cache) {
   const SizeClass size_class = ClassOfTag(tag);
   const size_t block = Slab::FastIndexOf(p, size_class);
   auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
@@ -96,16 +110,18 @@ bool FreeFastRemotely(void* p, Tag tag) {
   }
   ThreadCache* cache = thread_state.cache;
   if (ABSL_PREDICT_FALSE(cache == &no_cache)) {
-    cache = CacheOfFreeingThread();
-    if (cache == nullptr) return MarkBlock(slab, block, size_class);
+    if (may_make_cache) cache = CacheOfFreeingThread();
+    if (cache == &no_cache || cache == nullptr) {
+      return MarkBlock(slab, p, block, size_class);
+    }
   }
   RemoteBatch& batch = cache->remote_batch();
   RemoteBatch::Word displaced;
   if (ABSL_PREDICT_FALSE(
-          !batch.Add(slab, block, size_class, tag, &displaced))) {
+          !batch.Add(slab, p, block, size_class, tag, &displaced))) {
     ReportDoubleFree(p, slab->block_bytes(), slab->start());
   }
-  bool owner_was_told = displaced.bits != 0 && MarkNow(displaced);
+  bool owner_was_told = displaced.bits != 0 && MarkHeld(displaced);
   if (ABSL_PREDICT_FALSE(batch.IsFull())) {
     owner_was_told |= FlushRemoteFrees(cache);
   }
@@ -115,7 +131,7 @@ bool FreeFastRemotely(void* p, Tag tag) {
 bool FlushRemoteFrees(ThreadCache* cache) {
   bool owner_was_told = false;
   cache->remote_batch().Empty([&](const RemoteBatch::Word& word) {
-    owner_was_told |= MarkNow(word);
+    owner_was_told |= MarkHeld(word);
   });
   return owner_was_told;
 }

@@ -22,9 +22,10 @@ void FreeRemotely(Slab* slab, void* p);
 
 // The same for a block of a fast class in the page map's home window, whose tag
 // there is `tag`; but a thread that has a cache marks later, with others of the
-// word (remote_batch.h), and a second free may be found then. Returns whether an
-// owner was told, which may have been work for the maintenance thread.
-bool FreeFastRemotely(void* p, Tag tag);
+// word (remote_batch.h), and a second free may be found then. A thread without a
+// cache gets one after some calls, if it may be made. Returns whether an owner was
+// told, which may have been work for the maintenance thread.
+bool FreeFastRemotely(void* p, Tag tag, bool may_make_cache);
 
 // What is common of that: true if the block is held now. Otherwise nothing has
 // changed. `tag` is any, but not of a magazine of this thread.

@@ -227,7 +227,11 @@ void Slab::SetFullness() {
   if (used_ == 0) {
     fullness_ = kEmpty;
   } else if (used_ == blocks) {
-    fullness_ = kFull;
+    fullness_ = is_inherited_ ? kInheritedFull : kFull;
+  } else if (is_inherited_) {
+    fullness_ = kInherited;
+    from = 1;
+    to = blocks - 1;
   } else {
     const size_t fourth = (blocks + 3) / 4;
     if (used_ >= 3 * fourth) {

@@ -80,12 +80,14 @@ class alignas(64) Slab {
  public:
   // How full a slab is, in quarters, which is how lists of slabs are kept.
   enum Fullness : uint8_t {
-    kFull,         // No free block.
-    kThreeFourths, // At least three fourths used.
+    kFull,          // No free block.
+    kInheritedFull, // The same, of an inherited slab.
+    kInherited,     // Some blocks used, some free, of an inherited slab.
+    kThreeFourths,  // At least three fourths used.
     kHalf,
     kFourth,
     kSparse,
-    kEmpty,        // No block used.
+    kEmpty,         // No block used.
     kFullnesses,
   };
 
@@ -105,7 +107,8 @@ class alignas(64) Slab {
   uint16_t fullness_to_ = 0;
   uint16_t resident_ = 0;  // No block from here on was ever given out, or
                            // since its pages were purged.
-  Fullness fullness_ = kEmpty;
+  Fullness fullness_ : 4 = kEmpty;
+  bool is_inherited_ : 4 = false;
 
   // For the maintenance thread: in which of its passes it last looked at the
   // slab, how many looks in a row found the same free blocks, or kPurged, and
@@ -248,6 +251,14 @@ class alignas(64) Slab {
   }
   void UpdateFullness() {
     if (FullnessHasChanged()) SetFullness();
+  }
+
+  // Whether the pages are still those of the parent, as far as this process of a
+  // fork knows: to write to one copies it. Requires that it is in no list.
+  bool is_inherited() const { return is_inherited_; }
+  void SetInherited(bool inherited) {
+    is_inherited_ = inherited;
+    SetFullness();
   }
 
   // Aborts when an invariant does not hold.

@@ -104,6 +104,7 @@ void ThreadCache::Close() {
           if (slab->used() == 0) {
             empty.PushFront(slab);
           } else {
+            slab->SetInherited(false);
             orphans.Add(slab);
           }
         }
@@ -123,7 +124,7 @@ size_t ThreadCache::Rest() {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     bytes += MagazineBlocks(c) * BlockBytes(c);
     const Shelf& shelf = shelves_[c];
-    for (uint32_t f = Slab::kThreeFourths; f <= Slab::kEmpty; ++f) {
+    for (uint32_t f = Slab::kInherited; f <= Slab::kEmpty; ++f) {
       for (const Slab* slab = shelf.slabs[f].first(); slab != nullptr;
            slab = slab->next) {
         bytes += slab->ResidentFreeBytes();
@@ -133,8 +134,9 @@ size_t ThreadCache::Rest() {
   return bytes;
 }
 
-void ThreadCache::DrainAllAfterFork() {
+bool ThreadCache::DrainAllAfterFork() {
   runs_.ReopenAfterFork();
+  remote_batch_.RepairAfterFork();
   LockHolder hold(lock_);
   // One that was just moving is in both places, whichever way it went.
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
@@ -145,17 +147,34 @@ void ThreadCache::DrainAllAfterFork() {
   // if its thread was just closing it, since Close() will be called for that.
   (void)pending_.TakeAll();
   SlabList all;
+  size_t bytes = 0;
   for (Shelf& shelf : shelves_) {
+    shelf.new_slabs_first = 0;
     for (SlabList& list : shelf.slabs) {
-      while (Slab* slab = list.PopFront()) all.PushFront(slab);
+      while (Slab* slab = list.PopFront()) {
+        all.PushFront(slab);
+        bytes += SlabBytes(slab->size_class());
+        ++shelf.new_slabs_first;
+      }
     }
+    // An eighth as many as there are, and one.
+    shelf.new_slabs_first = (shelf.new_slabs_first + 8) / 8;
   }
+  const bool inherits = bytes >= kLeastInheritedBytes;
   while (Slab* slab = all.PopFront()) {
     counters_.drained_blocks += slab->DrainAll();
-    slab->UpdateFullness();
+    slab->SetInherited(inherits);
     slab->ForgetPass();
     shelves_[slab->size_class()].slabs[slab->fullness()].PushFront(slab);
   }
+  return inherits;
+}
+
+void ThreadCache::ChangeTag(Tag tag) {
+  LockHolder hold(lock_);
+  FlushCold();  // By the old one.
+  tag_ = tag;
+  if (thread_state.tag != 0) thread_state.tag = tag;
 }
 
 // --- Allocation. ---
@@ -283,6 +302,11 @@ Slab* ThreadCache::BestSlab(SizeClass size_class) {
 Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   // Now and then, however seldom the batch is full.
   (void)FlushRemoteFrees(this);
+  Shelf& shelf = shelves_[size_class];
+  SlabList& inherited = shelf.slabs[Slab::kInherited];
+  if (shelf.new_slabs_first == 0 && !inherited.IsEmpty()) {
+    return TakeInherited(&inherited);
+  }
   Slab* slab = OrphansOf(arena_->index()).Adopt(size_class, this);
   if (slab != nullptr) {
     ++counters_.adoptions;
@@ -290,9 +314,20 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
     return slab;
   }
   slab = Slab::Make(arena_, size_class);
-  if (slab == nullptr) return nullptr;
+  if (slab == nullptr) {
+    return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);
+  }
+  if (shelf.new_slabs_first > 0) --shelf.new_slabs_first;
   ++counters_.slabs_made;
   slab->owner.store(this, std::memory_order_relaxed);
+  TakeOwnership(slab);
+  return slab;
+}
+
+Slab* ThreadCache::TakeInherited(SlabList* list) {
+  Slab* const slab = list->PopFront();
+  slab->SetInherited(false);
+  // Its blocks are to be written to now, so their frees may be, too.
   TakeOwnership(slab);
   return slab;
 }
@@ -565,7 +600,8 @@ void ThreadCache::MoveToItsList(Slab* slab) {
   SlabList& list = shelf.slabs[slab->fullness()];
   // One empty slab stays, so that a thread at the edge of needing it does not
   // take and return it in turn.
-  if (slab->fullness() == Slab::kEmpty && !list.IsEmpty()) {
+  if (slab->fullness() == Slab::kEmpty &&
+      (!list.IsEmpty() || slab->is_inherited())) {
     ++counters_.slabs_returned;
     ReturnSlab(slab);
     return;
@@ -638,7 +674,7 @@ SlabPass::State ThreadCache::PassOverSlabs(uint8_t looks, bool* gave_back) {
       looks, gave_back,
       [this](SizeClass c) ABSL_NO_THREAD_SAFETY_ANALYSIS {
         SlabList* const lists = shelves_[c].slabs;
-        return std::span(lists + Slab::kThreeFourths, lists + Slab::kEmpty);
+        return std::span(lists + Slab::kInherited, lists + Slab::kEmpty);
       });
 }
 

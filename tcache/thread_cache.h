@@ -279,7 +279,15 @@ class alignas(64) ThreadCache {
   static constexpr size_t kMostRestingBytes = 1024 * 1024;
 
   // In the child of a fork: takes in all remote frees, whoever had the tokens.
-  void DrainAllAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
+  // Returns whether the slabs are so many that they are inherited, from now on: what
+  // is freed in them is noted beside them, and they are allocated from only after
+  // some new ones.
+  [[nodiscard]] bool DrainAllAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
+
+  // If so, for the cache of the child's only thread: gives it a tag that no cache
+  // had before, so that no slab has it. A free of an inherited block then goes the
+  // way of remote frees, which does not write to the block.
+  void ChangeTag(Tag tag) ABSL_LOCKS_EXCLUDED(lock_);
 
   // For the maintenance thread, now and then: takes in remote frees, and gives
   // back what the owner has not used since the last call: magazines that stayed
@@ -342,6 +350,8 @@ class alignas(64) ThreadCache {
   static constexpr size_t kMostShelfBytes = 512 * 1024;
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
   static constexpr uint32_t kColdBlocks = 64;
+  // In slabs, at a fork: of less, the child may as well copy all.
+  static constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
   // In depots: from here on it is worth a thread to give it back.
   static constexpr size_t kWorthTidyingBytes = 1024 * 1024;
 
@@ -368,6 +378,8 @@ class alignas(64) ThreadCache {
     bool is_cold = false;
     // Since Tidy() found the whole cache unused: the magazine starts small.
     bool was_idle = false;
+    // So many new slabs come before inherited ones.
+    uint32_t new_slabs_first = 0;
   };
 
   // Of each class depot_count full magazines of DepotBlocks() blocks, the oldest
@@ -434,6 +446,8 @@ class alignas(64) ThreadCache {
   // One more slab, from the orphans or the arena.
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TakeOwnership(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // The first of these inherited slabs, as one's own.
+  Slab* TakeInherited(SlabList* list) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Puts a slab whose used() changed into the list where it belongs, or gives
   // it back to the arena if it is empty and there is another.
   void Relist(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {

@@ -65,8 +65,11 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   cache_registry.UnparkAfterFork();
   ThreadCache* const mine = thread_state.cache;
   ThreadCache* const stray = stray_cache.load(std::memory_order_relaxed);
-  cache_registry.ForEach([](ThreadCache* cache) {
-    if (cache->is_open) cache->DrainAllAfterFork();
+  bool inherits = false;
+  cache_registry.ForEach([&](ThreadCache* cache) {
+    if (cache->is_open && cache->DrainAllAfterFork() && cache == mine) {
+      inherits = true;
+    }
   });
   for (size_t i = 0; i < ArenasMade(); ++i) OrphansOf(i).DrainAll();
   for (;;) {
@@ -76,6 +79,10 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
     });
     if (vanished == nullptr) break;
     cache_registry.Give(vanished);
+  }
+  if (inherits) {
+    const Tag tag = cache_registry.NewTag();
+    if (tag != kNoTag) mine->ChangeTag(tag);
   }
 }
 

@@ -67,7 +67,14 @@ inline void Free(void* p) {
 // As free() does for a block of another thread's slab, of a fast class.
 inline void FreeLater(void* p) {
   const Tag tag = PageMap::TagOf(p);
-  if (!TryFreeRemotelyLater(p, tag)) (void)FreeFastRemotely(p, tag);
+  if (!TryFreeRemotelyLater(p, tag)) (void)FreeFastRemotely(p, tag, true);
+}
+
+// As free() does for any block of a fast class.
+inline void FreeHereOrLater(void* p) {
+  Magazine* magazine;
+  if (ThreadCache::FindMagazine(p, &magazine)) return Free(p);
+  FreeLater(p);
 }
 
 inline ThreadCache* OwnerOf(const void* p) {

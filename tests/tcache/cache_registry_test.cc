@@ -40,6 +40,14 @@ TEST(CacheRegistry, EachCacheHasATagOfItsOwn) {
   EXPECT_EQ(cache_registry.OpenCaches(), open);
 }
 
+TEST(CacheRegistry, ANewTagIsNobodys) {
+  const Tag tag = cache_registry.NewTag();
+  EXPECT_NE(tag, kNoTag);
+  EXPECT_EQ(tag % kOwnerUnit, 0u);
+  EXPECT_NE(cache_registry.NewTag(), tag);
+  for (ThreadCache* cache : AllCaches()) EXPECT_NE(cache->tag(), tag);
+}
+
 TEST(CacheRegistry, AClosedCacheServesTheNextOwnerUnderItsTag) {
   ThreadCache* const cache = cache_registry.Take();
   const Tag tag = cache->tag();

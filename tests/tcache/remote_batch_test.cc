@@ -38,7 +38,8 @@ class RemoteBatchTest : public testing::Test {
     return batch_.TryAddToWord(of.At(block), of.slab, of.tag);
   }
   bool Add(const FakeSlab& to, size_t block, Word* displaced) {
-    return batch_.Add(to.slab, block, to.size_class, to.tag, displaced);
+    return batch_.Add(to.slab, to.At(block), block, to.size_class, to.tag,
+                      displaced);
   }
   // Expects that no word has to make way.
   void Add(const FakeSlab& to, size_t block) {
@@ -176,6 +177,24 @@ TEST_F(RemoteBatchTest, IsFullWithItsMostBytes) {
   EXPECT_TRUE(batch_.IsFull());
   EXPECT_EQ(TakeAll().size(), most);
   EXPECT_FALSE(batch_.IsFull());
+}
+
+TEST_F(RemoteBatchTest, ARepairKeepsWhatIsHeldAndCountsItAnew) {
+  const FakeSlab large(3, ClassOf(1024));
+  Add(large, 0);
+  Word displaced;
+  for (size_t block = 64; block < 64 + 60; ++block) {
+    EXPECT_TRUE(Add(FakeSlab(block, ClassOf(1024)), 0, &displaced));
+  }
+  batch_.RepairAfterFork();
+  // Of what was displaced nothing counts any more.
+  for (size_t block = 1; block < 60; ++block) {
+    ASSERT_TRUE(Add(FakeSlab(123, ClassOf(1024)), block, &displaced));
+  }
+  EXPECT_FALSE(batch_.IsFull());
+  EXPECT_EQ(TakeAll().size(), 60u);
+  batch_.RepairAfterFork();
+  EXPECT_TRUE(TakeAll().empty());
 }
 
 // Whatever is added is held, displaced or refused, once.

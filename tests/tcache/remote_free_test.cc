@@ -465,6 +465,29 @@ TEST(RemoteFreeDeathTest, ASecondFreeOfAMarkedBlockIsFoundWithItsWord) {
   });
 }
 
+// Its slab went back to the arena after the first free was marked.
+TEST(RemoteFreeDeathTest, ASecondFreeThatWasHeldMayBeOfNoBlockAnyMore) {
+  void* p;
+  Worker owner;
+  owner.Do([&] { p = Allocate(kBytes); });
+  void* const mine = Allocate(kBytes);
+  EXPECT_EXIT(
+      {
+        FreeLater(p);
+        // As the other thread and the owner would.
+        Slab* const slab = Slab::Of(p);
+        (void)slab->remote.MarkFreed(slab->IndexOf(p));
+        slab->Drain();
+        ReturnSlab(slab);
+        (void)FlushRemoteFrees(thread_state.cache);
+      },
+      testing::KilledBySignal(SIGABRT),
+      testing::Eq("quarry: free of " + Hex(p) +
+                  ", which Quarry did not allocate, aborting\n"));
+  Free(mine);
+  owner.Do([&] { Free(p); });
+}
+
 TEST(RemoteFreeDeathTest, NamesTheBlockOfAnInteriorPointer) {
   char* const p = static_cast<char*>(Allocate(kBytes));
   EXPECT_EXIT(FreeOnAnotherThread(p + 16), testing::KilledBySignal(SIGABRT),

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <climits>
@@ -539,6 +540,94 @@ TEST_F(ThreadLifeTest, AForksChildDrainsWithoutTokens) {
     Free(blocks[2]);
   }
   worker.Do([] { ThreadCache::FlushThread(); });
+}
+
+// A page that the child writes to is copied, so it notes beside the blocks what it
+// frees of its parent's, and allocates from slabs of its own.
+TEST_F(ThreadLifeTest, AForksChildDoesNotWriteToWhatItFrees) {
+  constexpr uint64_t kContent = 0x0123456789abcdef;
+  std::vector<uint64_t*> blocks;
+  for (int i = 0; i < 50000; ++i) {
+    blocks.push_back(static_cast<uint64_t*>(Allocate(kBytes)));
+    *blocks.back() = kContent;
+  }
+  EXPECT_EQ(InChild([&] {
+              QUARRY_CHECK(Slab::Of(blocks[0])->is_inherited());
+              // What is in the magazine, which is nobody's yet.
+              std::vector<void*> own(500);
+              for (void*& p : own) p = Allocate(kBytes);
+              // Of each slab some.
+              for (size_t i = 0; i < blocks.size(); i += 2) {
+                FreeLater(blocks[i]);
+              }
+              for (uint64_t* p : blocks) QUARRY_CHECK(*p == kContent);
+              for (int i = 0; i < 1000; ++i) {
+                own.push_back(Allocate(kBytes));
+                QUARRY_CHECK(!Slab::Of(own.back())->is_inherited());
+                QUARRY_CHECK(std::find(blocks.begin(), blocks.end(),
+                                       own.back()) == blocks.end());
+              }
+              for (uint64_t* p : blocks) QUARRY_CHECK(*p == kContent);
+              VerifyAll();
+              // Not for ever.
+              const std::set<void*> inherited(blocks.begin(), blocks.end());
+              while (inherited.count(own.back()) == 0) {
+                QUARRY_CHECK(own.size() < blocks.size());
+                own.push_back(Allocate(kBytes));
+              }
+              QUARRY_CHECK(!Slab::Of(own.back())->is_inherited());
+              QUARRY_CHECK(TryPush(own.back()));
+              own.pop_back();
+              for (void* p : own) FreeHereOrLater(p);
+              for (size_t i = 1; i < blocks.size(); i += 2) {
+                FreeHereOrLater(blocks[i]);
+              }
+              ThreadCache::FlushThread();
+              VerifyAll();
+              QUARRY_CHECK(SlabBytesInUse() == 0);
+            }),
+            0);
+  for (uint64_t* p : blocks) Free(p);
+}
+
+// It copies what little there is.
+TEST_F(ThreadLifeTest, AForksChildOfASmallHeapFreesAsEver) {
+  void* const p = Allocate(kBytes);
+  EXPECT_EQ(InChild([&] {
+              QUARRY_CHECK(!Slab::Of(p)->is_inherited());
+              QUARRY_CHECK(TryPush(p));
+            }),
+            0);
+  Free(p);
+}
+
+// The child of a child inherits from both.
+TEST_F(ThreadLifeTest, AForksChildForks) {
+  std::vector<void*> first;
+  for (int i = 0; i < 50000; ++i) first.push_back(Allocate(kBytes));
+  EXPECT_EQ(InChild([&] {
+              const Tag tag = thread_state.tag;
+              void* const second = Allocate(2 * kBytes);
+              FreeLater(first[0]);
+              QUARRY_CHECK(!Slab::Of(second)->is_inherited());
+              QUARRY_CHECK(InChild([&] {
+                             QUARRY_CHECK(thread_state.tag != tag);
+                             QUARRY_CHECK(Slab::Of(second)->is_inherited());
+                             for (size_t i = 1; i < first.size(); ++i) {
+                               FreeLater(first[i]);
+                             }
+                             FreeLater(second);
+                             ThreadCache::FlushThread();
+                             VerifyAll();
+                             QUARRY_CHECK(SlabBytesInUse() == 0);
+                           }) == 0);
+              for (size_t i = 1; i < first.size(); ++i) FreeLater(first[i]);
+              Free(second);
+              ThreadCache::FlushThread();
+              QUARRY_CHECK(SlabBytesInUse() == 0);
+            }),
+            0);
+  for (void* p : first) Free(p);
 }
 
 // A cache that was closed, but is not yet on the list of those that are free,
