@@ -523,7 +523,7 @@ void FlushThread() {
 size_t ReleaseMemory(size_t pad_bytes) {
   ThreadCache::FlushThread();
   static_cast<void>(cache_registry.CloseParked(/*all=*/true));
-  // What other threads keep, but for their magazines.
+  // What other threads keep, but for their magazines and remote batches.
   bool gave_back = false;
   const size_t purged_before = OsPages().statistics().purged_bytes;
   cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
@@ -554,7 +554,7 @@ HeapStatistics GatherStatistics() {
   // Blocks that are noted as free are in use as far as their slabs know.
   if (mine != &no_cache) {
     mine->FlushNotes();
-    (void)FlushRemoteFrees(mine);
+    static_cast<void>(FlushRemoteFrees(mine));
   }
 
   size_t cached_run_bytes = 0;
@@ -634,10 +634,9 @@ HeapStatistics GatherStatistics() {
 
 void VerifyHeap() {
   ThreadCache* const mine = thread_state.cache;
-  cache_registry.ForEach(
-      [&](ThreadCache* cache) {
-        cache->Verify(cache == mine || cache->is_parked);
-      });
+  cache_registry.ForEach([&](ThreadCache* cache) {
+    cache->Verify(cache == mine || cache->is_parked);
+  });
   for (size_t i = 0; i < ArenasMade(); ++i) {
     OrphansOf(i).ForEach([](Slab* slab) { slab->Verify(); });
     ArenaAt(i).Verify();

@@ -486,7 +486,7 @@ void ThreadCache::FlushCold() {
     }
     auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
     // By the class and not by the slab, whose line may be a while in coming.
-    const SizeClass c = offset / sizeof(Magazine);
+    const SizeClass c = ClassOfTag(offset);
     const size_t block = Slab::FastIndexOf(p, c);
     // Blocks that were allocated in a row are often freed in a row, and then
     // whole words of a bitmap come together. Asked by the addresses alone: in a
@@ -502,7 +502,7 @@ void ThreadCache::FlushCold() {
   }
   cold_count_ = 0;
   // The depot may have been given back meanwhile, by Tidy().
-  const SizeClass last = offset / sizeof(Magazine);
+  const SizeClass last = ClassOfTag(offset);
   const Shelf& shelf = shelves_[last];
   if (shelf.is_cold && shelf.depot_count <= kMostMagazines[last] / 2 &&
       depot_bytes_ < kMostDepotBytes) {

@@ -199,7 +199,7 @@ class alignas(64) ThreadCache {
     const size_t offset =
         magazine_offsets[(bytes + kMinAlignmentBytes - 1) / kMinAlignmentBytes];
     return thread_state.cache->TakeSpare(
-        static_cast<SizeClass>(offset / sizeof(Magazine)));
+        ClassOfTag(static_cast<Tag>(offset)));
   }
 
   // Frees `p`, whose magazine this is, if it is the start of a block and the class

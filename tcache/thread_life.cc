@@ -60,9 +60,9 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   ArenasLock().ResetAfterFork();
   cache_registry.lock().ResetAfterFork();
   maintenance_signal.ResetAfterFork();
+  cache_registry.UnparkAfterFork();
   // One thread is left, so the list of caches may be walked without its lock,
   // which Give() takes.
-  cache_registry.UnparkAfterFork();
   ThreadCache* const mine = thread_state.cache;
   ThreadCache* const stray = stray_cache.load(std::memory_order_relaxed);
   bool inherits = false;

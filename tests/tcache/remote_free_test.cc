@@ -417,75 +417,63 @@ TEST(RemoteFreeDeathTest, ADoubleFreeOfAnOrphansBlockIsFoundAtOnce) {
   Free(q);
 }
 
-TEST(RemoteFreeDeathTest, ASecondFreeOfAHeldBlockIsFoundAtOnce) {
-  void* p;
-  void* q;
-  Worker owner;
-  owner.Do([&] {
-    p = Allocate(kBytes);
-    q = Allocate(kBytes);
-  });
-  void* const mine = Allocate(kBytes);
+// Of blocks of a thread that lives, by a thread that has a cache.
+class FreeLaterDeathTest : public testing::Test {
+ protected:
+  FreeLaterDeathTest() : mine_(Allocate(kBytes)) {
+    owner_.Do([this] {
+      p_ = Allocate(kBytes);
+      q_ = Allocate(kBytes);
+    });
+  }
+  ~FreeLaterDeathTest() override {
+    Free(mine_);
+    owner_.Do([this] {
+      Free(p_);
+      Free(q_);
+    });
+  }
+
+  Worker owner_;
+  void* const mine_;
+  void* p_ = nullptr;
+  void* q_ = nullptr;
+};
+
+TEST_F(FreeLaterDeathTest, ASecondFreeOfAHeldBlockIsFoundAtOnce) {
   EXPECT_EXIT(
       {
-        FreeLater(p);
-        FreeLater(q);
-        FreeLater(p);
+        FreeLater(p_);
+        FreeLater(q_);
+        FreeLater(p_);
       },
-      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
-  Free(mine);
-  owner.Do([&] {
-    Free(p);
-    Free(q);
-  });
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p_)));
 }
 
-TEST(RemoteFreeDeathTest, ASecondFreeOfAMarkedBlockIsFoundWithItsWord) {
-  void* p;
-  void* q;
-  Worker owner;
-  owner.Do([&] {
-    p = Allocate(kBytes);
-    q = Allocate(kBytes);
-  });
-  void* const mine = Allocate(kBytes);
+TEST_F(FreeLaterDeathTest, ASecondFreeOfAMarkedBlockIsFoundWithItsWord) {
   EXPECT_EXIT(
       {
-        FreeLater(p);
+        FreeLater(p_);
         (void)FlushRemoteFrees(thread_state.cache);
-        FreeLater(q);
-        FreeLater(p);
+        FreeLater(q_);
+        FreeLater(p_);
         (void)FlushRemoteFrees(thread_state.cache);
       },
-      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p)));
-  Free(mine);
-  owner.Do([&] {
-    Free(p);
-    Free(q);
-  });
+      testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p_)));
 }
 
 // Its slab went back to the arena after the first free was marked.
-TEST(RemoteFreeDeathTest, ASecondFreeThatWasHeldMayBeOfNoBlockAnyMore) {
-  void* p;
-  Worker owner;
-  owner.Do([&] { p = Allocate(kBytes); });
-  void* const mine = Allocate(kBytes);
+TEST_F(FreeLaterDeathTest, ASecondFreeThatWasHeldMayBeOfNoBlockAnyMore) {
   EXPECT_EXIT(
       {
-        FreeLater(p);
-        // As the other thread and the owner would.
-        Slab* const slab = Slab::Of(p);
-        (void)slab->remote.MarkFreed(slab->IndexOf(p));
-        slab->Drain();
-        ReturnSlab(slab);
+        FreeLater(p_);
+        // As ReturnSlab() leaves it.
+        PageMap::Set(Slab::Of(p_)->start(), kGranuleBytes, kRunTag, nullptr);
         (void)FlushRemoteFrees(thread_state.cache);
       },
       testing::KilledBySignal(SIGABRT),
-      testing::Eq("quarry: free of " + Hex(p) +
+      testing::Eq("quarry: free of " + Hex(p_) +
                   ", which Quarry did not allocate, aborting\n"));
-  Free(mine);
-  owner.Do([&] { Free(p); });
 }
 
 TEST(RemoteFreeDeathTest, NamesTheBlockOfAnInteriorPointer) {
