@@ -223,6 +223,25 @@ void* Move(void* p, size_t old_bytes, size_t new_bytes) {
   return moved;
 }
 
+// The same of a block of the thread's own, which is not aligned to 8 bytes only, and
+// whose magazine this is: what grows most often is small.
+void* MoveOwn(Magazine* magazine, void* p, size_t old_bytes, size_t new_bytes) {
+  void* moved = TryPop(new_bytes);
+  if (ABSL_PREDICT_FALSE(moved == nullptr)) return Move(p, old_bytes, new_bytes);
+  const size_t bytes = std::min(old_bytes, new_bytes);
+  if (bytes > kLinearMaxBytes) {
+    memcpy(moved, p, bytes);
+  } else {
+    // As TryPopZeroed() does: both blocks are whole pieces of this size.
+    for (size_t i = 0; i < bytes; i += kMinAlignmentBytes) {
+      memcpy(static_cast<char*>(moved) + i, static_cast<char*>(p) + i,
+             kMinAlignmentBytes);
+    }
+  }
+  if (ABSL_PREDICT_FALSE(!ThreadCache::TryPush(magazine, p))) Deallocate(p);
+  return moved;
+}
+
 bool ResizeHuge(Huge* huge, size_t bytes) {
   bool resized = huge_blocks.Resize(huge, bytes);
   if (ABSL_PREDICT_FALSE(!resized) && ReleasedFor(bytes - huge->bytes)) {
@@ -317,6 +336,48 @@ ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
   }
 }
 
+// Apart from Reallocate(), which has no registers to save then.
+ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
+  static constexpr char kCall[] = "realloc";
+  switch (RoomOf(PageMap::TagOf(p))) {
+    case Room::kSlab: {
+      const Slab* slab = Slab::Of(p);
+      CheckIsBlock(kCall, slab, p);
+      if (bytes <= kSmallMaxBytes && ClassOf(bytes) == slab->size_class()) {
+        return p;
+      }
+      return Move(p, slab->block_bytes(), bytes);
+    }
+    case Room::kRun: {
+      Run* run = RunAt(kCall, p);
+      if (bytes > kSmallMaxBytes && ServedByArena(bytes) &&
+          ResizeRun(run, bytes)) {
+        StartMaintenanceIfWanted();
+        return p;
+      }
+      if (bytes > run->bytes() &&
+          (bytes > kMostGrownRunBytes || !ServedByArena(bytes))) {
+        return MoveToHuge(run, bytes);
+      }
+      return Move(p, run->bytes(), bytes);
+    }
+    case Room::kHuge: {
+      Huge* huge = HugeAt(kCall, p);
+      // Down to half of what would make it huge, so that a block whose size
+      // varies about the threshold is not copied each time.
+      if (bytes > PTRDIFF_MAX) return nullptr;
+      if (bytes >= huge->bytes || bytes * 2 > kMostGrownRunBytes ||
+          !ServedByArena(bytes * 2)) {
+        return ResizeHuge(huge, bytes) ? huge->start : nullptr;
+      }
+      return Move(p, huge->bytes, bytes);
+    }
+    case Room::kNone:
+      break;
+  }
+  ReportWildPointer(kCall, p);
+}
+
 }  // namespace
 
 void* AllocateSlow(size_t bytes) {
@@ -363,52 +424,14 @@ void* AllocateUnaligned8(size_t bytes) {
 }
 
 void* Reallocate(void* p, size_t bytes) {
-  constexpr char kCall[] = "realloc";
-  // What grows most often is small and the thread's own.
-  if (const Magazine* magazine = ThreadCache::WarmMagazineOf(p)) {
+  if (Magazine* magazine = ThreadCache::WarmMagazineOf(p)) {
     const size_t old_bytes = magazine->BlockBytesWhenWarm();
     if (ABSL_PREDICT_TRUE(IsWholeBlock(p, old_bytes))) {
       if (bytes <= kFastMaxBytes && magazine->ServesRequest(bytes)) return p;
-      return Move(p, old_bytes, bytes);
+      return MoveOwn(magazine, p, old_bytes, bytes);
     }
   }
-  switch (RoomOf(PageMap::TagOf(p))) {
-    case Room::kSlab: {
-      const Slab* slab = Slab::Of(p);
-      CheckIsBlock(kCall, slab, p);
-      if (bytes <= kSmallMaxBytes && ClassOf(bytes) == slab->size_class()) {
-        return p;
-      }
-      return Move(p, slab->block_bytes(), bytes);
-    }
-    case Room::kRun: {
-      Run* run = RunAt(kCall, p);
-      if (bytes > kSmallMaxBytes && ServedByArena(bytes) &&
-          ResizeRun(run, bytes)) {
-        StartMaintenanceIfWanted();
-        return p;
-      }
-      if (bytes > run->bytes() &&
-          (bytes > kMostGrownRunBytes || !ServedByArena(bytes))) {
-        return MoveToHuge(run, bytes);
-      }
-      return Move(p, run->bytes(), bytes);
-    }
-    case Room::kHuge: {
-      Huge* huge = HugeAt(kCall, p);
-      // Down to half of what would make it huge, so that a block whose size
-      // varies about the threshold is not copied each time.
-      if (bytes > PTRDIFF_MAX) return nullptr;
-      if (bytes >= huge->bytes || bytes * 2 > kMostGrownRunBytes ||
-          !ServedByArena(bytes * 2)) {
-        return ResizeHuge(huge, bytes) ? huge->start : nullptr;
-      }
-      return Move(p, huge->bytes, bytes);
-    }
-    case Room::kNone:
-      break;
-  }
-  ReportWildPointer(kCall, p);
+  return ReallocateOther(p, bytes);
 }
 
 size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes) {

@@ -183,7 +183,7 @@ class alignas(64) ThreadCache {
 
   // That magazine if p is the start of a block and the class is warm; else
   // nullptr.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static const Magazine* WarmMagazineOf(
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* WarmMagazineOf(
       const void* p) {
     Magazine* magazine;
     if (ABSL_PREDICT_FALSE(!FindMagazine(p, &magazine))) return nullptr;

@@ -327,6 +327,20 @@ TEST(Heap, ReallocationKeepsTheContentFromAnyRoomToAnyOther) {
   VerifyHeap();
 }
 
+TEST(Heap, ReallocationOfASmallBlockKeepsTheContent) {
+  for (size_t before = 1; before <= 200; ++before) {
+    for (size_t after = 1; after <= 200; ++after) {
+      SCOPED_TRACE(testing::Message() << before << " to " << after);
+      char* block = Allocate(before);
+      Content::Write(block, before, before + after);
+      block = static_cast<char*>(Reallocate(block, after));
+      ASSERT_TRUE(Content::IsIntact(block, before, before + after, after));
+      Deallocate(block);
+    }
+  }
+  VerifyHeap();
+}
+
 TEST(Heap, ReallocationWithinAClassStaysInPlace) {
   for (SizeClass c = kFirstClass; c < kClasses; ++c) {
     char* const block = Allocate(BlockBytes(c));
