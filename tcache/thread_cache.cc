@@ -204,9 +204,11 @@ void* ThreadCache::Refill(SizeClass size_class) {
   Shelf& shelf = shelves_[size_class];
   if (shelf.is_cold) TurnWarm(size_class);
   if (cold_count_ > 0) FlushCold();
-  // Seldom while there are free blocks: each drain takes lines away from the
-  // threads that are freeing, and a later one finds more on them.
-  if (BestSlab(size_class) == nullptr || ++refills_undrained_ >= kMostUndrained) {
+  // Seldom while there are free blocks in pages that were touched: each drain takes
+  // lines away from the threads that are freeing, and a later one finds more on them.
+  const Slab* const best = BestSlab(size_class);
+  if (best == nullptr || best->ResidentFreeBytes() == 0 ||
+      ++refills_undrained_ >= kMostUndrained) {
     refills_undrained_ = 0;
     if (!pending_.IsEmpty()) DrainPending();
   }
@@ -218,7 +220,10 @@ void* ThreadCache::Refill(SizeClass size_class) {
   } else {
     GrowMagazine(&magazine);
   }
-  const size_t wanted = static_cast<size_t>(magazine.capacity) / 2;
+  const size_t wanted =
+      std::min<size_t>(static_cast<size_t>(magazine.capacity) / 2,
+                       std::max<size_t>(kMostRefillBytes / BlockBytes(size_class),
+                                        1));
   Slab* slab = BestSlab(size_class);
   if (slab == nullptr) slab = AcquireSlab(size_class);
   if (slab == nullptr) return nullptr;

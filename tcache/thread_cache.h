@@ -341,6 +341,9 @@ class alignas(64) ThreadCache {
  private:
   static constexpr size_t kMostMagazineBytes = 32 * 1024;
   static constexpr int32_t kMostMagazineBlocks = 128;
+  // What a refill takes from slabs, if that is a block at all. A thread that only
+  // allocates has so much of each class at hand that nobody uses.
+  static constexpr size_t kMostRefillBytes = 8 * 1024;
   static constexpr int32_t kFewestMagazineBlocks = 2;
   static constexpr int32_t kFirstMagazineBlocks = 8;
   // Of the depot: magazines of one class, and bytes of one class and of all. A

@@ -329,6 +329,21 @@ TEST_F(ThreadCacheTest, RefillsFromTheFullestSlab) {
   }
 }
 
+TEST_F(ThreadCacheTest, ARefillTakesNoMoreThanEightKibibytes) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    ThreadCache::FlushThread();
+    std::vector<void*> blocks;
+    size_t most = 0;
+    for (int i = 0; i < 600; ++i) {
+      blocks.push_back(AllocateOfClass(c));
+      // And the one that was asked for.
+      most = std::max(most, thread_state.cache->MagazineBlocks(c) + 1);
+    }
+    EXPECT_LE(most, std::max<size_t>(8192 / BlockBytes(c), 1)) << BlockBytes(c);
+    for (void* p : blocks) Free(p);
+  }
+}
+
 TEST_F(ThreadCacheTest, CountsWhatItDoes) {
   const ThreadCache::Counters before = counters();
   void* const p = Allocate(kBytes);
