@@ -25,7 +25,7 @@
 // is not visible before the fence in its thread is made after it, and then so
 // is its load of is_closed_.
 //
-// Thread-safety: Take(), Put() and PopAbove() on the owner; StealIdle() on one
+// Thread-safety: Take(), Put(), PopAbove() and PopIdle() on the owner; StealIdle() on one
 //   other thread at a time.
 // Ordering: is_busy_ and is_closed_ are released when they turn false and
 //   acquired by the other side, so that the slots pass from one to the other.
@@ -39,6 +39,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
@@ -133,15 +134,20 @@ class RunCache {
     return run;
   }
 
+  // A run, as PopAbove() chooses it, if none was put in since the last call.
+  Run* PopIdle() {
+    const uint32_t puts = puts_.load(std::memory_order_relaxed);
+    if (std::exchange(puts_at_pop_, puts) != puts) return nullptr;
+    return PopAbove(0);
+  }
+
   // Takes the runs out if the owner has put none in since the last call, or if it
   // `is_urgent`, and calls visit(run) for each. Returns whether any is left.
   template <typename Visit>
   bool StealIdle(bool is_urgent, Visit visit) {
     if (cached_bytes() == 0) return false;
-    // A run that is put in between the two counts as one that was put in before.
-    const bool was_used = was_used_.load(std::memory_order_relaxed);
-    was_used_.store(false, std::memory_order_relaxed);
-    if (was_used && !is_urgent) return true;
+    const uint32_t puts = puts_.load(std::memory_order_relaxed);
+    if (std::exchange(puts_at_steal_, puts) != puts && !is_urgent) return true;
     is_closed_.store(true, std::memory_order_relaxed);
     // Acquire pairs with the release in Leave().
     if (!FenceAllThreads() || is_busy_.load(std::memory_order_acquire)) {
@@ -207,7 +213,8 @@ class RunCache {
     runs_[i].store(run, std::memory_order_relaxed);
     bytes_[i].store(static_cast<uint32_t>(bytes), std::memory_order_relaxed);
     cached_bytes_.store(cached_bytes() + bytes, std::memory_order_relaxed);
-    was_used_.store(true, std::memory_order_relaxed);
+    puts_.store(puts_.load(std::memory_order_relaxed) + 1,
+                std::memory_order_relaxed);
   }
 
   void Remove(size_t i) {
@@ -222,8 +229,11 @@ class RunCache {
   uint32_t next_evicted_ = 0;  // The owner's.
   std::atomic<bool> is_busy_{false};
   std::atomic<bool> is_closed_{false};
-  // Since the last StealIdle(): whether the owner put a run in.
-  std::atomic<bool> was_used_{false};
+  // How often the owner put a run in, and what that was at the last PopIdle(), the
+  // owner's, and at the last StealIdle(), that thread's.
+  std::atomic<uint32_t> puts_{0};
+  uint32_t puts_at_pop_ = 0;
+  uint32_t puts_at_steal_ = 0;
   // Where they start, as the owner was told. In a loop of allocation and free each
   // turn would wait for the look-up of the record from the address, and for the
   // address in the record, if what is given out came from there.

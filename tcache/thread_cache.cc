@@ -318,6 +318,9 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
     TakeOwnership(slab);
     return slab;
   }
+  // What a program that has turned to small blocks does not take up again serves
+  // for them.
+  if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
   slab = Slab::Make(arena_, size_class);
   if (slab == nullptr) {
     return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);

@@ -8,7 +8,7 @@
  * memory later, in order; its own loads see them at once. membarrier() empties
  * the caller's buffer at its call, the owner's at any moment of it.
  *
- * Abstracted: one slot, two runs, and no eviction (a full slot refuses); was_used_,
+ * Abstracted: one slot, two runs, and no eviction (a full slot refuses); puts_,
  * so that StealIdle tries at any time; orders weaker than x86's.
  *
  * Properties: the two are never at the slot together; a run is in one place,

@@ -112,6 +112,24 @@ TEST_F(RunCacheTest, PopsRunsUntilAsManyBytesAreLeft) {
   EXPECT_EQ(cache_.cached_bytes(), 20 * PageBytes());
 }
 
+TEST_F(RunCacheTest, IdleRunsArePoppedOneByOne) {
+  std::array<PageRun, 3> runs;
+  for (PageRun& run : runs) {
+    Make(&run, 10);
+    EXPECT_EQ(cache_.Put(&run), nullptr);
+  }
+  EXPECT_EQ(cache_.PopIdle(), nullptr) << "put in since the last call";
+  EXPECT_EQ(cache_.PopIdle(), &runs[0]);
+  EXPECT_TRUE(Steal().empty()) << "for that the owner has not been idle";
+  EXPECT_EQ(cache_.PopIdle(), &runs[1]) << "nor is it busy for having been asked";
+  EXPECT_EQ(cache_.Put(&runs[0]), nullptr);
+  EXPECT_EQ(cache_.PopIdle(), nullptr);
+  EXPECT_NE(cache_.PopIdle(), nullptr);
+  EXPECT_NE(cache_.PopIdle(), nullptr);
+  EXPECT_EQ(cache_.PopIdle(), nullptr);
+  EXPECT_EQ(cache_.cached_bytes(), 0u);
+}
+
 TEST_F(RunCacheTest, RunsAreStolenFromAnIdleOwnerAlone) {
   PageRun run;
   Make(&run, 7);

@@ -658,6 +658,24 @@ TEST_F(ThreadCacheTest, AFreedRunComesBackToTheNextRequestOfItsSize) {
   EXPECT_EQ(arena->statistics().in_use_bytes, SlabBytesInUse());
 }
 
+TEST_F(ThreadCacheTest, ANewSlabGivesAnIdleRunBackFirst) {
+  Free(Allocate(kBytes));
+  Arena* const arena = thread_state.cache->arena();
+  auto* const run = arena->Allocate(20, PageBytes());
+  ASSERT_NE(run, nullptr);
+  ThreadCache::FreeRun(run);
+  const SizeClass c = ClassOf(kFastMaxBytes);
+  std::vector<void*> blocks;
+  // The first slab after the run was freed leaves it alone.
+  for (size_t i = 0; i < SlabBlocks(c); ++i) blocks.push_back(AllocateOfClass(c));
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 20 * PageBytes());
+  for (size_t i = 0; i < SlabBlocks(c); ++i) blocks.push_back(AllocateOfClass(c));
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 0u);
+  for (void* p : blocks) Free(p);
+  ThreadCache::FlushThread();
+  EXPECT_EQ(arena->statistics().in_use_bytes, 0u) << "the arena has it";
+}
+
 class ColdClassDeathTest : public ThreadCacheTest {
  protected:
   ColdClassDeathTest() {
