@@ -236,6 +236,7 @@ void* MoveOwn(Magazine* magazine, void* p, size_t old_bytes, size_t new_bytes) {
     for (size_t i = 0; i < bytes; i += kMinAlignmentBytes) {
       memcpy(static_cast<char*>(moved) + i, static_cast<char*>(p) + i,
              kMinAlignmentBytes);
+      std::atomic_signal_fence(std::memory_order_seq_cst);
     }
   }
   if (ABSL_PREDICT_FALSE(!ThreadCache::TryPush(magazine, p))) Deallocate(p);
@@ -336,8 +337,9 @@ ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
   }
 }
 
-// Apart from Reallocate(), which has no registers to save then.
+// Apart from Reallocate(), which is shorter so.
 ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
+  // Static: an array on the stack would have the stack guarded.
   static constexpr char kCall[] = "realloc";
   switch (RoomOf(PageMap::TagOf(p))) {
     case Room::kSlab: {

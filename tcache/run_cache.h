@@ -229,8 +229,8 @@ class RunCache {
   uint32_t next_evicted_ = 0;  // The owner's.
   std::atomic<bool> is_busy_{false};
   std::atomic<bool> is_closed_{false};
-  // How often the owner put a run in, and what that was at the last PopIdle(), the
-  // owner's, and at the last StealIdle(), that thread's.
+  // How often the owner put a run in, and what that was at the last PopIdle() and at
+  // the last StealIdle(). These two belong to who calls the one or the other.
   std::atomic<uint32_t> puts_{0};
   uint32_t puts_at_pop_ = 0;
   uint32_t puts_at_steal_ = 0;

@@ -204,11 +204,9 @@ void* ThreadCache::Refill(SizeClass size_class) {
   Shelf& shelf = shelves_[size_class];
   if (shelf.is_cold) TurnWarm(size_class);
   if (cold_count_ > 0) FlushCold();
-  // Seldom while there are free blocks in pages that were touched: each drain takes
-  // lines away from the threads that are freeing, and a later one finds more on them.
-  const Slab* const best = BestSlab(size_class);
-  if (best == nullptr || best->ResidentFreeBytes() == 0 ||
-      ++refills_undrained_ >= kMostUndrained) {
+  // Seldom while there are free blocks: each drain takes lines away from the
+  // threads that are freeing, and a later one finds more on them.
+  if (BestSlab(size_class) == nullptr || ++refills_undrained_ >= kMostUndrained) {
     refills_undrained_ = 0;
     if (!pending_.IsEmpty()) DrainPending();
   }
@@ -318,7 +316,7 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
     TakeOwnership(slab);
     return slab;
   }
-  // What a program that has turned to small blocks does not take up again serves
+  // What a program that has turned to small blocks does not take up again may serve
   // for them.
   if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
   slab = Slab::Make(arena_, size_class);

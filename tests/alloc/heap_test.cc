@@ -331,11 +331,20 @@ TEST(Heap, ReallocationOfASmallBlockKeepsTheContent) {
   for (size_t before = 1; before <= 200; ++before) {
     for (size_t after = 1; after <= 200; ++after) {
       SCOPED_TRACE(testing::Message() << before << " to " << after);
+      // The neighbours of where the block goes keep theirs, too.
+      char* const low = Allocate(after);
+      char* const place = Allocate(after);
+      char* const high = Allocate(after);
+      Content::Write(low, after, 1);
+      Content::Write(high, after, 2);
+      Deallocate(place);
       char* block = Allocate(before);
       Content::Write(block, before, before + after);
       block = static_cast<char*>(Reallocate(block, after));
       ASSERT_TRUE(Content::IsIntact(block, before, before + after, after));
-      Deallocate(block);
+      ASSERT_TRUE(Content::IsIntact(low, after, 1));
+      ASSERT_TRUE(Content::IsIntact(high, after, 2));
+      for (char* p : {low, block, high}) Deallocate(p);
     }
   }
   VerifyHeap();

@@ -1,8 +1,8 @@
 /*
  * A cache of page runs between its owner and the maintenance thread.
  *
- * Models tcache/run_cache.{h,cc}: Enter, Leave, Take, Put (and TryPut), Fill,
- * Remove, StealIdle with FenceAllThreads.
+ * Models tcache/run_cache.{h,cc}: Enter, Leave, Take (as which PopAbove and
+ * PopIdle count), Put (and TryPut), Fill, Remove, StealIdle with FenceAllThreads.
  *
  * Each of the two threads has a store buffer, as on x86: its plain stores reach
  * memory later, in order; its own loads see them at once. membarrier() empties

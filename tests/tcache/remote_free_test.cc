@@ -1,6 +1,5 @@
 #include "tcache/remote_free.h"
 
-#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstring>
@@ -83,26 +82,6 @@ TEST(RemoteFree, IsDrainedSeldomWhileOtherBlocksAreFree) {
   EXPECT_LE(passed, 17u);
   for (void* p : again) Free(p);
   for (size_t i = 1; i < 100; ++i) Free(blocks[i]);
-  ThreadCache::FlushThread();
-  EXPECT_EQ(SlabBytesInUse(), 0u);
-}
-
-TEST(RemoteFree, IsDrainedBeforeMorePagesAreTouched) {
-  ThreadCache* const mine = thread_state.cache;
-  std::vector<void*> blocks;
-  for (int i = 0; i < 100; ++i) blocks.push_back(Allocate(kBytes));
-  OnAnotherThread([&] {
-    for (int i = 0; i < 40; ++i) Free(blocks[static_cast<size_t>(i)]);
-  });
-  const uint64_t drained = mine->counters().drained_blocks;
-  const uint64_t refills = mine->counters().refills;
-  std::vector<void*> again;
-  while (mine->counters().refills == refills) again.push_back(Allocate(kBytes));
-  EXPECT_EQ(mine->counters().drained_blocks, drained + 40);
-  EXPECT_TRUE(std::count(blocks.begin(), blocks.begin() + 40, again.back()))
-      << "what was freed serves first";
-  for (void* p : again) Free(p);
-  for (size_t i = 40; i < 100; ++i) Free(blocks[i]);
   ThreadCache::FlushThread();
   EXPECT_EQ(SlabBytesInUse(), 0u);
 }

@@ -212,6 +212,9 @@ TEST_F(RunCacheTest, OwnerAndThiefNeverHoldTheSameRun) {
         hold(evicted);
         mine.push_back(evicted);
       }
+    } else if (PageRun* const idle = random() % 4 == 0 ? cache_.PopIdle() : nullptr) {
+      hold(idle);
+      mine.push_back(idle);
     } else if (PageRun* const run = Take(static_cast<uint32_t>(3 + random() % 3))) {
       hold(run);
       mine.push_back(run);
