@@ -337,7 +337,8 @@ ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
   }
 }
 
-// Apart from Reallocate(), which is shorter so.
+// Out of line, or Reallocate() would save registers for it before it has looked
+// at the block.
 ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
   // Static: an array on the stack would have the stack guarded.
   static constexpr char kCall[] = "realloc";

@@ -25,8 +25,9 @@
 // is not visible before the fence in its thread is made after it, and then so
 // is its load of is_closed_.
 //
-// Thread-safety: Take(), Put(), PopAbove() and PopIdle() on the owner; StealIdle() on one
-//   other thread at a time.
+// Thread-safety: Take(), Put(), PopAbove() and PopIdle() on the owner; StealIdle()
+//   on one other thread at a time. PopIdle() and StealIdle() under the lock of the
+//   thread cache.
 // Ordering: is_busy_ and is_closed_ are released when they turn false and
 //   acquired by the other side, so that the slots pass from one to the other.
 // Invariant: the sum of bytes_[i] is cached_bytes_; bytes_[i] == 0 exactly when
@@ -229,8 +230,8 @@ class RunCache {
   uint32_t next_evicted_ = 0;  // The owner's.
   std::atomic<bool> is_busy_{false};
   std::atomic<bool> is_closed_{false};
-  // How often the owner put a run in, and what that was at the last PopIdle() and at
-  // the last StealIdle(). These two belong to who calls the one or the other.
+  // How often the owner put a run in, and what that was at the last PopIdle() and
+  // at the last StealIdle().
   std::atomic<uint32_t> puts_{0};
   uint32_t puts_at_pop_ = 0;
   uint32_t puts_at_steal_ = 0;
