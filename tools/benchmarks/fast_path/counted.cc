@@ -62,6 +62,12 @@ COUNTED void* counted_realloc_in_place(void* block) {
   return block;
 }
 
+COUNTED void* counted_realloc_that_moves(void* block) {
+  block = std::realloc(block, 48);
+  AFTER_THE_CALL;
+  return block;
+}
+
 COUNTED void* counted_aligned_alloc_64() {
   void* block = std::aligned_alloc(64, 64);
   AFTER_THE_CALL;
@@ -78,7 +84,7 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < rounds; ++i) {
     void* block = counted_realloc_in_place(counted_malloc_32());
     counted_usable_size(block);
-    counted_free(block);
+    counted_free(counted_realloc_that_moves(block));
     counted_free(counted_malloc_1024());
     counted_free(counted_calloc_32());
     counted_free(counted_aligned_alloc_64());
