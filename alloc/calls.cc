@@ -43,16 +43,14 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocUncommon(void* block, size_t bytes) {
   return OrNoMemory(Reallocate(block, bytes));
 }
 
-// What the first allocation sets up, a thread that only frees may read without
-// a lock, so it comes before any second thread.
-__attribute__((constructor)) void StartBeforeMain() {
-  Deallocate(AllocateSlow(0));
-}
+// What the environment asks for is said before the program does anything. All
+// else waits for the first allocation, so that a program without any, as many
+// that shells run are, does not pay for a heap.
+__attribute__((constructor)) void StartBeforeMain() { LoadOptionsIfAny(); }
 
 // Here, and not in the table of options: it is the heap's last user that asks
 // for the page, and this file is in every program that uses the heap.
 __attribute__((destructor)) void PrintStatisticsAtExit() {
-  LoadOptions();  // In a program that never allocated, too.
   const int file_descriptor = OpenForStatisticsAtExit();
   if (file_descriptor >= 0) PrintHeapStatistics(file_descriptor);
 }

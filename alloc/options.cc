@@ -29,7 +29,7 @@ enum class Unit {
   kChoice,
 };
 
-constexpr const char* kVariable = "QUARRY_OPTIONS";
+constexpr char kVariable[] = "QUARRY_OPTIONS";
 
 std::atomic<bool> options_loaded{false};
 std::atomic<bool> help_wanted{false};
@@ -356,11 +356,13 @@ void PadTo(LineBuffer& line, size_t column) {
 // The environment's entry for the options; null where there is none, or where
 // the first malloc comes before libc knows the environment.
 const char* TextFromEnvironment() {
-  if (environ == nullptr || getauxval(AT_SECURE) != 0) return nullptr;
+  if (environ == nullptr) return nullptr;
   const size_t length = strlen(kVariable);
   for (char** entry = environ; *entry != nullptr; ++entry) {
+    // Before anything else is touched: most programs have no such entry.
+    if (**entry != kVariable[0]) continue;
     if (strncmp(*entry, kVariable, length) == 0 && (*entry)[length] == '=') {
-      return *entry + length + 1;
+      return getauxval(AT_SECURE) == 0 ? *entry + length + 1 : nullptr;
     }
   }
   return nullptr;
@@ -401,6 +403,8 @@ void PrintOptions(int file_descriptor) {
 }
 
 int OpenForStatisticsAtExit() {
+  // On a page that the loader writes to: one fewer in a program without a heap.
+  if (first_stderr.descriptor < 0) return -1;
   if (!statistics_at_exit.load(std::memory_order_relaxed)) return -1;
   const pid_t self = getpid();
   const size_t wanted = statistics_process.load(std::memory_order_relaxed);
@@ -411,6 +415,10 @@ int OpenForStatisticsAtExit() {
   const bool is_the_same = now.st_dev == first_stderr.identity.st_dev &&
                            now.st_ino == first_stderr.identity.st_ino;
   return is_the_same ? first_stderr.descriptor : -1;
+}
+
+void LoadOptionsIfAny() {
+  if (TextFromEnvironment() != nullptr) LoadOptions();
 }
 
 void LoadOptions() {

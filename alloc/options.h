@@ -19,6 +19,9 @@ namespace quarry {
 // A process that runs with more rights than its user (setuid) takes none.
 void LoadOptions();
 
+// The same, where the environment has any.
+void LoadOptionsIfAny();
+
 // Where a page of statistics goes when the process ends: the stderr that the
 // process started with, though the program may have closed it by then or opened
 // something else in its place. -1 when no page is wanted, in a child that the

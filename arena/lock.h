@@ -27,6 +27,12 @@ enum class LockRank : uint32_t {
   kOptions,       // Options and their texts.
 };
 
+// Whether the calling thread has every lock of the process, for fork(). Until it
+// gives them up it acquires and releases none: fork handlers of other libraries
+// run meanwhile, and may allocate.
+ABSL_CONST_INIT ABSL_ATTRIBUTE_INITIAL_EXEC extern thread_local bool
+    has_every_lock;
+
 // A mutual-exclusion lock on one futex word.
 //
 //   state_:   kFree --Acquire--> kHeld --a second thread waits--> kContended
@@ -66,6 +72,7 @@ class ABSL_LOCKABLE Lock {
   }
 
   void Release() ABSL_UNLOCK_FUNCTION() {
+    if (ABSL_PREDICT_FALSE(has_every_lock)) return;
     NoteReleased();
     Yield();
   }
@@ -78,7 +85,7 @@ class ABSL_LOCKABLE Lock {
 
   // fork() takes every lock of the process. Locks of one rank are then held
   // together, so these three leave the order unchecked; their caller goes by
-  // rank, and within a rank by index.
+  // rank, and within a rank by index. It sets has_every_lock in between.
   void AcquireForFork() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
     if (ABSL_PREDICT_FALSE(!Seize())) AcquireContended();
   }

@@ -152,8 +152,8 @@ class PageMap {
   [[gnu::visibility("hidden")]] static Home home_;
   // Zero until the first segment is mapped, when it is set for good. Until
   // then every entry is zero, whatever the window. Not atomic, which would cost
-  // the fast path two instructions: the first allocation is made before a
-  // second thread can free (see StartBeforeMain() in alloc/calls.cc).
+  // the fast path two instructions: who frees a block had it from a thread that
+  // allocated, directly or not, and so sees what that one saw.
   [[gnu::visibility("hidden")]] static uintptr_t home_start_;
   static Leaf* leaves_[kLeaves];
   static std::atomic<size_t> leaf_bytes_;

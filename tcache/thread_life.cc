@@ -43,9 +43,11 @@ void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.AcquireForFork();
   });
+  has_every_lock = true;
 }
 
 void AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  has_every_lock = false;
   ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.ReleaseAfterFork();
   });
@@ -54,6 +56,7 @@ void AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS {
 }
 
 void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  has_every_lock = false;
   ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.ResetAfterFork();
   });

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: preload_test.sh SHARED_LIBRARY PROGRAM
 # The program passes with the library preloaded: as it is, in 1 GiB of address
-# space, and in a shell of few resources.
+# space, and in a shell of few resources. Programs get no more with it than needed.
 set -euo pipefail
 
 library=$(readlink -f "$1")
@@ -35,6 +35,13 @@ grep -qF "$library" <<<"$mapped" || {
 }
 ! grep -F libstdc++ <<<"$mapped" || {
   echo "FAILED: libstdc++ came along"
+  failures=$((failures + 1))
+}
+
+# What allocates nothing has no heap. By env, since true is a builtin, too.
+page=$(env QUARRY_OPTIONS=stats_at_exit:1 "LD_PRELOAD=$library" true 2>&1)
+grep -qF 'now: 0 threads, 0 arenas, 0 segments' <<<"$page" || {
+  echo "FAILED: a heap for a program that allocates nothing: $page"
   failures=$((failures + 1))
 }
 exit $((failures != 0))

@@ -35,7 +35,12 @@ size_t MappedBytes() { return OsPages().statistics().mapped_bytes; }
 pthread_key_t early_key;
 pthread_key_t late_key;
 void UseHeapInDestructor(void* rounds_left);
+// Of a library that registered its fork handlers before Quarry did, so that they
+// run while Quarry has taken its locks.
+void UseHeapInForkHandler();
 const bool keys_made = [] {
+  pthread_atfork(UseHeapInForkHandler, UseHeapInForkHandler,
+                 UseHeapInForkHandler);
   pthread_key_create(&early_key, UseHeapInDestructor);
   Free(Allocate(16));
   pthread_key_create(&late_key, UseHeapInDestructor);
@@ -649,6 +654,38 @@ TEST_F(ThreadLifeTest, AForksChildEndsTheExitsOfOthers) {
   cache_registry.Give(cache);
 }
 
+bool fork_handlers_allocate = false;
+size_t fork_handlers_run = 0;
+
+void UseHeapInForkHandler() {
+  if (!fork_handlers_allocate) return;
+  ++fork_handlers_run;
+  void* blocks[300];
+  for (size_t i = 0; i < 300; ++i) blocks[i] = Allocate(i % 3 * 1000 + 16);
+  Free(Allocate(20000));
+  for (void* p : blocks) Free(p);
+  ThreadCache::FlushThread();
+}
+
+TEST_F(ThreadLifeTest, ForkHandlersOfOthersMayAllocate) {
+  Free(Allocate(16));
+  fork_handlers_allocate = true;
+  const pid_t child = fork();
+  if (child == 0) {
+    QUARRY_CHECK(fork_handlers_run == 2);
+    QUARRY_CHECK(!has_every_lock);
+    // All locks are free again, those that the handlers used and the others.
+    OnAnotherThread([] { Free(Allocate(kBytes)); });
+    VerifyAll();
+    _exit(0);
+  }
+  fork_handlers_allocate = false;
+  EXPECT_EQ(fork_handlers_run, 2u);
+  EXPECT_FALSE(has_every_lock);
+  OnAnotherThread([] { Free(Allocate(kBytes)); });
+  EXPECT_EQ(StatusOf(child), 0);
+}
+
 // The blocks that helpers keep are the only ones of this size.
 constexpr size_t kKeptBytes = 208;
 constexpr size_t kHelpers = 3;
@@ -752,7 +789,9 @@ TEST_F(ThreadLifeTest, ForksWhileOtherThreadsAllocate) {
     std::this_thread::yield();
   }
   for (int i = 0; i < kForks; ++i) {
+    fork_handlers_allocate = i % 4 == 0;
     const pid_t child = fork();
+    fork_handlers_allocate = false;
     if (child == 0) {
       LiveAsChild(&scene, !kUnderTsan && !kUnderAsan && i % 8 == 0);
       _exit(0);
