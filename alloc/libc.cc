@@ -40,7 +40,9 @@ extern "C" {
 
 // ------------------------------------------------------------ allocating
 
-QUARRY_PUBLIC void* malloc(size_t bytes) noexcept {
+// Its instructions are on two lines, wherever the linker puts what is before.
+__attribute__((aligned(64))) QUARRY_PUBLIC void* malloc(
+    size_t bytes) noexcept {
   return quarry::Malloc(bytes);
 }
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# usage: library_shape_test.sh SHARED_LIBRARY
+# usage: library_shape_test.sh SHARED_LIBRARY [optimised]
 # What every program takes on when it loads the library.
 set -euo pipefail
 
 library=$1
+is_optimised=${2:-}
 failures=0
 
 fail() {
@@ -33,5 +34,14 @@ tls_bytes=$(awk '$1 == "TLS" { print $6 }' <<<"$segments")
 ! grep -q 'GNU_STACK.*RWE' <<<"$segments" || fail "executable stack"
 constructors=$(nm "$library" | grep _GLOBAL__sub_I || true)
 [[ -z $constructors ]] || fail "static constructors: $constructors"
+
+# Linux maps 64 KiB of a file at a time.
+if [[ -n $is_optimised ]]; then
+  code=$(awk '$1 == "LOAD" && /R E/ { print $3 }' <<<"$segments")
+  seldom=$(readelf --sections --wide "$library" |
+    awk '/ \.text\.seldom / { print "0x" $(NF - 7) }')
+  [[ -n $code && -n $seldom ]] || fail "no code, or none that is seldom used"
+  ((seldom - code < 65536)) || fail "$((seldom - code)) bytes of code for all"
+fi
 
 exit $((failures != 0))

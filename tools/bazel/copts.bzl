@@ -46,8 +46,6 @@ QUARRY_SHARED_LINKOPTS = [
     "-Wl,--as-needed",
     "-Wl,--gc-sections",
     "-Wl,--no-undefined",
-    # What is small lies together, and not about the page map.
-    "-Wl,--sort-section=alignment",
     "-Wl,-soname,libquarry.so",
     "-Wl,-z,nodelete",
 ]
