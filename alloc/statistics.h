@@ -13,6 +13,8 @@
 
 #include <stddef.h>
 
+#include "absl/base/attributes.h"
+
 namespace quarry {
 
 struct SizeClassStatistics {
@@ -73,17 +75,18 @@ struct HeapStatistics {
 using TextSink = void (*)(void* context, const char* text, size_t bytes);
 
 // One readable page. Lines at most 80 characters.
-void PrintStatistics(const HeapStatistics& statistics, TextSink sink,
-                     void* context);
+ABSL_ATTRIBUTE_COLD void PrintStatistics(const HeapStatistics& statistics,
+                                         TextSink sink, void* context);
 
 // The same page to a file descriptor, by write(2).
-void PrintStatistics(const HeapStatistics& statistics, int file_descriptor);
+ABSL_ATTRIBUTE_COLD void PrintStatistics(const HeapStatistics& statistics,
+                                         int file_descriptor);
 
 // One XML element, <malloc version="1">, with the parts that glibc's
 // malloc_info() has and with their meaning there, and Quarry's own figures in
 // an element <quarry>.
-void PrintStatisticsXml(const HeapStatistics& statistics, TextSink sink,
-                        void* context);
+ABSL_ATTRIBUTE_COLD void PrintStatisticsXml(const HeapStatistics& statistics,
+                                            TextSink sink, void* context);
 
 }  // namespace quarry
 
