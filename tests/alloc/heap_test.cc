@@ -350,6 +350,29 @@ TEST(Heap, ReallocationOfASmallBlockKeepsTheContent) {
   VerifyHeap();
 }
 
+// The old blocks are more than a magazine, its spare and its depot hold.
+TEST(Heap, ReallocationsThatMoveOverflowTheMagazine) {
+  constexpr size_t kBefore = 32;
+  constexpr size_t kAfter = 320;
+  const HeapStatistics before = GatherStatistics();
+  std::vector<char*> blocks(20000);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    blocks[i] = Allocate(kBefore);
+    Content::Write(blocks[i], kBefore, i);
+  }
+  for (char*& block : blocks) {
+    block = static_cast<char*>(Reallocate(block, kAfter));
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    ASSERT_TRUE(Content::IsIntact(blocks[i], kBefore, i));
+  }
+  const HeapStatistics after = GatherStatistics();
+  EXPECT_GT(after.flushes, before.flushes);
+  EXPECT_EQ(after.live_bytes, before.live_bytes + blocks.size() * kAfter);
+  for (char* block : blocks) Deallocate(block);
+  VerifyHeap();
+}
+
 TEST(Heap, ReallocationWithinAClassStaysInPlace) {
   for (SizeClass c = kFirstClass; c < kClasses; ++c) {
     char* const block = Allocate(BlockBytes(c));
