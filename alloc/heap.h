@@ -134,7 +134,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
   if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {
     return DeallocateForeign(p, offset, __builtin_return_address(0));
   }
-  Magazine* magazine = ThreadCache::MagazineAt(offset);
+  Magazine* magazine = ThreadCache::MagazineOf(tag);
   if (ABSL_PREDICT_TRUE(ThreadCache::TryPush(magazine, p))) return;
   return DeallocateNotPushed(p, magazine, __builtin_return_address(0));
 }

@@ -7,9 +7,8 @@
 namespace quarry {
 namespace {
 
-// Guards the making of leaves and the choice of the window. Not on the line of
-// home_start_, which every free reads.
-alignas(64) constinit Lock page_map_lock(LockRank::kPageMap);
+// Guards the making of leaves and the choice of the window.
+constinit Lock page_map_lock(LockRank::kPageMap);
 
 static_assert(kGranuleBytes % kLargestPageBytes == 0,
               "a granule is whole pages");
@@ -27,7 +26,7 @@ constexpr uintptr_t RoundDownToGranule(uintptr_t address) {
 }  // namespace
 
 constinit PageMap::Home PageMap::home_ = {};
-constinit uintptr_t PageMap::home_start_ = 0;
+constinit PageMap::Window PageMap::window_ = {0, home_.tags};
 constinit PageMap::Leaf* PageMap::leaves_[kLeaves] = {};
 
 constinit std::atomic<size_t> PageMap::leaf_bytes_{0};
@@ -37,9 +36,13 @@ Lock& PageMapLock() { return page_map_lock; }
 void PageMap::PlaceHome(uintptr_t first_segment) {
   constexpr uintptr_t kBelow =
       (kHomeGranules << kGranuleShift) - kHomeAboveBytes;
-  home_start_ = first_segment > kBelow
-                    ? RoundDownToGranule(first_segment) - kBelow
-                    : kGranuleBytes;
+  const uintptr_t start = first_segment > kBelow
+                              ? RoundDownToGranule(first_segment) - kBelow
+                              : kGranuleBytes;
+  const uintptr_t tags = reinterpret_cast<uintptr_t>(home_.tags);
+  window_.start = start;
+  window_.tags_origin = reinterpret_cast<Tag*>(
+      tags - (start >> kGranuleShift) * sizeof(Tag));
 }
 
 bool PageMap::Reserve(const void* start, size_t bytes) {
@@ -47,7 +50,7 @@ bool PageMap::Reserve(const void* start, size_t bytes) {
   const uintptr_t last = first + bytes - 1;
   QUARRY_CHECK(LeafIndex(last) < kLeaves);
   LockHolder hold(page_map_lock);
-  if (home_start_ == 0) {
+  if (window_.start == 0) {
     // Tags are four bytes for 64 KiB: a huge page of them would be resident
     // for the sake of a few words.
     OsPages().KeepSmallPages(&home_, sizeof(home_));

@@ -82,7 +82,9 @@ class PageMap {
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool HomeTagOf(const void* p, Tag* tag) {
     const uintptr_t granule = HomeGranule(p);
     if (ABSL_PREDICT_FALSE(granule >= kHomeGranules)) return false;
-    *tag = Load(home_.tags[granule]);
+    const uintptr_t index = reinterpret_cast<uintptr_t>(p) >> kGranuleShift;
+    *tag = Load(*reinterpret_cast<Tag*>(
+        reinterpret_cast<uintptr_t>(window_.tags_origin) + index * sizeof(Tag)));
     return true;
   }
 
@@ -127,6 +129,18 @@ class PageMap {
     void* descriptors[kHomeGranules];
   };
 
+  // Alone on its line: every free reads it.
+  struct alignas(64) Window {
+    // Zero until the first segment is mapped, when it is set for good. Until then
+    // every entry is zero, whatever the window. Not atomic, which would cost the
+    // fast path two instructions: who frees a block had it from a thread that
+    // allocated, directly or not, and so sees what that one saw.
+    uintptr_t start;
+    // Where the tag of granule 0 would be: what finds a tag does not wait for a
+    // subtraction. An address only, outside of the table.
+    Tag* tags_origin;
+  };
+
   // Both nullptr for an address that no leaf covers.
   struct Entry {
     Tag* tag;
@@ -139,7 +153,7 @@ class PageMap {
   }
 
   ABSL_ATTRIBUTE_ALWAYS_INLINE static uintptr_t HomeGranule(const void* p) {
-    return (reinterpret_cast<uintptr_t>(p) - home_start_) >> kGranuleShift;
+    return (reinterpret_cast<uintptr_t>(p) - window_.start) >> kGranuleShift;
   }
 
   static Tag FarTagOf(const void* p);
@@ -150,11 +164,7 @@ class PageMap {
   // Hidden, so that the shared library reaches them without its table of global
   // offsets.
   [[gnu::visibility("hidden")]] static Home home_;
-  // Zero until the first segment is mapped, when it is set for good. Until
-  // then every entry is zero, whatever the window. Not atomic, which would cost
-  // the fast path two instructions: who frees a block had it from a thread that
-  // allocated, directly or not, and so sees what that one saw.
-  [[gnu::visibility("hidden")]] static uintptr_t home_start_;
+  [[gnu::visibility("hidden")]] static Window window_;
   static Leaf* leaves_[kLeaves];
   static std::atomic<size_t> leaf_bytes_;
 };

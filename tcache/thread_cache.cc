@@ -37,7 +37,8 @@ alignas(64) constexpr std::array<uint16_t,
         std::make_index_sequence<kFastMaxBytes / kMinAlignmentBytes + 1>());
 
 constinit ThreadCache no_cache;
-thread_local constinit ThreadState thread_state = {&no_cache, 0, false, 0};
+thread_local constinit ThreadState thread_state = {&no_cache, &no_cache, 0,
+                                                   false, 0};
 
 // How many blocks a magazine of each class may grow to hold.
 constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
@@ -174,7 +175,7 @@ void ThreadCache::ChangeTag(Tag tag) {
   LockHolder hold(lock_);
   FlushCold();  // By the old one.
   tag_ = tag;
-  if (thread_state.tag != 0) thread_state.tag = tag;
+  if (thread_state.tag != 0) thread_state.SetTag(tag);
 }
 
 // --- Allocation. ---
@@ -486,7 +487,7 @@ void ThreadCache::FlushCold() {
     // block has another.
     Tag tag = kNoTag;
     (void)PageMap::HomeTagOf(p, &tag);  // It was when the block was noted.
-    offset = tag ^ tag_;
+    offset = tag - tag_;
     if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {
       ReportForeignPointer("free", p);
     }

@@ -79,15 +79,24 @@ class ThreadCache;
 // first malloc() and any free() take the slow path without a test of their own.
 struct ThreadState {
   ThreadCache* cache;
+  // The cache's address less `tag`: the magazine of a tag is found by one addition
+  // to it. The next malloc waits for that address, and for nothing else here.
+  void* origin;
   Tag tag;
   // The thread gave its cache up on exit, and gets no other.
   bool exited;
   // Remote frees of a thread without a cache.
   uint16_t remote_frees;
+
+  void SetTag(Tag new_tag) {
+    tag = new_tag;
+    origin = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(cache) -
+                                     new_tag);
+  }
 };
 
-// Initial-exec: one load and no call. Sixteen bytes fit into what the loader
-// sets aside for libraries opened late.
+// Initial-exec: one load and no call. A few bytes fit into what the loader sets
+// aside for libraries opened late.
 extern thread_local constinit ThreadState thread_state
     __attribute__((tls_model("initial-exec"), visibility("hidden")));
 
@@ -138,13 +147,17 @@ class alignas(64) ThreadCache {
     return magazine->Pop();
   }
 
-  // Where the magazine of blocks with this tag lies, if that is below kOwnerUnit:
-  // the thread owns their slab, and the class is fast. Also where the address that
-  // has the tag is no block: the following say so.
+  // Below kOwnerUnit if the thread owns the slabs with this tag, and their class is
+  // fast: MagazineOf() is then their magazine. Also where the address that has the
+  // tag is no block: the following say so.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Tag OffsetOf(Tag tag) {
-    return tag ^ thread_state.tag;
+    return tag - thread_state.tag;
   }
-  static Tag TagOfOffset(Tag offset) { return offset ^ thread_state.tag; }
+  static Tag TagOfOffset(Tag offset) { return offset + thread_state.tag; }
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* MagazineOf(Tag tag) {
+    return reinterpret_cast<Magazine*>(
+        reinterpret_cast<uintptr_t>(thread_state.origin) + tag);
+  }
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* MagazineAt(Tag offset) {
     return reinterpret_cast<Magazine*>(
         reinterpret_cast<char*>(thread_state.cache) + offset);
@@ -155,9 +168,8 @@ class alignas(64) ThreadCache {
                                                         Magazine** magazine) {
     Tag tag;
     if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
-    const Tag offset = OffsetOf(tag);
-    if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) return false;
-    *magazine = MagazineAt(offset);
+    if (ABSL_PREDICT_FALSE(OffsetOf(tag) >= kOwnerUnit)) return false;
+    *magazine = MagazineOf(tag);
     return true;
   }
 

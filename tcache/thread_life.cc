@@ -103,10 +103,10 @@ ThreadCache* MakeCurrentCache() {
   if (thread_state.exited) return nullptr;
   ThreadCache* cache = cache_registry.TakeForThread();
   if (cache == nullptr) return nullptr;
+  const bool takes_fast_path =
+      settings.perturb_byte.load(std::memory_order_relaxed) == 0;
   thread_state.cache = cache;
-  if (settings.perturb_byte.load(std::memory_order_relaxed) == 0) {
-    thread_state.tag = cache->tag();
-  }
+  thread_state.SetTag(takes_fast_path ? cache->tag() : 0);
   // The C library may allocate in these calls, and finds the cache in place.
   pthread_once(&process_once, StartProcess);
   if (has_exit_key) (void)pthread_setspecific(exit_key, cache);
@@ -132,14 +132,14 @@ void EndThread() {
   ThreadCache* cache = thread_state.cache;
   if (cache == &no_cache) return;
   // First: nothing below may come back to this cache.
-  thread_state = {&no_cache, 0, true, 0};
+  thread_state = {&no_cache, &no_cache, 0, true, 0};
   cache_registry.Park(cache);
 }
 
 void LeaveFastPath() {
   if (CurrentCache() == nullptr) return;
   ThreadCache::FlushThread();
-  thread_state.tag = 0;
+  thread_state.SetTag(0);
 }
 
 }  // namespace quarry
