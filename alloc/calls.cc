@@ -10,6 +10,7 @@
 #include "alloc/options.h"
 #include "alloc/statistics.h"
 #include "arena/page_source.h"
+#include "tcache/thread_life.h"
 
 namespace quarry {
 namespace {
@@ -43,10 +44,12 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocUncommon(void* block, size_t bytes) {
   return OrNoMemory(Reallocate(block, bytes));
 }
 
-// What the environment asks for is said before the program does anything. All
-// else waits for the first allocation, so that a program without any, as many
-// that shells run are, does not pay for a heap.
-__attribute__((constructor)) void StartBeforeMain() { LoadOptionsIfAny(); }
+// What may not wait for the first allocation. All else does, so that a program
+// without any, as many that shells run are, does not pay for a heap.
+__attribute__((constructor)) void StartBeforeMain() {
+  RegisterHandlers();
+  LoadOptionsIfAny();
+}
 
 // Here, and not in the table of options: it is the heap's last user that asks
 // for the page, and this file is in every program that uses the heap.

@@ -326,7 +326,7 @@ ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
                                              const void* caller) {
   // By the cache's tag, since a thread that left the fast path has another.
   const bool is_remote = tag >= kOwnerUnit && tag < kNobody &&
-                         (tag ^ thread_state.cache->tag()) >= kOwnerUnit;
+                         tag - thread_state.cache->tag() >= kOwnerUnit;
   if (ABSL_PREDICT_FALSE(!is_remote || PerturbByte() != 0)) {
     return DeallocateUncommon(p, caller);
   }

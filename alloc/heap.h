@@ -116,9 +116,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
 
 // What lies outside of the page map's home window, and anything else; what has a
 // tag, given as OffsetOf() it, that is of none of this thread's magazines; and what
-// its magazine did not take. nullptr lies outside of the window, but inside until
-// the first segment is mapped, and no owner's tag is that of a thread without a
-// cache: so it may come by any of these.
+// its magazine did not take. nullptr lies outside of the window.
 // `caller` is the code that called the function which this is inlined into.
 ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller);
 void DeallocateForeign(void* p, Tag offset, const void* caller);

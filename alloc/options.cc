@@ -422,8 +422,8 @@ void LoadOptionsIfAny() {
 }
 
 void LoadOptions() {
-  // A second thread that comes meanwhile is not made to wait: until its first
-  // allocation a process has one thread, since making another allocates.
+  // A second thread that comes meanwhile is not made to wait: where there are
+  // options, the constructor has loaded them.
   if (options_loaded.load(std::memory_order_relaxed)) return;
   if (options_loaded.exchange(true, std::memory_order_relaxed)) return;
   const char* text = TextFromEnvironment();

@@ -40,7 +40,7 @@ ABSL_CONST_INIT ABSL_ATTRIBUTE_INITIAL_EXEC extern thread_local bool
 //               +-----Release------+-----Release, waking one----------+
 //
 // Thread-safety: any thread; not recursive; released by the thread that
-//   acquired it.
+//   acquired it. Both do nothing for a thread that has every lock.
 // Ordering: Acquire() acquires and Release() releases, so whatever was done
 //   under the lock happens before the next holder's work.
 // Errors: debug builds abort when the order of LockRank is broken.

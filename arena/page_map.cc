@@ -26,7 +26,7 @@ constexpr uintptr_t RoundDownToGranule(uintptr_t address) {
 }  // namespace
 
 constinit PageMap::Home PageMap::home_ = {};
-constinit PageMap::Window PageMap::window_ = {0, home_.tags};
+constinit PageMap::Window PageMap::window_ = {kNowhere, home_.tags};
 constinit PageMap::Leaf* PageMap::leaves_[kLeaves] = {};
 
 constinit std::atomic<size_t> PageMap::leaf_bytes_{0};
@@ -40,9 +40,10 @@ void PageMap::PlaceHome(uintptr_t first_segment) {
                               ? RoundDownToGranule(first_segment) - kBelow
                               : kGranuleBytes;
   const uintptr_t tags = reinterpret_cast<uintptr_t>(home_.tags);
-  window_.start = start;
   window_.tags_origin = reinterpret_cast<Tag*>(
       tags - (start >> kGranuleShift) * sizeof(Tag));
+  std::atomic_signal_fence(std::memory_order_release);
+  window_.start = start;
 }
 
 bool PageMap::Reserve(const void* start, size_t bytes) {
@@ -50,7 +51,7 @@ bool PageMap::Reserve(const void* start, size_t bytes) {
   const uintptr_t last = first + bytes - 1;
   QUARRY_CHECK(LeafIndex(last) < kLeaves);
   LockHolder hold(page_map_lock);
-  if (window_.start == 0) {
+  if (window_.start == kNowhere) {
     // Tags are four bytes for 64 KiB: a huge page of them would be resident
     // for the sake of a few words.
     OsPages().KeepSmallPages(&home_, sizeof(home_));

@@ -7,13 +7,13 @@
 //   tag:  31               12 11                       0
 //         [     owner id     ][ offset of the magazine ]
 //
-// The tag is made so that `tag ^ my_owner_tag` is the offset of the magazine
+// The tag is made so that `tag - my_owner_tag` is the offset of the magazine
 // that takes the block when this thread owns the slab, and at least
-// kOwnerUnit otherwise: the comparison of owners and the extraction of the
-// size class are one instruction.
+// kOwnerUnit otherwise: owners are compared and the size class is found by one
+// subtraction.
 //
 // Granules near the first segment, the home window, lie in one flat array, so
-// that a look-up there is subtract, shift, load. The kernel places mappings
+// that a look-up there is shift and load. The kernel places mappings
 // close together, so this is where a process's heap is. Anything farther
 // away is found through a table of leaves, one for 4 GiB. Both arrays of the
 // window and the table of leaves are untouched zero pages until used: a 4 GiB
@@ -28,7 +28,8 @@
 //   another thread than the reader.
 // Errors: an address that Quarry never held has tag kNoTag and descriptor
 //   nullptr. Reserve() is false when the OS refuses memory for a leaf.
-// Cost: TagOf() in the window is three instructions and a load.
+// Cost: HomeTagOf() is seven instructions, of which the tag waits for a shift and
+//   a load.
 // Size: 4 + 8 bytes for each granule, in whole pages as they are touched.
 // Source: the page map of tcmalloc (Ghemawat, Menage 2005).
 #ifndef QUARRY_ARENA_PAGE_MAP_H_
@@ -129,12 +130,15 @@ class PageMap {
     void* descriptors[kHomeGranules];
   };
 
+  // No address that a program has lies less than the window's size above it.
+  static constexpr uintptr_t kNowhere = uintptr_t{1} << 63;
+
   // Alone on its line: every free reads it.
   struct alignas(64) Window {
-    // Zero until the first segment is mapped, when it is set for good. Until then
-    // every entry is zero, whatever the window. Not atomic, which would cost the
-    // fast path two instructions: who frees a block had it from a thread that
-    // allocated, directly or not, and so sees what that one saw.
+    // kNowhere until the first segment is mapped, when both are set for good, this
+    // one last. Not atomic, which would cost the fast path two instructions: who
+    // frees a block had it from a thread that allocated, directly or not, and so
+    // sees what that one saw. nullptr is outside before and after.
     uintptr_t start;
     // Where the tag of granule 0 would be: what finds a tag does not wait for a
     // subtraction. An address only, outside of the table.

@@ -239,6 +239,8 @@ bool MayBeLoader(const void* caller) {
 }
 
 void MaintainOnSlowPath(const void* caller) {
+  // In fork(): the thread would be a stranger to the child.
+  if (has_every_lock) return;
   ErrnoSaver saver;
   if (maintenance_signal.IsOff()) {
     TickIfDue();

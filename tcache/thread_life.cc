@@ -18,12 +18,13 @@ constinit std::atomic<ThreadCache*> stray_cache{nullptr};
 
 pthread_key_t exit_key;
 constinit bool has_exit_key = false;
-constinit pthread_once_t process_once = PTHREAD_ONCE_INIT;
+constinit pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
 
 void OnThreadExit(void*) { EndThread(); }
 
 // Every lock there is, in the order of the ranks, but for the first two: those of
-// the registry and of the making of arenas, under which no lock comes into being.
+// the registry and of the making of arenas, under which no other thread makes a
+// lock.
 template <typename Visit>
 void ForEachLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   cache_registry.ForEachLocked(
@@ -38,6 +39,9 @@ void ForEachLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
 }
 
 void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  // In a handler that runs meanwhile it would be made, and perhaps an arena with
+  // it, whose locks nobody would have taken.
+  if (ArenasMade() != 0 && CurrentCache() == nullptr) (void)StrayCache();
   cache_registry.lock().AcquireForFork();
   ArenasLock().AcquireForFork();
   ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
@@ -89,15 +93,19 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   }
 }
 
-void StartProcess() {
+void RegisterHandlersOnce() {
   // Without a key caches are not given up at thread exit, and without the
   // handlers fork is unsafe: both calls fail only when a limit of the C library
-  // was reached before the first allocation.
+  // is reached.
   has_exit_key = pthread_key_create(&exit_key, OnThreadExit) == 0;
   (void)pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
 }
 
 }  // namespace
+
+void RegisterHandlers() {
+  pthread_once(&handlers_once, RegisterHandlersOnce);
+}
 
 ThreadCache* MakeCurrentCache() {
   if (thread_state.exited) return nullptr;
@@ -108,7 +116,7 @@ ThreadCache* MakeCurrentCache() {
   thread_state.cache = cache;
   thread_state.SetTag(takes_fast_path ? cache->tag() : 0);
   // The C library may allocate in these calls, and finds the cache in place.
-  pthread_once(&process_once, StartProcess);
+  RegisterHandlers();
   if (has_exit_key) (void)pthread_setspecific(exit_key, cache);
   return cache;
 }

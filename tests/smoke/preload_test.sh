@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# usage: preload_test.sh SHARED_LIBRARY PROGRAM
+# usage: preload_test.sh SHARED_LIBRARY PROGRAM FORK_HANDLERS
 # The program passes with the library preloaded: as it is, in 1 GiB of address
 # space, and in a shell of few resources. Programs get no more with it than needed.
 set -euo pipefail
 
 library=$(readlink -f "$1")
 program=$2
+fork_handlers=$3
 failures=0
 
 passes_with() {
@@ -35,6 +36,12 @@ grep -qF "$library" <<<"$mapped" || {
 }
 ! grep -F libstdc++ <<<"$mapped" || {
   echo "FAILED: libstdc++ came along"
+  failures=$((failures + 1))
+}
+
+# The first handlers that a program registers may wait for its other threads.
+timeout 20 env "LD_PRELOAD=$library" "$fork_handlers" || {
+  echo "FAILED: fork handlers, status $?"
   failures=$((failures + 1))
 }
 

@@ -43,6 +43,8 @@ QUARRY_TEST_COPTS = _COMMON_COPTS + [
 # what is not used, and the library uses neither. It is never unloaded, since
 # blocks that it handed out may outlive any dlclose.
 QUARRY_SHARED_LINKOPTS = [
+    # It knows the script that puts sections in order.
+    "-fuse-ld=bfd",
     "-Wl,--as-needed",
     "-Wl,--gc-sections",
     "-Wl,--no-undefined",
