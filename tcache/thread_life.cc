@@ -39,8 +39,8 @@ void ForEachLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
 }
 
 void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-  // In a handler that runs meanwhile it would be made, and perhaps an arena with
-  // it, whose locks nobody would have taken.
+  // A handler that allocates would make this thread's cache, and perhaps an arena
+  // with it, whose locks would be nobody's.
   if (ArenasMade() != 0 && CurrentCache() == nullptr) (void)StrayCache();
   cache_registry.lock().AcquireForFork();
   ArenasLock().AcquireForFork();

@@ -21,6 +21,15 @@ char* MapGranules(size_t granules) {
   return static_cast<char*>(start);
 }
 
+// First, while no window was chosen.
+TEST(PageMap, NullIsOutsideOfTheWindow) {
+  Tag tag;
+  EXPECT_FALSE(PageMap::HomeTagOf(nullptr, &tag));
+  char* const start = MapGranules(1);
+  EXPECT_FALSE(PageMap::HomeTagOf(nullptr, &tag));
+  OsPages().Unmap(start, kGranuleBytes);
+}
+
 TEST(PageMap, WhatWasNeverHeldHasNoTag) {
   int on_stack;
   static int in_data;
@@ -44,6 +53,10 @@ TEST(PageMap, NamesEveryGranuleThatARangeTouches) {
                         3 * kGranuleBytes - 1}) {
     EXPECT_EQ(PageMap::TagOf(start + offset), kRunTag);
     EXPECT_EQ(PageMap::DescriptorOf(start + offset), &descriptor);
+    Tag tag = kNoTag;
+    EXPECT_TRUE(PageMap::HomeTagOf(start + offset, &tag));
+    EXPECT_EQ(tag, kRunTag);
+    EXPECT_EQ(PageMap::HomeDescriptorOf(start + offset), &descriptor);
   }
   EXPECT_EQ(PageMap::TagOf(start + 3 * kGranuleBytes), kNoTag);
   PageMap::Set(start, 4 * kGranuleBytes, kNoTag, nullptr);
