@@ -28,7 +28,7 @@
 //   another thread than the reader.
 // Errors: an address that Quarry never held has tag kNoTag and descriptor
 //   nullptr. Reserve() is false when the OS refuses memory for a leaf.
-// Cost: HomeTagOf() is seven instructions, of which the tag waits for a shift and
+// Cost: HomeTagOf() is eight instructions, of which the tag waits for a shift and
 //   a load.
 // Size: 4 + 8 bytes for each granule, in whole pages as they are touched.
 // Source: the page map of tcmalloc (Ghemawat, Menage 2005).

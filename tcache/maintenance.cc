@@ -16,6 +16,7 @@
 #include "arena/clock.h"
 #include "arena/errno_saver.h"
 #include "arena/limits.h"
+#include "arena/lock.h"
 #include "arena/process_arenas.h"
 #include "arena/report.h"
 #include "arena/settings.h"

@@ -158,6 +158,7 @@ class alignas(64) ThreadCache {
     return reinterpret_cast<Magazine*>(
         reinterpret_cast<uintptr_t>(thread_state.origin) + tag);
   }
+  // By an offset as magazine_offsets has them.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Magazine* MagazineAt(Tag offset) {
     return reinterpret_cast<Magazine*>(
         reinterpret_cast<char*>(thread_state.cache) + offset);

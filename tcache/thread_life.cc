@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "arena/huge.h"
+#include "arena/lock.h"
 #include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
 #include "arena/settings.h"

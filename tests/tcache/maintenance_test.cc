@@ -333,6 +333,19 @@ TEST(Maintenance, AFreeByTheLoaderDoesNotStartIt) {
             0);
 }
 
+TEST(Maintenance, AForkHandlerDoesNotStartIt) {
+  EXPECT_EQ(InChild([] {
+              maintenance_signal.NoteWork();
+              has_every_lock = true;
+              StartMaintenanceIfWanted();
+              has_every_lock = false;
+              QUARRY_CHECK(maintenance_signal.IsWanted());
+              StartMaintenanceIfWanted();
+              QUARRY_CHECK(!maintenance_signal.IsWanted());
+            }),
+            0);
+}
+
 // --- Without the thread. ---
 
 TEST(Maintenance, SlowPathsTickWhereTheOptionTurnsItOff) {

@@ -686,6 +686,22 @@ TEST_F(ThreadLifeTest, ForkHandlersOfOthersMayAllocate) {
   EXPECT_EQ(StatusOf(child), 0);
 }
 
+// It has one before the locks are taken, and so makes no arena meanwhile.
+TEST_F(ThreadLifeTest, ForkHandlersAllocateWithoutACache) {
+  OnAnotherThread([] {
+    fork_handlers_allocate = true;
+    const size_t open = cache_registry.OpenCaches();
+    const pid_t child = fork();
+    if (child == 0) {
+      VerifyAll();
+      _exit(0);
+    }
+    fork_handlers_allocate = false;
+    EXPECT_EQ(cache_registry.OpenCaches(), open + 1);
+    EXPECT_EQ(StatusOf(child), 0);
+  });
+}
+
 // The blocks that helpers keep are the only ones of this size.
 constexpr size_t kKeptBytes = 208;
 constexpr size_t kHelpers = 3;
