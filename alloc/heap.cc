@@ -321,20 +321,29 @@ ABSL_ATTRIBUTE_NOINLINE void FreeRun(void* p, const void* caller) {
   return DeallocateUncommon(p, caller);
 }
 
-// A block that may be of another thread's slab.
-ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, Tag tag,
-                                             const void* caller) {
-  // By the cache's tag, since a thread that left the fast path has another.
-  const bool is_remote = tag >= kOwnerUnit && tag < kNobody &&
-                         tag - thread_state.cache->tag() >= kOwnerUnit;
-  if (ABSL_PREDICT_FALSE(!is_remote || PerturbByte() != 0)) {
+// In a thread that has no cache, or has left the fast path: to it, its own blocks
+// have the tag of another thread.
+ABSL_ATTRIBUTE_NOINLINE void FreeWithoutTag(void* p, RemoteBlock block,
+                                            const void* caller) {
+  if (thread_state.cache != &no_cache || PerturbByte() != 0) {
     return DeallocateUncommon(p, caller);
   }
-  const bool may_make_cache =
-      thread_state.cache == &no_cache && !MayBeLoader(caller);
-  if (FreeFastRemotely(p, tag, may_make_cache)) {
+  if (FreeRemotelyWithoutCache(p, block, !MayBeLoader(caller))) {
     StartMaintenanceIfWanted(caller);
   }
+}
+
+// A block of another thread's slab.
+ABSL_ATTRIBUTE_NOINLINE void FreeRemoteBlock(void* p, RemoteBlock block,
+                                             const void* caller) {
+  if (ABSL_PREDICT_FALSE(thread_state.tag == 0)) {
+    return FreeWithoutTag(p, block, caller);
+  }
+  if (FreeRemotelyLater(p, block)) StartMaintenanceIfWanted(caller);
+}
+
+ABSL_ATTRIBUTE_NOINLINE void FlushRemoteBatch(const void* caller) {
+  if (FlushRemoteFrees(thread_state.cache)) StartMaintenanceIfWanted(caller);
 }
 
 // Out of line, or Reallocate() would save registers for it before it has looked
@@ -481,17 +490,26 @@ void DeallocateUncommon(void* p, const void* caller) {
 // What is common, in functions that have few registers to save for it.
 void DeallocateForeign(void* p, Tag offset, const void* caller) {
   const Tag tag = ThreadCache::TagOfOffset(offset);
-  if (tag == kRunTag) return FreeRun(p, caller);
-  if (ABSL_PREDICT_TRUE(TryFreeRemotelyLater(p, tag))) return;
-  return FreeRemoteBlock(p, tag, caller);
+  if (ABSL_PREDICT_FALSE(tag >= kNobody)) {
+    return tag == kRunTag ? FreeRun(p, caller) : DeallocateUncommon(p, caller);
+  }
+  RemoteBlock block;
+  if (ABSL_PREDICT_FALSE(!RemoteBlock::Find(p, tag, &block))) {
+    return DeallocateUncommon(p, caller);
+  }
+  RemoteBatch& batch = thread_state.cache->remote_batch();
+  if (!batch.TryAddToWord(block)) return FreeRemoteBlock(p, block, caller);
+  if (ABSL_PREDICT_FALSE(batch.IsFull())) return FlushRemoteBatch(caller);
 }
 
 void DeallocateNotPushed(void* p, const Magazine* magazine,
                          const void* caller) {
-  if (ABSL_PREDICT_TRUE(ThreadCache::TryPushCold(magazine, p))) {
-    return ThreadCache::NotesAreFull() ? FlushNotes(caller) : void();
+  bool notes_are_full;
+  if (ABSL_PREDICT_FALSE(
+          !ThreadCache::TryPushCold(magazine, p, &notes_are_full))) {
+    return DeallocateUncommon(p, caller);
   }
-  return DeallocateUncommon(p, caller);
+  if (ABSL_PREDICT_FALSE(notes_are_full)) return FlushNotes(caller);
 }
 
 void DeallocateSizedSlow(void* p, size_t bytes) {
@@ -593,7 +611,7 @@ HeapStatistics GatherStatistics() {
     s.slabs_made += counters.slabs_made;
     s.slabs_returned += counters.slabs_returned;
     s.adoptions += counters.adoptions;
-    s.remote_frees += cache->remote_frees.load(std::memory_order_relaxed);
+    s.remote_frees += cache->remote_batch().frees();
     s.cached_bytes += cache->CachedRunBytes();
     cached_run_bytes += cache->CachedRunBytes();
     if (cache->is_open && !cache->is_parked) ++s.threads;

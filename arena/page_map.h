@@ -95,7 +95,10 @@ class PageMap {
     return Load(home_.descriptors[granule]);
   }
 
-  // The same for an address of which HomeTagOf() told the tag.
+  // Both for an address of which HomeTagOf() told the tag.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Tag SureHomeTagOf(const void* p) {
+    return Load(home_.tags[HomeGranule(p)]);
+  }
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* HomeDescriptorOf(const void* p) {
     return Load(home_.descriptors[HomeGranule(p)]);
   }

@@ -72,16 +72,12 @@ struct Magazine {
   }
 
   bool IsBlockStart(const void* p) const {
-    const uint32_t offset =
-        static_cast<uint16_t>(reinterpret_cast<uintptr_t>(p));
-    return offset * start_reciprocal < start_limit;
+    return OffsetInGranule(p) * start_reciprocal < start_limit;
   }
 
-  // The same while start_limit is 0 because the class is cold.
+  // The same whether or not the class is cold.
   bool IsBlockStartWhenWarm(const void* p) const {
-    const uint32_t offset =
-        static_cast<uint16_t>(reinterpret_cast<uintptr_t>(p));
-    return offset * start_reciprocal < start_reciprocal;
+    return BlockOfOffset(OffsetInGranule(p), start_reciprocal).IsStart();
   }
 
   // The size of a block. Requires that the class is warm.

@@ -1,9 +1,9 @@
 // Blocks of other threads' slabs that a thread has freed and has yet to mark in
 // the slabs' remote bitmaps: gathered by word, so that one addition marks many.
 //
-//   entries   | slab, word, bits | - | slab, word, bits | ... |
+//   entries   | place, bits | - | place, bits | ... |
 //                 ^ where the block's class and owner lead to; another word
-//                   that is led there takes the place, and the old is marked
+//                   that is led there takes its place, and the old is marked
 //
 // It is not for the additions alone. A locked instruction waits for the stores
 // before it, and no load behind it begins: a thread that takes messages from a
@@ -16,13 +16,13 @@
 // A block that is held is in use to its slab, which therefore stays.
 //
 // Thread-safety: the owner thread alone, or who holds the whole cache after
-//   that thread is gone.
+//   that thread is gone; frees(): any thread.
 // Ordering: a word leaves before it is marked, and an entry that changes has no
 //   bits meanwhile. So the child of a fork at any moment marks no block twice, and
 //   none that was not freed; it may lose those of one word.
-// Invariant: no block is held twice. An entry without bits has no slab.
+// Invariant: no block is held twice.
 // Cost: no atomic operation.
-// Size: 32 bytes for each entry.
+// Size: 16 bytes for each entry.
 // Source: the remote deallocation cache of snmalloc (Lietar et al. 2019), which
 //   gathers lists by the receiving thread.
 #ifndef QUARRY_TCACHE_REMOTE_BATCH_H_
@@ -36,96 +36,101 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "arena/page_map.h"
+#include "tcache/block_word.h"
+#include "tcache/magazine.h"
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
 
 namespace quarry {
 
-class RemoteBatch {
- public:
-  static constexpr uint32_t kMostBytes = 64 * 1024;
+// A block of a slab that may be another thread's, as its address and its tag tell.
+struct RemoteBlock {
+  Tag tag;
+  uint32_t index;
+  uint64_t place;  // See BlockWord.
 
-  // Blocks of one word of a slab's bitmap. The address of one of them tells later
-  // whether the slab is still there: freed twice, it may not be.
-  struct Word {
-    Slab* slab;
-    uint64_t bits;
-    const void* block;
-    uint32_t index;
-    SizeClass size_class;
-  };
+  ABSL_ATTRIBUTE_ALWAYS_INLINE const SlabGeometry& geometry() const {
+    return Slab::GeometryOf(tag);
+  }
 
-  // Adds the block at p, if others of its word are held and the batch does not
-  // become full. Otherwise false, with nothing changed: also if p is no block,
-  // or is held. `slab` and `tag` are what the page map has for p, whatever it is.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryAddToWord(const void* p, const void* slab,
-                                                 Tag tag) {
-    Word& entry = entries_[EntryOf(tag)];
-    if (entry.slab != slab || slab == nullptr) return false;
-    const SlabGeometry& geometry = Slab::kGeometry[entry.size_class];
-    const size_t block = Slab::FastIndexOf(p, entry.size_class);
-    const uint64_t bit = uint64_t{1} << (block % 64);
-    const uint32_t bytes = bytes_ + geometry.block_bytes;
-    if (entry.index != block / 64 || (entry.bits & bit) != 0 ||
-        bytes >= kMostBytes || !geometry.HasBlock(block, p)) {
+  // False if p is no block of a fast class. Requires tag < kNobody.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool Find(const void* p, Tag tag,
+                                                RemoteBlock* block) {
+    block->tag = tag;
+    const SlabGeometry& geometry = block->geometry();
+    const BlockOfOffset found(OffsetInGranule(p), geometry.start_reciprocal);
+    if (ABSL_PREDICT_FALSE(!found.IsStart() ||
+                           found.index() >= geometry.blocks)) {
       return false;
     }
-    entry.bits |= bit;
-    bytes_ = bytes;
+    block->index = static_cast<uint32_t>(found.index());
+    block->place = BlockWord::PlaceOf(p, tag, found.index());
+    return true;
+  }
+};
+
+class RemoteBatch {
+ public:
+  static constexpr int32_t kMostBytes = 64 * 1024;
+
+  // Adds the block if others of its word are held. False, with nothing changed,
+  // if none is, or it is one of them.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryAddToWord(const RemoteBlock& block) {
+    BlockWord& entry = EntryOf(block);
+    if (entry.place != block.place || !entry.Add(block.index)) return false;
+    Count(block);
     return true;
   }
 
-  // Adds `block` of `slab`, which is of this class and whose owner `tag` tells, at p.
-  // False, with nothing changed, if the block is held: a double free. *displaced
-  // is the word to be marked in its stead, with no bits if there is none.
-  [[nodiscard]] bool Add(Slab* slab, const void* p, size_t block,
-                         SizeClass size_class, Tag tag, Word* displaced) {
-    Word& entry = entries_[EntryOf(tag)];
-    const uint64_t bit = uint64_t{1} << (block % 64);
-    const uint32_t index = static_cast<uint32_t>(block / 64);
-    *displaced = {};
-    if (entry.slab == slab && entry.index == index) {
-      if ((entry.bits & bit) != 0) return false;
-      entry.bits |= bit;
-    } else {
-      *displaced = entry;
-      entry.bits = 0;
-      std::atomic_signal_fence(std::memory_order_release);
-      entry.slab = slab;
-      entry.block = p;
-      entry.index = index;
-      entry.size_class = size_class;
-      std::atomic_signal_fence(std::memory_order_release);
-      entry.bits = bit;
-    }
-    bytes_ += Slab::kGeometry[size_class].block_bytes;
+  // Adds the block after TryAddToWord() did not. False, with nothing changed, if
+  // it is held: a double free. *displaced is the word to be marked in its stead,
+  // with no bits if there is none.
+  [[nodiscard]] bool Add(const RemoteBlock& block, BlockWord* displaced) {
+    BlockWord& entry = EntryOf(block);
+    if (ABSL_PREDICT_FALSE(entry.place == block.place)) return false;
+    *displaced = entry;
+    entry.bits = 0;
+    std::atomic_signal_fence(std::memory_order_release);
+    entry.place = block.place;
+    std::atomic_signal_fence(std::memory_order_release);
+    entry.bits = BlockWord::BitOf(block.index);
+    Count(block);
     return true;
   }
 
-  bool IsFull() const { return bytes_ >= kMostBytes; }
+  bool IsFull() const { return room_bytes_ <= 0; }
+
+  // How many blocks of other owners the threads with this batch have freed, those
+  // included that were not added to it.
+  uint64_t frees() const { return frees_.load(std::memory_order_relaxed); }
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void CountFree() {
+    // One writer: no locked instruction.
+    frees_.store(frees() + 1, std::memory_order_relaxed);
+  }
 
   // Calls mark(word) for each word, which the batch then does not hold any more.
   template <typename Mark>
   void Empty(Mark mark) {
-    if (bytes_ == 0) return;
-    for (Word& entry : entries_) {
+    if (room_bytes_ == kMostBytes) return;
+    for (BlockWord& entry : entries_) {
       if (entry.bits == 0) continue;
-      const Word word = entry;
+      const BlockWord word = entry;
       Clear(&entry);
       mark(word);
     }
-    bytes_ = 0;
+    room_bytes_ = kMostBytes;
   }
 
   // In the child of a fork, whatever the thread was in the midst of.
   void RepairAfterFork() {
-    bytes_ = 0;
-    for (Word& entry : entries_) {
+    room_bytes_ = kMostBytes;
+    for (BlockWord& entry : entries_) {
       if (entry.bits == 0) {
         Clear(&entry);
       } else {
-        bytes_ += static_cast<uint32_t>(std::popcount(entry.bits)) *
-                  Slab::kGeometry[entry.size_class].block_bytes;
+        room_bytes_ -= static_cast<int32_t>(
+            static_cast<size_t>(std::popcount(entry.bits)) *
+            BlockBytes(entry.size_class()));
       }
     }
   }
@@ -140,25 +145,32 @@ class RemoteBatch {
   // The upper bits of a product, round the table and round again: from a class to
   // the next it is a little more than one entry, and from an owner to the next
   // nine.
-  static size_t EntryOf(Tag tag) {
+  BlockWord& EntryOf(const RemoteBlock& block) {
     constexpr Tag kOwnerStride = 9u << (32 - kEntryBits);
     constexpr Tag kClassesPerOwner = kOwnerUnit / MagazineOffset(1);
     constexpr Tag kClassStride =
         (1u << (32 - kEntryBits)) + kOwnerStride / kClassesPerOwner;
     static_assert(uint64_t{kClassStride} * (kFastClasses - 1) <
                   uint64_t{1} << 32);
-    return tag * (kClassStride / MagazineOffset(1)) >> (32 - kEntryBits);
+    return entries_[block.tag * (kClassStride / MagazineOffset(1)) >>
+                    (32 - kEntryBits)];
   }
 
-  static void Clear(Word* entry) {
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void Count(const RemoteBlock& block) {
+    CountFree();
+    room_bytes_ -= static_cast<int32_t>(block.geometry().block_bytes);
+  }
+
+  static void Clear(BlockWord* entry) {
     entry->bits = 0;
     std::atomic_signal_fence(std::memory_order_release);
-    entry->slab = nullptr;
+    entry->place = 0;
   }
 
-  // Since it was last emptied: what was displaced is counted, too.
-  uint32_t bytes_ = 0;
-  Word entries_[kEntries] = {};
+  // Until it is full: what was displaced since it was last emptied counts, too.
+  int32_t room_bytes_ = kMostBytes;
+  std::atomic<uint64_t> frees_{0};
+  BlockWord entries_[kEntries] = {};
 };
 
 }  // namespace quarry

@@ -7,7 +7,8 @@
 
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
-#include "arena/page_map.h"
+#include "tcache/block_word.h"
+#include "tcache/remote_batch.h"
 #include "tcache/slab.h"
 #include "tcache/thread_cache.h"
 
@@ -20,26 +21,41 @@ namespace quarry {
 // Errors: aborts if p is not the start of a block, or is marked already.
 void FreeRemotely(Slab* slab, void* p);
 
-// The same for a block of a fast class in the page map's home window, whose tag
-// there is `tag`; but a thread that has a cache marks later, with others of the
-// word (remote_batch.h), and a second free may be found then. A thread without a
-// cache gets one after some calls, if it may be made. Returns whether an owner was
-// told, which may have been work for the maintenance thread.
-bool FreeFastRemotely(void* p, Tag tag, bool may_make_cache);
+// A block of a fast class in the page map's home window is freed in two steps: the
+// thread holds it with others of its word (remote_batch.h), and marks them together.
+// A second free may be found only then. The functions below return whether an owner
+// was told, which may have been work for the maintenance thread.
 
-// What is common of that: true if the block is held now. Otherwise nothing has
-// changed. `tag` is any, but not of a magazine of this thread.
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool TryFreeRemotelyLater(void* p, Tag tag) {
-  return thread_state.cache->remote_batch().TryAddToWord(
-      p, PageMap::HomeDescriptorOf(p), tag);
-}
-
-// Marks what the thread of `cache` has freed so and holds yet. The owner thread
-// only, or who holds the whole cache after that thread is gone.
+// Marks what the thread of `cache` holds. The owner thread only, or who holds the
+// whole cache after that thread is gone.
 bool FlushRemoteFrees(ThreadCache* cache);
 
-// How many blocks of other owners threads without a cache have marked; those of
-// others are counted in ThreadCache::remote_frees.
+// Marks blocks that have left a batch.
+bool MarkHeld(BlockWord word);
+
+// Aborts with a report on a block that is in the thread's batch already.
+[[noreturn]] void ReportHeldTwice(const void* p);
+
+// Frees `p`, which is `block`, for a thread without a cache: marks it at once. The
+// thread gets a cache after some calls, if it may be made.
+bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache);
+
+// The same for a thread with one, after RemoteBatch::TryAddToWord() did not add it.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool FreeRemotelyLater(void* p,
+                                                           RemoteBlock block) {
+  ThreadCache* const cache = thread_state.cache;
+  RemoteBatch& batch = cache->remote_batch();
+  BlockWord displaced;
+  if (ABSL_PREDICT_FALSE(!batch.Add(block, &displaced))) ReportHeldTwice(p);
+  bool owner_was_told = displaced.bits != 0 && MarkHeld(displaced);
+  if (ABSL_PREDICT_FALSE(batch.IsFull())) {
+    owner_was_told |= FlushRemoteFrees(cache);
+  }
+  return owner_was_told;
+}
+
+// How many blocks of other owners threads without a cache have freed; those of
+// others are counted in RemoteBatch::frees().
 uint64_t RemoteFreesWithoutCache();
 
 [[noreturn]] void ReportNoBlock(const char* call, const Slab* slab,

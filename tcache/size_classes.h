@@ -133,11 +133,33 @@ static_assert(SlabBytes(kClasses - 1) * kSmallMaxBytes <=
                   uint64_t{1} << kIndexShift,
               "offset times the reciprocal's error stays below one quotient");
 
-// The same for a question only, whether the offset is a multiple: it is exactly
-// when the low 32 bits of offset * reciprocal are less than the reciprocal.
+// The same for a fast class, with two answers in one product of 64 bits: the high
+// half is the quotient, and the low half is less than the reciprocal exactly when
+// the offset is a multiple.
 constexpr uint32_t StartReciprocal(SizeClass size_class) {
   const uint64_t bytes = BlockBytes(size_class);
   return static_cast<uint32_t>(((uint64_t{1} << 32) + bytes - 1) / bytes);
+}
+
+// That product.
+struct BlockOfOffset {
+  uint64_t product;
+  uint32_t start_reciprocal;
+
+  // Requires offset < kGranuleBytes.
+  constexpr BlockOfOffset(uint64_t offset, uint32_t reciprocal)
+      : product(offset * reciprocal), start_reciprocal(reciprocal) {}
+
+  constexpr size_t index() const { return product >> 32; }
+  constexpr bool IsStart() const {
+    return static_cast<uint32_t>(product) < start_reciprocal;
+  }
+};
+
+// Where an address lies in a slab of a fast class.
+inline uint32_t OffsetInGranule(const void* p) {
+  static_assert(kGranuleBytes == size_t{1} << 16);
+  return static_cast<uint16_t>(reinterpret_cast<uintptr_t>(p));
 }
 static_assert(kGranuleBytes * kFastMaxBytes <= uint64_t{1} << 32,
               "holds for the fast classes, whose slabs are one granule");

@@ -23,7 +23,8 @@ Slab::Slab(Run* run, SizeClass size_class, std::atomic<uint64_t>* remote_words)
 constexpr std::array<SlabGeometry, kClasses> Slab::kGeometry = [] {
   std::array<SlabGeometry, kClasses> geometry = {};
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    geometry[c] = {IndexReciprocal(c), static_cast<uint32_t>(BlockBytes(c)),
+    geometry[c] = {c < kFastClasses ? StartReciprocal(c) : 0,
+                   static_cast<uint32_t>(BlockBytes(c)),
                    static_cast<uint16_t>(SlabBlocks(c)),
                    static_cast<uint16_t>(sizeof(Slab) + WordBytes(c))};
   }
@@ -54,51 +55,57 @@ Run* Slab::Unmake(Slab* slab) {
   return run;
 }
 
-void Slab::TakeBlocks(size_t wanted, BlockList* list) {
+size_t Slab::TakeBlocks(size_t wanted, BlockList* list) {
   // They may be free again, the very same and dirty, before the next look.
   same_looks_ = 0;
-  const size_t words = Words(size_class_);
+  const size_t words = (size_t{blocks_} + 63) / 64;
+  const size_t block_bytes = block_bytes_;
   size_t left = wanted;
   size_t index = first_word_;
   for (; index < words && left > 0; ++index) {
     uint64_t word = local()[index];
     if (word == 0) continue;
-    char* base = BlockAt(index * 64);
+    char* const base = BlockAt(index * 64);
     do {
-      list->Append(base + static_cast<size_t>(std::countr_zero(word)) *
-                              block_bytes_);
+      const auto bit = static_cast<uint32_t>(std::countr_zero(word));
+      list->Append(base + bit * block_bytes);
       word &= word - 1;
     } while (--left > 0 && word != 0);
     local()[index] = word;
     if (word != 0) break;
   }
   first_word_ = static_cast<uint16_t>(index);
+  if (left == wanted) return TakeFresh(wanted, list);
   used_ = static_cast<uint16_t>(used_ + (wanted - left));
-  if (left == wanted) TakeFresh(wanted, list);
+  return wanted - left;
 }
 
-void Slab::TakeFresh(size_t wanted, BlockList* list) {
+size_t Slab::TakeFresh(size_t wanted, BlockList* list) {
   const size_t left_blocks = blocks_ - fresh_;
-  if (left_blocks == 0) return;
+  if (left_blocks == 0) return 0;
   char* block = BlockAt(fresh_);
   const size_t page_bytes = PageBytes();
   const size_t to_page_end =
       page_bytes - (reinterpret_cast<uintptr_t>(block) & (page_bytes - 1));
-  size_t count = (to_page_end + block_bytes_ - 1) / block_bytes_;
+  const size_t block_bytes = block_bytes_;
+  size_t count = (to_page_end + block_bytes - 1) / block_bytes;
   if (count > left_blocks) count = left_blocks;
   if (count > wanted) count = wanted;
-  for (size_t i = 0; i < count; ++i, block += block_bytes_) list->Append(block);
+  for (size_t i = 0; i < count; ++i, block += block_bytes) list->Append(block);
   fresh_ = static_cast<uint16_t>(fresh_ + count);
   if (fresh_ > resident_) resident_ = fresh_;
   used_ = static_cast<uint16_t>(used_ + count);
+  return count;
 }
 
 size_t Slab::PutWord(size_t index, uint64_t word) {
   // Blocks that are free already, in the bitmap or as fresh ones.
-  uint64_t twice = local()[index] & word;
+  uint64_t twice = 0;
   if (fresh_ < (index + 1) * 64) {
-    twice |= fresh_ <= index * 64 ? word : word >> (fresh_ % 64) << (fresh_ % 64);
+    twice = fresh_ <= index * 64 ? word : word >> (fresh_ % 64) << (fresh_ % 64);
   }
+  // Behind the last word, all are fresh.
+  if (ABSL_PREDICT_TRUE(twice == 0)) twice = local()[index] & word;
   if (ABSL_PREDICT_FALSE(twice != 0)) {
     const size_t block =
         index * 64 + static_cast<size_t>(std::countr_zero(twice));

@@ -28,6 +28,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "arena/arena.h"
 #include "arena/run.h"
@@ -41,18 +42,11 @@ class ThreadCache;
 
 // What all slabs of a class have in common: for who has a block's tag, and so its
 // class, and need not ask the slab, whose lines its owner writes.
-struct SlabGeometry {
-  uint64_t index_reciprocal;
+struct alignas(16) SlabGeometry {
+  uint32_t start_reciprocal;  // 0 for a class that is not fast.
   uint32_t block_bytes;
   uint16_t blocks;
   uint16_t remote_words_at;  // From the start of the descriptor.
-
-  // Of a fast class: whether block `index`, which p lies in, starts at p.
-  bool HasBlock(size_t index, const void* p) const {
-    return index * block_bytes ==
-               reinterpret_cast<uintptr_t>(p) % kGranuleBytes &&
-           index < blocks;
-  }
 };
 
 // A list of free blocks that is built front to back.
@@ -61,19 +55,16 @@ class BlockList {
   void Append(void* p) {
     *end_ = static_cast<FreeBlock*>(p);
     end_ = &(*end_)->next;
-    ++count_;
   }
   // Ends the list and returns its first block, nullptr when it is empty.
   FreeBlock* Finish() {
     *end_ = nullptr;
     return first_;
   }
-  size_t count() const { return count_; }
 
  private:
   FreeBlock* first_ = nullptr;
   FreeBlock** end_ = &first_;
-  size_t count_ = 0;
 };
 
 class alignas(64) Slab {
@@ -153,6 +144,15 @@ class alignas(64) Slab {
   [[gnu::visibility("hidden")]] static const std::array<SlabGeometry, kClasses>
       kGeometry;
 
+  // Of the class that a slab with this tag has.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static const SlabGeometry& GeometryOf(Tag tag) {
+    // ClassOfTag(), and no more instructions than that takes.
+    static_assert(sizeof(Magazine) == 2 * sizeof(SlabGeometry));
+    return *reinterpret_cast<const SlabGeometry*>(
+        reinterpret_cast<const char*>(kGeometry.data()) +
+        (tag & (kOwnerUnit - sizeof(Magazine))) / 2);
+  }
+
   // The slab of `p`, whose tag says that it lies in one.
   static Slab* Of(const void* p) {
     return static_cast<Slab*>(PageMap::DescriptorOf(p));
@@ -177,13 +177,6 @@ class alignas(64) Slab {
   size_t IndexOf(const void* p) const {
     return (OffsetOf(p) * index_reciprocal_) >> kIndexShift;
   }
-  // The same for a slab of a fast class, which is one granule, without a look at
-  // the slab.
-  static size_t FastIndexOf(const void* p, SizeClass size_class) {
-    return (reinterpret_cast<uintptr_t>(p) % kGranuleBytes *
-            kGeometry[size_class].index_reciprocal) >>
-           kIndexShift;
-  }
   char* BlockAt(size_t index) const { return start_ + index * block_bytes_; }
 
   // Whether `p` is the start of a block that was ever given out.
@@ -197,10 +190,10 @@ class alignas(64) Slab {
     return ((local()[index / 64] >> (index % 64)) & 1) != 0;
   }
 
-  // Moves up to `wanted` free blocks, lowest address first, to `list`. Fresh
-  // blocks are taken only when no other is free, and no further than the page
-  // that the first of them begins on.
-  void TakeBlocks(size_t wanted, BlockList* list);
+  // Moves up to `wanted` free blocks, lowest address first, to `list`, and returns
+  // how many. Fresh blocks are taken only when no other is free, and no further
+  // than the page that the first of them begins on.
+  size_t TakeBlocks(size_t wanted, BlockList* list);
 
   // One block given back by the owner. False, with nothing changed, when it is
   // not in use: a double free.
@@ -290,7 +283,7 @@ class alignas(64) Slab {
   size_t Next(size_t index) const;
   uint16_t HashOfFree() const;
   bool PurgeTail();
-  void TakeFresh(size_t wanted, BlockList* list);
+  size_t TakeFresh(size_t wanted, BlockList* list);
   // Makes a slab without used blocks begin again at its lowest block: what was
   // given out before is resident, and what was not stays untouched for longer.
   void Reset();

@@ -51,6 +51,17 @@ constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
   return most;
 }();
 
+// How many blocks a refill takes at most: half a magazine.
+constexpr std::array<int16_t, kClasses> ThreadCache::kRefillBlocks = [] {
+  std::array<int16_t, kClasses> blocks = {};
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    blocks[c] = static_cast<int16_t>(
+        std::clamp(static_cast<int32_t>(kMostRefillBytes / BlockBytes(c)), 1,
+                   kMostMagazineBlocks / 2));
+  }
+  return blocks;
+}();
+
 constexpr std::array<uint8_t, kClasses> ThreadCache::kMostMagazines = [] {
   std::array<uint8_t, kClasses> most = {};
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
@@ -204,12 +215,16 @@ void* ThreadCache::Refill(SizeClass size_class) {
   if (TakeFromDepot(size_class)) return magazine.Pop();
   Shelf& shelf = shelves_[size_class];
   if (shelf.is_cold) TurnWarm(size_class);
-  if (cold_count_ > 0) FlushCold();
+  if (notes_count_ > 0) FlushCold();
   // Seldom while there are free blocks: each drain takes lines away from the
   // threads that are freeing, and a later one finds more on them.
-  if (BestSlab(size_class) == nullptr || ++refills_undrained_ >= kMostUndrained) {
+  Slab* slab = BestSlab(size_class);
+  if (slab == nullptr || ++refills_undrained_ >= kMostUndrained) {
     refills_undrained_ = 0;
-    if (!pending_.IsEmpty()) DrainPending();
+    if (!pending_.IsEmpty()) {
+      DrainPending();
+      slab = BestSlab(size_class);
+    }
   }
   if (ABSL_PREDICT_FALSE(shelf.was_idle)) {
     shelf.was_idle = false;
@@ -219,20 +234,18 @@ void* ThreadCache::Refill(SizeClass size_class) {
   } else {
     GrowMagazine(&magazine);
   }
-  const size_t wanted =
-      std::min<size_t>(static_cast<size_t>(magazine.capacity) / 2,
-                       std::max<size_t>(kMostRefillBytes / BlockBytes(size_class),
-                                        1));
-  Slab* slab = BestSlab(size_class);
+  const int32_t wanted =
+      std::min(magazine.capacity / 2, int32_t{kRefillBlocks[size_class]});
   if (slab == nullptr) slab = AcquireSlab(size_class);
   if (slab == nullptr) return nullptr;
   BlockList list;
+  int32_t taken = 0;
   do {
-    slab->TakeBlocks(wanted - list.count(), &list);
+    taken += static_cast<int32_t>(
+        slab->TakeBlocks(static_cast<size_t>(wanted - taken), &list));
     Relist(slab);
-  } while (list.count() * 2 < wanted &&
-           (slab = BestSlab(size_class)) != nullptr);
-  magazine.room = magazine.capacity - static_cast<int32_t>(list.count());
+  } while (taken * 2 < wanted && (slab = BestSlab(size_class)) != nullptr);
+  magazine.room = magazine.capacity - taken;
   magazine.head = list.Finish();
   ++counters_.refills;
   return magazine.Pop();
@@ -245,7 +258,7 @@ void* ThreadCache::TakeOne(SizeClass size_class) {
   if (slab == nullptr) slab = AcquireSlab(size_class);
   if (slab == nullptr) return nullptr;
   BlockList list;
-  slab->TakeBlocks(1, &list);
+  (void)slab->TakeBlocks(1, &list);
   Relist(slab);
   return list.Finish();
 }
@@ -376,7 +389,7 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
     LockHolder hold(lock_);
     const size_t index = slab->IndexOf(p);
     if (magazine.head == p || !slab->IsGivenOut(p) || slab->IsFree(index) ||
-        cold_[cold_count_] == p) {
+        notes_[notes_count_] == p) {
       ReportDoubleFree(p, slab->block_bytes(), slab->start());
     }
     if (thread_state.tag == 0) {
@@ -477,37 +490,38 @@ void ThreadCache::FlushNotes() {
 }
 
 void ThreadCache::FlushCold() {
-  const uint32_t count = cold_count_;
+  const uint32_t count = notes_count_;
   if (count == 0) return;
   was_used_ = true;
+  notes_[count + 1] = nullptr;  // Near no block.
+  void** const end = notes_ + count + 1;
   Tag offset = 0;
-  for (uint32_t i = 1; i <= count;) {
-    void* const p = cold_[i];
+  for (void** note = notes_ + 1; note != end;) {
+    void* const p = *note;
     // By the tag: a slab that was given back after the first of two frees of its
     // block has another.
-    Tag tag = kNoTag;
-    (void)PageMap::HomeTagOf(p, &tag);  // It was when the block was noted.
-    offset = tag - tag_;
+    offset = PageMap::SureHomeTagOf(p) - tag_;
     if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {
       ReportForeignPointer("free", p);
     }
     auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
     // By the class and not by the slab, whose line may be a while in coming.
-    const SizeClass c = ClassOfTag(offset);
-    const size_t block = Slab::FastIndexOf(p, c);
+    const SlabGeometry& geometry = Slab::GeometryOf(offset);
+    const size_t index =
+        BlockOfOffset(OffsetInGranule(p), geometry.start_reciprocal).index();
     // Blocks that were allocated in a row are often freed in a row, and then
     // whole words of a bitmap come together. Asked by the addresses alone: in a
     // heap that is freed in no order, the loads for one block must not wait for
     // those of the block before it.
-    if (i < count && IsNear(p, cold_[i + 1])) {
-      i = GatherWord(slab, c, block / 64, i);
+    if (IsNear(p, note[1])) {
+      note = PutNotedWord(note, slab, geometry, index);
     } else {
-      if (ABSL_PREDICT_FALSE(!slab->PutBlock(block))) ReportNotedTwice(p);
-      ++i;
+      if (ABSL_PREDICT_FALSE(!slab->PutBlock(index))) ReportNotedTwice(p);
+      ++note;
     }
     Relist(slab);
   }
-  cold_count_ = 0;
+  notes_count_ = 0;
   // The depot may have been given back meanwhile, by Tidy().
   const SizeClass last = ClassOfTag(offset);
   const Shelf& shelf = shelves_[last];
@@ -517,24 +531,29 @@ void ThreadCache::FlushCold() {
   }
 }
 
+void** ThreadCache::PutNotedWord(void** note, Slab* slab,
+                                 const SlabGeometry& geometry, size_t index) {
+  const size_t first = index / 64 * 64;
+  const uintptr_t start = reinterpret_cast<uintptr_t>(slab->BlockAt(first));
+  // Within the slab: the next one may have the note behind these.
+  const size_t blocks = std::min<size_t>(geometry.blocks - first, 64);
+  const size_t bytes = blocks * geometry.block_bytes;
+  uintptr_t offset = reinterpret_cast<uintptr_t>(*note) - start;
+  uint64_t word = 0;
+  do {
+    const size_t bit = BlockOfOffset(offset, geometry.start_reciprocal).index();
+    const uint64_t more = word | uint64_t{1} << (bit % 64);
+    if (ABSL_PREDICT_FALSE(more == word)) ReportNotedTwice(*note);
+    word = more;
+    offset = reinterpret_cast<uintptr_t>(*++note) - start;
+  } while (offset < bytes);
+  (void)slab->PutWord(first / 64, word);
+  return note;
+}
+
 void ThreadCache::ReportNotedTwice(void* p) {
   const Slab* const slab = Slab::Of(p);
   ReportDoubleFree(p, slab->block_bytes(), slab->start());
-}
-
-uint32_t ThreadCache::GatherWord(Slab* slab, SizeClass size_class,
-                                 size_t index, uint32_t i) {
-  const void* const first = cold_[i];
-  uint64_t word = 0;
-  do {
-    const size_t block = Slab::FastIndexOf(cold_[i], size_class);
-    if (block / 64 != index) break;
-    const uint64_t bit = uint64_t{1} << (block % 64);
-    if (ABSL_PREDICT_FALSE((word & bit) != 0)) ReportNotedTwice(cold_[i]);
-    word |= bit;
-  } while (++i <= cold_count_ && IsNear(first, cold_[i]));
-  slab->PutWord(index, word);
-  return i;
 }
 
 void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {

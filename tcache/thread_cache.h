@@ -38,7 +38,7 @@
 // When the depot is full, more is being freed than will be wanted soon, and the
 // class turns cold: its frees take the slow path, which notes the address of
 // the block and does not touch the block, since that would bring a line into
-// the cache for the sake of a link. Sixty-four such notes at a time go to the
+// the cache for the sake of a link. Sixty-four such blocks at a time go to the
 // bitmaps of their slabs. The class is warm again when half of the depot has
 // been used up.
 //
@@ -216,24 +216,23 @@ class alignas(64) ThreadCache {
   }
 
   // Frees `p`, whose magazine this is, if it is the start of a block and the class
-  // is cold. Otherwise false, with nothing changed. Then FlushNotes() if
-  // NotesAreFull().
+  // is cold. Otherwise false, with nothing changed. Then FlushNotes() if the notes
+  // are full.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(const Magazine* magazine,
-                                                       void* p) {
+                                                       void* p,
+                                                       bool* notes_are_full) {
     if (magazine->start_limit != 0 || !magazine->IsBlockStartWhenWarm(p)) {
       return false;
     }
-    ThreadCache* cache = thread_state.cache;
-    const uint32_t count = cache->cold_count_;
-    if (ABSL_PREDICT_FALSE(cache->cold_[count] == p)) return false;
+    ThreadCache* const cache = thread_state.cache;
+    const uint32_t count = cache->notes_count_;
+    if (ABSL_PREDICT_FALSE(cache->notes_[count] == p)) return false;
     // In this order, for the child of a fork at any moment: see thread_life.h.
-    cache->cold_[count + 1] = p;
+    cache->notes_[count + 1] = p;
     std::atomic_signal_fence(std::memory_order_release);
-    cache->cold_count_ = count + 1;
+    cache->notes_count_ = count + 1;
+    *notes_are_full = count + 1 == kMostNotes;
     return true;
-  }
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool NotesAreFull() {
-    return ABSL_PREDICT_FALSE(thread_state.cache->cold_count_ == kColdBlocks);
   }
 
   // A block of `size_class`, making a cache for the thread if need be; nullptr
@@ -339,10 +338,6 @@ class alignas(64) ThreadCache {
   // the owner is the caller or is not running.
   void Verify(bool with_magazines) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // How many blocks of other owners the threads of this cache have marked.
-  // Written by the owner thread alone, read by any.
-  std::atomic<uint64_t> remote_frees{0};
-
   // Links of the registry, guarded by its lock; the first never changes once the
   // cache is in the registry.
   ThreadCache* next_in_registry = nullptr;
@@ -365,7 +360,7 @@ class alignas(64) ThreadCache {
   static constexpr uint32_t kDepotMagazines = 64;
   static constexpr size_t kMostShelfBytes = 512 * 1024;
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
-  static constexpr uint32_t kColdBlocks = 64;
+  static constexpr uint32_t kMostNotes = 64;
   // In slabs, at a fork: of less, the child may as well copy all.
   static constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
   // In depots: from here on it is worth a thread to give it back.
@@ -373,6 +368,7 @@ class alignas(64) ThreadCache {
 
   // The bounds above for each class.
   static const std::array<int16_t, kClasses> kMostBlocks;
+  static const std::array<int16_t, kClasses> kRefillBlocks;
   static const std::array<uint8_t, kClasses> kMostMagazines;
 
   // A magazine overflows with one block more than it may hold, and only one
@@ -447,10 +443,10 @@ class alignas(64) ThreadCache {
   void TurnCold(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TurnWarm(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FlushCold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Puts the notes from the i-th on that belong to word `index` of the bitmap of
-  // `slab`, of this class; returns where the others begin.
-  uint32_t GatherWord(Slab* slab, SizeClass size_class, size_t index, uint32_t i)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Puts the blocks noted from `note` on that are in one word of a slab's bitmap,
+  // which the first is in as block `index`; returns where the others begin.
+  void** PutNotedWord(void** note, Slab* slab, const SlabGeometry& geometry,
+                      size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Aborts with a report on a note of a block that is free already.
   [[noreturn]] void ReportNotedTwice(void* p);
   void Flush(FreeBlock* first, SizeClass size_class)
@@ -510,9 +506,9 @@ class alignas(64) ThreadCache {
   // Blocks of cold classes that are not in their slabs' bitmaps yet. The
   // owner's, as the magazines are.
   //
-  //   cold_   | nullptr | note 1 | ... | note cold_count_ | ...
-  uint32_t cold_count_ = 0;
-  void* cold_[1 + kColdBlocks] = {};
+  //   notes_   | nullptr | block | ... | block notes_count_ | ...
+  uint32_t notes_count_ = 0;
+  void* notes_[1 + kMostNotes + 1] = {};
 
   RemoteBatch remote_batch_;
 

@@ -51,23 +51,32 @@ inline bool TryPushSized(void* p, size_t bytes) {
 }
 inline bool TryPushCold(void* p) {
   Magazine* magazine;
-  return ThreadCache::FindMagazine(p, &magazine) &&
-         ThreadCache::TryPushCold(magazine, p);
+  bool notes_are_full;
+  if (!ThreadCache::FindMagazine(p, &magazine) ||
+      !ThreadCache::TryPushCold(magazine, p, &notes_are_full)) {
+    return false;
+  }
+  if (notes_are_full) thread_state.cache->FlushNotes();
+  return true;
 }
 
 inline void Free(void* p) {
   if (TryPush(p)) return;
-  if (TryPushCold(p)) {
-    if (ThreadCache::NotesAreFull()) thread_state.cache->FlushNotes();
-    return;
-  }
-  ThreadCache::Free(Slab::Of(p), p);
+  if (!TryPushCold(p)) ThreadCache::Free(Slab::Of(p), p);
 }
 
 // As free() does for a block of another thread's slab, of a fast class.
 inline void FreeLater(void* p) {
-  const Tag tag = PageMap::TagOf(p);
-  if (!TryFreeRemotelyLater(p, tag)) (void)FreeFastRemotely(p, tag, true);
+  RemoteBlock block;
+  QUARRY_CHECK(RemoteBlock::Find(p, PageMap::TagOf(p), &block));
+  ThreadCache* const cache = thread_state.cache;
+  if (cache == &no_cache) {
+    (void)FreeRemotelyWithoutCache(p, block, true);
+  } else if (!cache->remote_batch().TryAddToWord(block)) {
+    (void)FreeRemotelyLater(p, block);
+  } else if (cache->remote_batch().IsFull()) {
+    (void)FlushRemoteFrees(cache);
+  }
 }
 
 // As free() does for any block of a fast class.

@@ -1,9 +1,7 @@
 #include "tcache/remote_batch.h"
 
-#include <map>
 #include <random>
 #include <set>
-#include <utility>
 
 #include "gtest/gtest.h"
 #include "tests/arena/test_seed.h"
@@ -11,11 +9,10 @@
 namespace quarry {
 namespace {
 
-// A slab that only has a name and addresses: a batch touches neither.
+// A slab that only has addresses: a batch touches no slab.
 struct FakeSlab {
   FakeSlab(uintptr_t number, SizeClass of_class, Tag owner = kOwnerUnit)
-      : slab(reinterpret_cast<Slab*>(number * 128)),
-        start(number * kGranuleBytes),
+      : start(number * kGranuleBytes),
         size_class(of_class),
         tag(owner | MagazineOffset(of_class)) {}
 
@@ -23,42 +20,80 @@ struct FakeSlab {
     return reinterpret_cast<void*>(start + block * BlockBytes(size_class));
   }
 
-  Slab* slab;
   uintptr_t start;
   SizeClass size_class;
   Tag tag;
 };
 
+RemoteBlock Find(const FakeSlab& slab, size_t block) {
+  RemoteBlock found;
+  EXPECT_TRUE(RemoteBlock::Find(slab.At(block), slab.tag, &found));
+  return found;
+}
+
+TEST(RemoteBlock, IsFoundInEveryFastClass) {
+  for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+    const FakeSlab slab(9, c, 77 * kOwnerUnit);
+    for (size_t block = 0; block < SlabBlocks(c); ++block) {
+      const RemoteBlock found = Find(slab, block);
+      ASSERT_EQ(found.tag, slab.tag);
+      ASSERT_EQ(found.index, block);
+      ASSERT_EQ(found.place, BlockWord::PlaceOf(slab.At(0), slab.tag, block));
+      ASSERT_EQ(found.geometry().block_bytes, BlockBytes(c));
+    }
+  }
+}
+
+TEST(RemoteBlock, IsNotFoundWhereNoneStarts) {
+  const auto is_found = [](const void* p, Tag tag) {
+    RemoteBlock block;
+    return RemoteBlock::Find(p, tag, &block);
+  };
+  for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+    const FakeSlab slab(9, c);
+    char* const start = static_cast<char*>(slab.At(0));
+    EXPECT_FALSE(is_found(start + 1, slab.tag));
+    EXPECT_FALSE(is_found(start + BlockBytes(c) - 1, slab.tag));
+    if (SlabBlocks(c) * BlockBytes(c) < kGranuleBytes) {
+      EXPECT_FALSE(is_found(slab.At(SlabBlocks(c)), slab.tag)) << "behind all";
+    }
+  }
+  for (SizeClass c = kFastClasses; c < kClasses; ++c) {
+    const FakeSlab slab(9, c);
+    EXPECT_FALSE(is_found(slab.At(0), slab.tag)) << "not a fast class";
+  }
+  EXPECT_FALSE(is_found(FakeSlab(9, kFirstClass).At(0), kNoTag));
+}
+
 class RemoteBatchTest : public testing::Test {
  protected:
-  using Word = RemoteBatch::Word;
-  using Held = std::set<std::pair<Slab*, size_t>>;
+  using Held = std::set<void*>;
 
-  bool TryAddToWord(const FakeSlab& of, size_t block) {
-    return batch_.TryAddToWord(of.At(block), of.slab, of.tag);
+  bool TryAddToWord(const FakeSlab& to, size_t block) {
+    return batch_.TryAddToWord(Find(to, block));
   }
-  bool Add(const FakeSlab& to, size_t block, Word* displaced) {
-    return batch_.Add(to.slab, to.At(block), block, to.size_class, to.tag,
-                      displaced);
+  bool Add(const FakeSlab& to, size_t block, BlockWord* displaced) {
+    return batch_.Add(Find(to, block), displaced);
   }
   // Expects that no word has to make way.
   void Add(const FakeSlab& to, size_t block) {
-    Word displaced;
+    BlockWord displaced;
     EXPECT_TRUE(Add(to, block, &displaced));
     EXPECT_EQ(displaced.bits, 0u);
   }
 
-  static void Note(const Word& word, Held* held) {
-    for (size_t i = 0; i < 64; ++i) {
-      if ((word.bits >> i & 1) == 0) continue;
-      EXPECT_TRUE(held->insert({word.slab, word.index * 64 + i}).second);
+  static Held BlocksOf(BlockWord word) {
+    Held blocks;
+    for (; word.bits != 0; word.bits &= word.bits - 1) {
+      blocks.insert(word.first_block());
     }
+    return blocks;
   }
   Held TakeAll() {
     Held held;
-    batch_.Empty([&](const Word& word) {
+    batch_.Empty([&](const BlockWord& word) {
       EXPECT_NE(word.bits, 0u);
-      Note(word, &held);
+      for (void* p : BlocksOf(word)) EXPECT_TRUE(held.insert(p).second);
     });
     return held;
   }
@@ -71,26 +106,20 @@ TEST_F(RemoteBatchTest, IsEmptyAtFirst) {
   EXPECT_FALSE(batch_.IsFull());
   EXPECT_FALSE(TryAddToWord(small_, 0));
   EXPECT_TRUE(TakeAll().empty());
-}
-
-// Granules that are nobody's have no descriptor, and an entry that is empty has
-// no slab.
-TEST_F(RemoteBatchTest, NoDescriptorIsNoSlab) {
-  for (Tag tag : {kNoTag, kOwnerUnit, kRunTag, kHugeTag, ~Tag{0}}) {
-    EXPECT_FALSE(batch_.TryAddToWord(small_.At(0), nullptr, tag));
-  }
+  EXPECT_EQ(batch_.frees(), 0u);
 }
 
 TEST_F(RemoteBatchTest, GathersTheBlocksOfAWord) {
   Add(small_, 3);
-  for (size_t block : {0, 63, 62, 7}) EXPECT_TRUE(TryAddToWord(small_, block));
-  Add(small_, 9);
+  for (size_t block : {0, 63, 62, 7, 9}) {
+    EXPECT_TRUE(TryAddToWord(small_, block));
+  }
   size_t words = 0;
-  batch_.Empty([&](const Word& word) {
+  batch_.Empty([&](const BlockWord& word) {
     ++words;
-    EXPECT_EQ(word.slab, small_.slab);
-    EXPECT_EQ(word.index, 0u);
-    EXPECT_EQ(word.size_class, small_.size_class);
+    EXPECT_EQ(word.slab_start(), small_.At(0));
+    EXPECT_EQ(word.word(), 0u);
+    EXPECT_EQ(word.size_class(), small_.size_class);
     EXPECT_EQ(word.bits, uint64_t{3} << 62 | 1 << 9 | 1 << 7 | 1 << 3 | 1);
   });
   EXPECT_EQ(words, 1u);
@@ -102,43 +131,47 @@ TEST_F(RemoteBatchTest, AnotherWordOfTheSlabTakesThePlace) {
   Add(small_, 64);
   EXPECT_FALSE(TryAddToWord(small_, 63));
   EXPECT_FALSE(TryAddToWord(small_, 128));
-  Word displaced;
+  BlockWord displaced;
   EXPECT_TRUE(Add(small_, 128, &displaced));
-  EXPECT_EQ(displaced.slab, small_.slab);
-  EXPECT_EQ(displaced.index, 1u);
-  EXPECT_EQ(displaced.bits, 1u);
-  EXPECT_EQ(TakeAll(), (Held{{small_.slab, 128}}));
+  EXPECT_EQ(BlocksOf(displaced), (Held{small_.At(64)}));
+  EXPECT_EQ(TakeAll(), (Held{small_.At(128)}));
 }
 
 TEST_F(RemoteBatchTest, AnotherSlabOfTheClassTakesThePlace) {
   const FakeSlab other(8, small_.size_class);
   Add(small_, 5);
   EXPECT_FALSE(TryAddToWord(other, 5));
-  Word displaced;
+  BlockWord displaced;
   EXPECT_TRUE(Add(other, 5, &displaced));
-  EXPECT_EQ(displaced.slab, small_.slab);
-  EXPECT_EQ(TakeAll(), (Held{{other.slab, 5}}));
+  EXPECT_EQ(BlocksOf(displaced), (Held{small_.At(5)}));
+  EXPECT_EQ(TakeAll(), (Held{other.At(5)}));
+}
+
+// Of another class now: a slab went back though one of its blocks is held.
+TEST_F(RemoteBatchTest, AGranuleThatChangedItsClassIsAnotherWord) {
+  const FakeSlab other(7, ClassOf(64));
+  Add(small_, 5);
+  EXPECT_FALSE(TryAddToWord(other, 5));
 }
 
 TEST_F(RemoteBatchTest, AHeldBlockIsRefused) {
   Add(small_, 5);
   EXPECT_FALSE(TryAddToWord(small_, 5));
-  Word displaced;
+  BlockWord displaced;
   EXPECT_FALSE(Add(small_, 5, &displaced));
   EXPECT_EQ(displaced.bits, 0u);
-  EXPECT_EQ(TakeAll(), (Held{{small_.slab, 5}}));
+  EXPECT_EQ(batch_.frees(), 1u);
+  EXPECT_EQ(TakeAll(), (Held{small_.At(5)}));
 }
 
-TEST_F(RemoteBatchTest, WhatIsNoBlockIsRefused) {
-  const FakeSlab slab(9, ClassOf(112));
-  const size_t blocks = SlabBlocks(slab.size_class);
-  const size_t first_of_word = blocks / 64 * 64;
-  Add(slab, first_of_word);
-  EXPECT_TRUE(TryAddToWord(slab, blocks - 1));
-  EXPECT_FALSE(TryAddToWord(slab, blocks)) << "behind the last";
-  const auto* inside = static_cast<char*>(slab.At(first_of_word + 1)) + 16;
-  EXPECT_FALSE(batch_.TryAddToWord(inside, slab.slab, slab.tag));
-  EXPECT_EQ(TakeAll().size(), 2u);
+TEST_F(RemoteBatchTest, CountsEveryFree) {
+  Add(small_, 5);
+  EXPECT_TRUE(TryAddToWord(small_, 6));
+  batch_.CountFree();
+  EXPECT_EQ(batch_.frees(), 3u);
+  TakeAll();
+  batch_.RepairAfterFork();
+  EXPECT_EQ(batch_.frees(), 3u);
 }
 
 // A thread that frees what another allocated meets all classes in turn.
@@ -149,7 +182,7 @@ TEST_F(RemoteBatchTest, ClassesOfOneOwnerHavePlacesOfTheirOwn) {
       const FakeSlab slab(c, c, owner);
       if (all.size() == 30) TakeAll();  // Full otherwise.
       Add(slab, 1);
-      all.insert({slab.slab, 1});
+      all.insert(slab.At(1));
     }
     TakeAll();
   }
@@ -168,31 +201,30 @@ TEST_F(RemoteBatchTest, IsFullWithItsMostBytes) {
   const size_t most = RemoteBatch::kMostBytes / BlockBytes(c);
   ASSERT_EQ(most, 64u);
   Add(slab, 0);
-  for (size_t block = 1; block < most - 1; ++block) {
+  for (size_t block = 1; block < most; ++block) {
+    EXPECT_FALSE(batch_.IsFull());
     ASSERT_TRUE(TryAddToWord(slab, block));
   }
-  EXPECT_FALSE(TryAddToWord(slab, most - 1)) << "the last one is for Add()";
-  EXPECT_FALSE(batch_.IsFull());
-  Add(slab, most - 1);
   EXPECT_TRUE(batch_.IsFull());
   EXPECT_EQ(TakeAll().size(), most);
   EXPECT_FALSE(batch_.IsFull());
 }
 
 TEST_F(RemoteBatchTest, ARepairKeepsWhatIsHeldAndCountsItAnew) {
-  const FakeSlab large(3, ClassOf(1024));
-  Add(large, 0);
-  Word displaced;
-  for (size_t block = 64; block < 64 + 60; ++block) {
-    EXPECT_TRUE(Add(FakeSlab(block, ClassOf(1024)), 0, &displaced));
+  const SizeClass c = ClassOf(1024);
+  BlockWord displaced;
+  for (size_t number = 64; number < 64 + 60; ++number) {
+    EXPECT_TRUE(Add(FakeSlab(number, c), 0, &displaced));
   }
   batch_.RepairAfterFork();
   // Of what was displaced nothing counts any more.
-  for (size_t block = 1; block < 60; ++block) {
-    ASSERT_TRUE(Add(FakeSlab(123, ClassOf(1024)), block, &displaced));
+  for (size_t block = 1; block < 63; ++block) {
+    ASSERT_TRUE(TryAddToWord(FakeSlab(123, c), block));
+    EXPECT_FALSE(batch_.IsFull());
   }
-  EXPECT_FALSE(batch_.IsFull());
-  EXPECT_EQ(TakeAll().size(), 60u);
+  EXPECT_TRUE(TryAddToWord(FakeSlab(123, c), 63));
+  EXPECT_TRUE(batch_.IsFull());
+  EXPECT_EQ(TakeAll().size(), 64u);
   batch_.RepairAfterFork();
   EXPECT_TRUE(TakeAll().empty());
 }
@@ -207,18 +239,16 @@ TEST_F(RemoteBatchTest, AgreesWithASet) {
     const FakeSlab slab(1 + c * 100 + owner / kOwnerUnit * 3 + random() % 2, c,
                         owner);
     const size_t block = random() % (2 * 64);
-    const bool is_held = held.count({slab.slab, block}) != 0;
+    void* const p = slab.At(block);
+    const bool is_held = held.count(p) != 0;
     if (TryAddToWord(slab, block)) {
       ASSERT_FALSE(is_held);
-      held.insert({slab.slab, block});
+      held.insert(p);
     } else {
-      Word displaced;
+      BlockWord displaced;
       ASSERT_EQ(Add(slab, block, &displaced), !is_held);
-      for (size_t i = 0; i < 64; ++i) {
-        if ((displaced.bits >> i & 1) == 0) continue;
-        ASSERT_EQ(held.erase({displaced.slab, displaced.index * 64 + i}), 1u);
-      }
-      if (!is_held) held.insert({slab.slab, block});
+      for (void* other : BlocksOf(displaced)) ASSERT_EQ(held.erase(other), 1u);
+      if (!is_held) held.insert(p);
     }
     if (batch_.IsFull()) {
       ASSERT_EQ(TakeAll(), held);

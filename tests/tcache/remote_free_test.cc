@@ -175,7 +175,7 @@ TEST(RemoteFree, NoBlockIsLostWhileTheOwnerDrains) {
 TEST(RemoteFree, IsCounted) {
   Free(Allocate(kBytes));
   const uint64_t without_cache = RemoteFreesWithoutCache();
-  const uint64_t mine = thread_state.cache->remote_frees.load();
+  const uint64_t mine = thread_state.cache->remote_batch().frees();
   void* p;
   void* q;
   OnAnotherThread([&] {
@@ -184,7 +184,7 @@ TEST(RemoteFree, IsCounted) {
   });
   Free(p);
   OnAnotherThread([&] { Free(q); });
-  EXPECT_EQ(thread_state.cache->remote_frees.load(), mine + 1);
+  EXPECT_EQ(thread_state.cache->remote_batch().frees(), mine + 1);
   EXPECT_EQ(RemoteFreesWithoutCache(), without_cache + 1);
   ThreadCache::FlushThread();
 }
@@ -238,10 +238,11 @@ TEST_F(FreeLaterTest, BlocksAreMarkedWithTheFlush) {
   FreeAllOn(worker);
   EXPECT_EQ(CountMarked(), 0u);
   worker.Do([&] {
-    const uint64_t counted = thread_state.cache->remote_frees.load();
+    const uint64_t counted = thread_state.cache->remote_batch().frees();
     EXPECT_TRUE(FlushRemoteFrees(thread_state.cache)) << "the owner is told";
     EXPECT_EQ(CountMarked(), kFew);
-    EXPECT_EQ(thread_state.cache->remote_frees.load(), counted + kFew);
+    EXPECT_EQ(thread_state.cache->remote_batch().frees(), counted)
+        << "counted when they were freed";
     EXPECT_FALSE(FlushRemoteFrees(thread_state.cache)) << "nothing is left";
     Free(own_);
   });

@@ -104,8 +104,26 @@ TEST(SizeClasses, TheStartReciprocalKnowsEveryMultiple) {
     for (uint32_t offset = 0; offset < SlabBytes(c); ++offset) {
       ASSERT_EQ(offset * reciprocal < reciprocal, offset % bytes == 0)
           << offset << " in class " << bytes;
+      const BlockOfOffset block(offset, reciprocal);
+      ASSERT_EQ(block.index(), offset / bytes) << offset << " in " << bytes;
+      ASSERT_EQ(block.IsStart(), offset % bytes == 0);
     }
   }
+}
+
+TEST(SizeClasses, NothingStartsInAClassWithoutReciprocal) {
+  for (uint32_t offset : {0u, 16u, 0xffffu}) {
+    EXPECT_FALSE(BlockOfOffset(offset, 0).IsStart());
+  }
+}
+
+TEST(SizeClasses, AnAddressHasItsOffsetInTheGranule) {
+  const auto offset_of = [](uintptr_t address) {
+    return OffsetInGranule(reinterpret_cast<void*>(address));
+  };
+  EXPECT_EQ(offset_of(5 * kGranuleBytes), 0u);
+  EXPECT_EQ(offset_of(5 * kGranuleBytes + 48), 48u);
+  EXPECT_EQ(offset_of(6 * kGranuleBytes - 1), kGranuleBytes - 1);
 }
 
 }  // namespace

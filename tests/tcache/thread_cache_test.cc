@@ -229,7 +229,6 @@ TEST_F(ThreadCacheTest, AClassTurnsColdWhenItsDepotIsFull) {
     was_cold = true;
     memset(p, 0x77, kBytes);
     ASSERT_TRUE(TryPushCold(p));
-    if (ThreadCache::NotesAreFull()) thread_state.cache->FlushNotes();
     EXPECT_EQ(static_cast<char*>(p)[0], 0x77) << "a cold free touches nothing";
     EXPECT_EQ(static_cast<char*>(p)[kBytes - 1], 0x77);
     EXPECT_EQ(thread_state.cache->MagazineBlocks(c), 0u)
