@@ -26,7 +26,7 @@ constexpr std::array<SlabGeometry, kClasses> Slab::kGeometry = [] {
     geometry[c] = {c < kFastClasses ? StartReciprocal(c) : 0,
                    static_cast<uint32_t>(BlockBytes(c)),
                    static_cast<uint16_t>(SlabBlocks(c)),
-                   static_cast<uint16_t>(sizeof(Slab) + WordBytes(c))};
+                   static_cast<uint16_t>(RemoteWordsAt(c))};
   }
   return geometry;
 }();

@@ -18,7 +18,8 @@
 //   either bitmap at or above `fresh`.
 // Thread-safety: the owner under its cache's lock, or, of an orphan, who holds
 //   the lock of its list; `owner` and the remote bitmap: any thread.
-// Size: two cache lines, and two bits for each block.
+// Size: two cache lines, and two bits for each block; one bit where all remote
+//   ones fit into the second line.
 // Source: slabs of Bonwick 1994; bitmaps of phkmalloc (Kamp 1998).
 #ifndef QUARRY_TCACHE_SLAB_H_
 #define QUARRY_TCACHE_SLAB_H_
@@ -127,6 +128,15 @@ class alignas(64) Slab {
 
   // The next on a pending stack; the stack's.
   Slab* pending_next = nullptr;
+
+ private:
+  // The words of `remote` where they are so few: a thread that marks a block then
+  // takes one line from the owner, and the owner's drain one from that thread, and
+  // not two. These must be last.
+  static constexpr size_t kNearWords = 4;
+  std::atomic<uint64_t> near_words_[kNearWords] = {};
+
+ public:
 
   // Makes a slab of pages of the arena; nullptr when there is no memory.
   [[nodiscard]] static Slab* Make(Arena* arena, SizeClass size_class);
@@ -266,8 +276,17 @@ class alignas(64) Slab {
   static constexpr size_t WordBytes(SizeClass size_class) {
     return RoundUp(Words(size_class) * sizeof(uint64_t), 64);
   }
+  static constexpr bool HasNearWords(SizeClass size_class) {
+    return Words(size_class) <= kNearWords;
+  }
+  // The local bitmap follows, and the remote one if it is not near.
   static constexpr size_t DescriptorBytes(SizeClass size_class) {
-    return sizeof(Slab) + 2 * WordBytes(size_class);
+    return sizeof(Slab) +
+           (HasNearWords(size_class) ? 1 : 2) * WordBytes(size_class);
+  }
+  static constexpr size_t RemoteWordsAt(SizeClass size_class) {
+    return HasNearWords(size_class) ? sizeof(Slab) - sizeof(near_words_)
+                                    : sizeof(Slab) + WordBytes(size_class);
   }
 
   size_t OffsetOf(const void* p) const {
