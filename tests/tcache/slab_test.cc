@@ -1,6 +1,7 @@
 #include "tcache/slab.h"
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <deque>
@@ -281,6 +282,30 @@ TEST_P(EveryClass, FullnessGoesByFourths) {
   }
   EXPECT_EQ(slab->Drain(), blocks);
   check();
+  slab->Verify();
+}
+
+// Where they are few, on the line that a marking thread has in hand.
+TEST_P(EveryClass, FewRemoteWordsLieOnTheSecondLine) {
+  constexpr size_t kLineBytes = 64;
+  TestSlab slab(GetParam());
+  std::atomic<uint64_t>* const words =
+      Slab::RemoteWords(&*slab, Slab::kGeometry[GetParam()]);
+  const auto offset = static_cast<size_t>(reinterpret_cast<char*>(words) -
+                                          reinterpret_cast<char*>(&*slab));
+  if (slab->blocks() <= 4 * 64) {
+    EXPECT_EQ(offset + 4 * sizeof(uint64_t), 2 * kLineBytes);
+  } else {
+    EXPECT_GE(offset, 3 * kLineBytes);
+    EXPECT_EQ(offset % kLineBytes, 0u);
+  }
+  // They are the bitmap's, from the first to the last.
+  slab.TakeAll();
+  for (size_t block : {size_t{0}, slab->blocks() - 1}) {
+    (void)slab->remote.MarkWord(words, block / 64, uint64_t{1} << (block % 64));
+    EXPECT_TRUE(slab->remote.IsMarked(block));
+  }
+  EXPECT_EQ(slab->Drain(), 2u);
   slab->Verify();
 }
 
