@@ -20,8 +20,8 @@
 // Ordering: a word leaves before it is marked, and an entry that changes has no
 //   bits meanwhile. So the child of a fork at any moment marks no block twice, and
 //   none that was not freed; it may lose those of one word.
-// Invariant: no block is held twice.
-// Cost: no atomic operation.
+// Invariant: no block is held twice. An entry without bits has no place.
+// Cost: no locked instruction.
 // Size: 16 bytes for each entry.
 // Source: the remote deallocation cache of snmalloc (Lietar et al. 2019), which
 //   gathers lists by the receiving thread.

@@ -25,9 +25,8 @@ namespace {
 // Of threads that have no cache.
 constinit std::atomic<uint64_t> remote_frees_without_cache{0};
 
-[[noreturn]] ABSL_ATTRIBUTE_NOINLINE void ReportMarkedTwice(const Slab* slab,
-                                                            size_t index,
-                                                            uint64_t bits) {
+[[noreturn]] ABSL_ATTRIBUTE_NOINLINE void ReportMarkedTwice(
+    const Slab* slab, size_t index, uint64_t bits) {
   size_t block = index * 64;
   for (; bits != 0; bits &= bits - 1) {
     block = index * 64 + static_cast<size_t>(std::countr_zero(bits));
@@ -37,7 +36,8 @@ constinit std::atomic<uint64_t> remote_frees_without_cache{0};
 }
 
 // Returns whether the owner was told.
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool Mark(Slab* slab, SizeClass size_class, size_t index, uint64_t bits) {
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool Mark(Slab* slab, SizeClass size_class,
+                                              size_t index, uint64_t bits) {
   std::atomic<uint64_t>* const words =
       Slab::RemoteWords(slab, Slab::kGeometry[size_class]);
   const RemoteBitmap::Mark mark = slab->remote.MarkWord(words, index, bits);
@@ -77,7 +77,8 @@ uint64_t RemoteFreesWithoutCache() {
 
 bool MarkHeld(BlockWord word) {
   const Tag tag = PageMap::SureHomeTagOf(word.slab_start());
-  // A slab that was given back after the first of two frees of its last block.
+  // A slab that was given back after the first of two frees of its last block, and
+  // is not there again in the same class.
   if (ABSL_PREDICT_FALSE((tag & (kOwnerUnit - 1)) != word.magazine_offset())) {
     ReportForeignPointer("free", word.first_block());
   }
@@ -97,8 +98,11 @@ void FreeRemotely(Slab* slab, void* p) {
 }
 
 bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache) {
-  if (may_make_cache && CacheOfFreeingThread() != nullptr) {
-    return FreeRemotelyLater(p, block);
+  // A thread whose frees are to be seen one by one, as was just decided, gets a cache
+  // without a tag.
+  if (may_make_cache && CacheOfFreeingThread() != nullptr &&
+      ABSL_PREDICT_TRUE(thread_state.tag != 0)) {
+    return FreeRemotelyLater(p, block);  // Its batch is empty.
   }
   return MarkBlock(static_cast<Slab*>(PageMap::HomeDescriptorOf(p)),
                    ClassOfTag(block.tag), block.index);

@@ -23,8 +23,8 @@ void FreeRemotely(Slab* slab, void* p);
 
 // A block of a fast class in the page map's home window is freed in two steps: the
 // thread holds it with others of its word (remote_batch.h), and marks them together.
-// A second free may be found only then. The functions below return whether an owner
-// was told, which may have been work for the maintenance thread.
+// A second free may be found only then. Those of these functions that return bool say
+// whether an owner was told, which may have been work for the maintenance thread.
 
 // Marks what the thread of `cache` holds. The owner thread only, or who holds the
 // whole cache after that thread is gone.
@@ -37,10 +37,10 @@ bool MarkHeld(BlockWord word);
 [[noreturn]] void ReportHeldTwice(const void* p);
 
 // Frees `p`, which is `block`, for a thread without a cache: marks it at once. The
-// thread gets a cache after some calls, if it may be made.
+// thread gets a cache after some calls, if it may be made, and then holds the block.
 bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache);
 
-// The same for a thread with one, after RemoteBatch::TryAddToWord() did not add it.
+// Holds it, for a thread with a cache, after RemoteBatch::TryAddToWord() did not.
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool FreeRemotelyLater(void* p,
                                                            RemoteBlock block) {
   ThreadCache* const cache = thread_state.cache;

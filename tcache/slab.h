@@ -132,12 +132,12 @@ class alignas(64) Slab {
  private:
   // The words of `remote` where they are so few: a thread that marks a block then
   // takes one line from the owner, and the owner's drain one from that thread, and
-  // not two. These must be last.
+  // not two. Of fast classes only, since the owner looks at this line whenever it
+  // frees a block of another class. These must be last.
   static constexpr size_t kNearWords = 4;
   std::atomic<uint64_t> near_words_[kNearWords] = {};
 
  public:
-
   // Makes a slab of pages of the arena; nullptr when there is no memory.
   [[nodiscard]] static Slab* Make(Arena* arena, SizeClass size_class);
 
@@ -154,7 +154,8 @@ class alignas(64) Slab {
   [[gnu::visibility("hidden")]] static const std::array<SlabGeometry, kClasses>
       kGeometry;
 
-  // Of the class that a slab with this tag has.
+  // Of the class that a slab with this tag has. Requires the tag of a slab of a fast
+  // class, or kNoTag, whose class has no blocks.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static const SlabGeometry& GeometryOf(Tag tag) {
     // ClassOfTag(), and no more instructions than that takes.
     static_assert(sizeof(Magazine) == 2 * sizeof(SlabGeometry));
@@ -277,7 +278,7 @@ class alignas(64) Slab {
     return RoundUp(Words(size_class) * sizeof(uint64_t), 64);
   }
   static constexpr bool HasNearWords(SizeClass size_class) {
-    return Words(size_class) <= kNearWords;
+    return size_class < kFastClasses && Words(size_class) <= kNearWords;
   }
   // The local bitmap follows, and the remote one if it is not near.
   static constexpr size_t DescriptorBytes(SizeClass size_class) {

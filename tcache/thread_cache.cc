@@ -51,7 +51,8 @@ constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
   return most;
 }();
 
-// How many blocks a refill takes at most: half a magazine.
+// How many blocks a refill takes at most: one at least, and no more than half of the
+// largest magazine.
 constexpr std::array<int16_t, kClasses> ThreadCache::kRefillBlocks = [] {
   std::array<int16_t, kClasses> blocks = {};
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
@@ -516,7 +517,7 @@ void ThreadCache::FlushCold() {
     if (IsNear(p, note[1])) {
       note = PutNotedWord(note, slab, geometry, index);
     } else {
-      if (ABSL_PREDICT_FALSE(!slab->PutBlock(index))) ReportNotedTwice(p);
+      if (ABSL_PREDICT_FALSE(!slab->PutBlock(index))) ReportNote(p);
       ++note;
     }
     Relist(slab);
@@ -533,6 +534,7 @@ void ThreadCache::FlushCold() {
 
 void** ThreadCache::PutNotedWord(void** note, Slab* slab,
                                  const SlabGeometry& geometry, size_t index) {
+  if (ABSL_PREDICT_FALSE(index >= geometry.blocks)) ReportNote(*note);
   const size_t first = index / 64 * 64;
   const uintptr_t start = reinterpret_cast<uintptr_t>(slab->BlockAt(first));
   // Within the slab: the next one may have the note behind these.
@@ -543,7 +545,7 @@ void** ThreadCache::PutNotedWord(void** note, Slab* slab,
   do {
     const size_t bit = BlockOfOffset(offset, geometry.start_reciprocal).index();
     const uint64_t more = word | uint64_t{1} << (bit % 64);
-    if (ABSL_PREDICT_FALSE(more == word)) ReportNotedTwice(*note);
+    if (ABSL_PREDICT_FALSE(more == word)) ReportNote(*note);
     word = more;
     offset = reinterpret_cast<uintptr_t>(*++note) - start;
   } while (offset < bytes);
@@ -551,8 +553,10 @@ void** ThreadCache::PutNotedWord(void** note, Slab* slab,
   return note;
 }
 
-void ThreadCache::ReportNotedTwice(void* p) {
+void ThreadCache::ReportNote(void* p) {
   const Slab* const slab = Slab::Of(p);
+  // What lies behind a slab's last block may be noted.
+  CheckIsBlock("free", slab, p);
   ReportDoubleFree(p, slab->block_bytes(), slab->start());
 }
 

@@ -16,7 +16,7 @@
 //                            | full
 //             TryPushCold -> notes, and from there to the slabs
 //                            | not ours
-//     FreeFastRemotely -> remote batch, and from there to bitmaps of slabs
+//    FreeRemotelyLater -> remote batch, and from there to bitmaps of slabs
 //
 //   TakeRun, FreeRun -> a few page runs  . . . . . no lock, no atomic
 //
@@ -315,7 +315,8 @@ class alignas(64) ThreadCache {
   // --- For any thread. ---
 
   PendingStack& pending() { return pending_; }
-  RemoteBatch& remote_batch() { return remote_batch_; }  // The owner's.
+  // The owner's, but for frees().
+  RemoteBatch& remote_batch() { return remote_batch_; }
   Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
   Tag tag() const { return tag_; }
   Arena* arena() const { return arena_; }
@@ -447,8 +448,8 @@ class alignas(64) ThreadCache {
   // which the first is in as block `index`; returns where the others begin.
   void** PutNotedWord(void** note, Slab* slab, const SlabGeometry& geometry,
                       size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Aborts with a report on a note of a block that is free already.
-  [[noreturn]] void ReportNotedTwice(void* p);
+  // Aborts with a report on a note of what is no block in use.
+  [[noreturn]] void ReportNote(void* p);
   void Flush(FreeBlock* first, SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FlushAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -506,7 +507,7 @@ class alignas(64) ThreadCache {
   // Blocks of cold classes that are not in their slabs' bitmaps yet. The
   // owner's, as the magazines are.
   //
-  //   notes_   | nullptr | block | ... | block notes_count_ | ...
+  //   notes_   | nullptr | block | ... | block notes_count_ | nullptr in a flush |
   uint32_t notes_count_ = 0;
   void* notes_[1 + kMostNotes + 1] = {};
 

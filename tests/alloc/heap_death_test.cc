@@ -80,6 +80,15 @@ void FreeElsewhere(void* p) {
   std::thread([p] { Deallocate(p); }).join();
 }
 
+// The same as a thread that holds what it frees of others, and marks it later.
+void FreeElsewhereHeld(void* p) {
+  std::thread([p] {
+    Deallocate(Allocate(64));  // Now it has a cache.
+    Deallocate(p);
+    FlushThread();
+  }).join();
+}
+
 void FreeAll(const std::vector<char*>& blocks) {
   for (char* block : blocks) Deallocate(block);
 }
@@ -139,6 +148,17 @@ TEST(HeapDeathTest, DoubleFreeElsewhere) {
   for (const size_t bytes : kSmallBytes) {
     char* const p = Allocate(bytes);
     EXPECT_REPORT((FreeElsewhere(p), FreeElsewhere(p)), DoubleFree(p));
+    // The first may be drained when the second is marked.
+    EXPECT_REPORT((FreeElsewhere(p), FreeElsewhereHeld(p), FlushThread()),
+                  DoubleFree(p));
+    EXPECT_REPORT((FreeElsewhereHeld(p), FreeElsewhereHeld(p), FlushThread()),
+                  DoubleFree(p));
+    EXPECT_REPORT(std::thread([p] {
+                    Deallocate(Allocate(64));
+                    Deallocate(p);
+                    Deallocate(p);
+                  }).join(),
+                  DoubleFree(p));
     Deallocate(p);
   }
 }
@@ -194,6 +214,8 @@ TEST(HeapDeathTest, InteriorPointerOfASmallBlock) {
       char* const inside = p + offset;
       EXPECT_REPORT(Deallocate(inside), Interior("free", inside, p, usable));
       EXPECT_REPORT(FreeElsewhere(inside), Interior("free", inside, p, usable));
+      EXPECT_REPORT(FreeElsewhereHeld(inside),
+                    Interior("free", inside, p, usable));
       EXPECT_REPORT(static_cast<void>(Reallocate(inside, 100)),
                     Interior("realloc", inside, p, usable));
       EXPECT_REPORT(UsableBytes(inside),
@@ -239,11 +261,26 @@ TEST(HeapDeathTest, PointerBehindTheLastBlockOfASlab) {
     EXPECT_REPORT((Deallocate(tail), FlushThread()), Foreign("free", tail));
     EXPECT_REPORT(Deallocate(tail + 8), Foreign("free", tail + 8));
     EXPECT_REPORT(FreeElsewhere(tail), Foreign("free", tail));
+    EXPECT_REPORT(FreeElsewhereHeld(tail), Foreign("free", tail));
     EXPECT_REPORT(static_cast<void>(Reallocate(tail, 100)),
                   Foreign("realloc", tail));
     EXPECT_REPORT(UsableBytes(tail), Foreign("usable size", tail));
     Deallocate(p);
   }
+}
+
+// Slabs of 8-byte blocks end in the middle: their summary has no bits for more.
+TEST(HeapDeathTest, PointerIntoTheRestOfASlabOfTheSmallestBlocks) {
+  char* const p = static_cast<char*>(AllocateUnaligned8(8));
+  const Slab* const slab = Slab::Of(p);
+  char* const end = slab->start() + SlabBytes(slab->size_class());
+  ASSERT_LT(slab->BlockAt(slab->blocks()), end);
+  for (char* const rest : {slab->BlockAt(slab->blocks()), end - 8}) {
+    EXPECT_REPORT((Deallocate(rest), FlushThread()), Foreign("free", rest));
+    EXPECT_REPORT(FreeElsewhere(rest), Foreign("free", rest));
+    EXPECT_REPORT(FreeElsewhereHeld(rest), Foreign("free", rest));
+  }
+  Deallocate(p);
 }
 
 TEST(HeapDeathTest, ABlockThatWasNeverGivenOut) {

@@ -279,6 +279,26 @@ TEST(HeapPerturbation, FreedBlocksHoldTheByte) {
   });
 }
 
+// A thread that left the fast path stays there, and keeps nothing: what it frees is in
+// its slab at once, whosever that is.
+TEST(HeapPerturbation, FreesAreSeenAtOnceAfterItEnds) {
+  char* const foreign = Allocate(48);
+  WithPerturbation(1, [foreign] {
+    char* const own = Allocate(48);
+    settings.perturb_byte = 0;
+    Slab* const slab = Slab::Of(own);
+    ASSERT_NE(slab, Slab::Of(foreign));
+    EXPECT_FALSE(slab->IsFree(slab->IndexOf(own)));
+    Deallocate(own);
+    EXPECT_TRUE(slab->IsFree(slab->IndexOf(own)));
+    Deallocate(foreign);
+    const Slab* const others = Slab::Of(foreign);
+    EXPECT_TRUE(others->remote.IsMarked(others->IndexOf(foreign)));
+  });
+  FlushThread();
+  VerifyHeap();
+}
+
 TEST(HeapPerturbation, TheHeapIsThatOfBefore) {
   const size_t live_before = GatherStatistics().live_bytes;
   WithPerturbation(1, [] {

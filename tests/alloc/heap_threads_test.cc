@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -18,6 +19,9 @@
 #include "arena/page_source.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tcache/remote_batch.h"
+#include "tcache/size_classes.h"
+#include "tcache/slab.h"
 #include "tcache/thread_life.h"
 #include "tests/alloc/heap_support.h"
 #include "tests/arena/test_seed.h"
@@ -210,6 +214,40 @@ TEST(HeapThreads, AThreadThatOnlyFreesGetsACacheLate) {
   VerifyHeap();
   FlushThread();
   EXPECT_EQ(GatherStatistics().live_bytes, live_before);
+  VerifyHeap();
+}
+
+// What a thread frees of others it holds, and marks when it is so many bytes.
+TEST(HeapThreads, WhatAThreadHoldsOfOthersIsBounded) {
+  constexpr size_t kBytes = 1024;
+  constexpr size_t kMost = RemoteBatch::kMostBytes / kBytes;
+  static_assert(SlabBlocks(ClassOf(kBytes)) == kMost && kMost <= 64,
+                "a slab is one word, so that none is displaced");
+  std::vector<char*> blocks;
+  std::map<Slab*, std::vector<char*>> by_slab;
+  const std::vector<char*>* whole = nullptr;
+  while (whole == nullptr) {
+    blocks.push_back(Allocate(kBytes));
+    std::vector<char*>& of_slab = by_slab[Slab::Of(blocks.back())];
+    of_slab.push_back(blocks.back());
+    if (of_slab.size() == kMost) whole = &of_slab;
+  }
+  const auto is_marked = [](char* p) {
+    const Slab* const slab = Slab::Of(p);
+    return slab->remote.IsMarked(slab->IndexOf(p));
+  };
+  std::thread([&] {
+    Deallocate(Allocate(kBytes));  // Now it has a cache.
+    for (char* p : *whole) {
+      EXPECT_FALSE(is_marked(whole->front()));
+      Deallocate(p);
+    }
+    for (char* p : *whole) EXPECT_TRUE(is_marked(p));
+  }).join();
+  for (char* p : blocks) {
+    if (Slab::Of(p) != Slab::Of(whole->front())) Deallocate(p);
+  }
+  FlushThread();
   VerifyHeap();
 }
 

@@ -147,13 +147,6 @@ TEST_F(RemoteBatchTest, AnotherSlabOfTheClassTakesThePlace) {
   EXPECT_EQ(TakeAll(), (Held{other.At(5)}));
 }
 
-// Of another class now: a slab went back though one of its blocks is held.
-TEST_F(RemoteBatchTest, AGranuleThatChangedItsClassIsAnotherWord) {
-  const FakeSlab other(7, ClassOf(64));
-  Add(small_, 5);
-  EXPECT_FALSE(TryAddToWord(other, 5));
-}
-
 TEST_F(RemoteBatchTest, AHeldBlockIsRefused) {
   Add(small_, 5);
   EXPECT_FALSE(TryAddToWord(small_, 5));

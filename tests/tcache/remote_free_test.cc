@@ -235,14 +235,19 @@ class FreeLaterTest : public testing::Test {
 
 TEST_F(FreeLaterTest, BlocksAreMarkedWithTheFlush) {
   Worker worker;
+  uint64_t counted = 0;
+  worker.Do([&] {
+    own_ = Allocate(2 * kBytes);
+    counted = thread_state.cache->remote_batch().frees();
+  });
   FreeAllOn(worker);
   EXPECT_EQ(CountMarked(), 0u);
   worker.Do([&] {
-    const uint64_t counted = thread_state.cache->remote_batch().frees();
+    const RemoteBatch& batch = thread_state.cache->remote_batch();
+    EXPECT_EQ(batch.frees(), counted + kFew) << "counted as they are freed";
     EXPECT_TRUE(FlushRemoteFrees(thread_state.cache)) << "the owner is told";
     EXPECT_EQ(CountMarked(), kFew);
-    EXPECT_EQ(thread_state.cache->remote_batch().frees(), counted)
-        << "counted when they were freed";
+    EXPECT_EQ(batch.frees(), counted + kFew) << "and no more then";
     EXPECT_FALSE(FlushRemoteFrees(thread_state.cache)) << "nothing is left";
     Free(own_);
   });
@@ -319,6 +324,27 @@ TEST_F(FreeLaterTest, AThreadThatOnlyFreesGetsACacheInTheEnd) {
     EXPECT_EQ(thread_state.cache, &no_cache) << "for few blocks";
     for (void* p : more) FreeLater(p);
     EXPECT_NE(thread_state.cache, &no_cache);
+  });
+}
+
+// Perturbation, say, has begun meanwhile: every free of the thread is to be seen.
+TEST_F(FreeLaterTest, AThreadThatGetsACacheWithoutATagHoldsNothing) {
+  std::vector<void*> more;
+  for (int i = 0; i < 500; ++i) more.push_back(Allocate(kBytes));
+  OnAnotherThread([&] {
+    settings.perturb_byte = 1;
+    while (thread_state.cache == &no_cache) {
+      ASSERT_FALSE(more.empty());
+      void* const p = more.back();
+      more.pop_back();
+      FreeLater(p);
+      Slab* const slab = Slab::Of(p);
+      EXPECT_TRUE(slab->remote.IsMarked(slab->IndexOf(p)));
+    }
+    EXPECT_EQ(thread_state.tag, 0u);
+    settings.perturb_byte = 0;
+    for (void* p : more) Free(p);
+    for (void* p : blocks_) Free(p);
   });
 }
 
@@ -475,6 +501,23 @@ TEST_F(FreeLaterDeathTest, ASecondFreeThatWasHeldMayBeOfNoBlockAnyMore) {
       testing::KilledBySignal(SIGABRT),
       testing::Eq("quarry: free of " + Hex(p_) +
                   ", which Quarry did not allocate, aborting\n"));
+}
+
+// Or it is a slab of another class now, and perhaps of this thread's.
+TEST_F(FreeLaterDeathTest, ASecondFreeThatWasHeldMayBeOfAnotherClassNow) {
+  for (Tag owner : {Tag{thread_state.tag}, 999 * kOwnerUnit}) {
+    EXPECT_EXIT(
+        {
+          FreeLater(p_);
+          Slab* const slab = Slab::Of(p_);
+          PageMap::Set(slab->start(), kGranuleBytes,
+                       owner | MagazineOffset(ClassOf(2 * kBytes)), slab);
+          (void)FlushRemoteFrees(thread_state.cache);
+        },
+        testing::KilledBySignal(SIGABRT),
+        testing::Eq("quarry: free of " + Hex(p_) +
+                    ", which Quarry did not allocate, aborting\n"));
+  }
 }
 
 TEST(RemoteFreeDeathTest, NamesTheBlockOfAnInteriorPointer) {

@@ -293,7 +293,7 @@ TEST_P(EveryClass, FewRemoteWordsLieOnTheSecondLine) {
       Slab::RemoteWords(&*slab, Slab::kGeometry[GetParam()]);
   const auto offset = static_cast<size_t>(reinterpret_cast<char*>(words) -
                                           reinterpret_cast<char*>(&*slab));
-  if (slab->blocks() <= 4 * 64) {
+  if (GetParam() < kFastClasses && slab->blocks() <= 4 * 64) {
     EXPECT_EQ(offset + 4 * sizeof(uint64_t), 2 * kLineBytes);
   } else {
     EXPECT_GE(offset, 3 * kLineBytes);
@@ -418,6 +418,16 @@ TEST(SlabDeathTest, ARemoteFreeOfABlockInTheBitmapIsFoundByTheDrain) {
         slab->Drain();
       },
       testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(*slab, 70)));
+}
+
+// The bitmap has no such word: nothing of it may be read.
+TEST(SlabDeathTest, AWordBehindTheLastHoldsNoBlocks) {
+  TestSlab slab(kEightByteClass);
+  slab.TakeAll();
+  const size_t words = kGranuleBytes / BlockBytes(kEightByteClass) / 64;
+  ASSERT_LT(slab->blocks(), words * 64);
+  EXPECT_EXIT((void)slab->PutWord(words - 1, 2),
+              testing::KilledBySignal(SIGABRT), "double free");
 }
 
 TEST(SlabDeathTest, ARemoteFreeOfAFreshBlockIsFoundByTheDrain) {

@@ -740,6 +740,57 @@ TEST_F(ColdClassDeathTest, ADoubleFreeIsFoundWhenTheNotesAreFull) {
       testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(p_)));
 }
 
+// Notes are gathered by words: alone, before and behind a block of the last word.
+TEST_F(ColdClassDeathTest, WhatLiesBehindTheLastBlockIsForeign) {
+  Slab* const slab = Slab::Of(blocks_[1000]);
+  char* const tail = slab->BlockAt(slab->blocks());
+  char* const last = slab->BlockAt(slab->blocks() - 1);
+  ASSERT_EQ(Slab::Of(tail), slab);
+  ASSERT_TRUE(slab->IsGivenOut(last));
+  for (const std::vector<void*>& notes :
+       {std::vector<void*>{tail}, {tail, last}, {last, tail}, {tail, p_}}) {
+    EXPECT_EXIT(
+        {
+          for (void* p : notes) Free(p);
+          thread_state.cache->FlushNotes();
+        },
+        testing::KilledBySignal(SIGABRT),
+        testing::Eq("quarry: free of " + Hex(tail) +
+                    ", which Quarry did not allocate, aborting\n"));
+  }
+}
+
+using ColdClassTest = ColdClassDeathTest;
+
+// The last word of a slab has fewer blocks than bits, and where the next bit's block
+// would be, the next slab has one.
+TEST_F(ColdClassTest, ANoteOfTheNextSlabIsNotOfTheLastWord) {
+  std::set<Slab*> slabs;
+  for (void* p : blocks_) slabs.insert(Slab::Of(p));
+  Slab* first = nullptr;
+  Slab* second = nullptr;
+  for (Slab* slab : slabs) {
+    Slab* const next = Slab::Of(slab->start() + kGranuleBytes);
+    if (slabs.count(next) == 0) continue;
+    first = slab;
+    second = next;
+  }
+  ASSERT_NE(first, nullptr) << "no two slabs touch";
+  char* const last = first->BlockAt(first->blocks() - 1);
+  char* const next = second->BlockAt(0);
+  for (void* p : {static_cast<void*>(last), static_cast<void*>(next)}) {
+    const auto at = std::find(blocks_.begin(), blocks_.end(), p);
+    ASSERT_NE(at, blocks_.end());
+    blocks_.erase(at);
+    Free(p);
+  }
+  thread_state.cache->FlushNotes();
+  EXPECT_TRUE(first->IsFree(first->blocks() - 1));
+  EXPECT_TRUE(second->IsFree(0));
+  EXPECT_EQ(first->used() + second->used(), first->blocks() * 2 - 2);
+  VerifyAll();
+}
+
 TEST_F(ThreadCacheDeathTest, ADoubleFreeOfALargeBlockIsFoundAtFlush) {
   void* const p = Allocate(kSmallMaxBytes);
   void* const q = Allocate(kSmallMaxBytes);

@@ -28,7 +28,7 @@ ob=libc.so.6
 fn=memset
 0x1000 0 50
 ob=libquarry.so
-fn=quarry::FreeFastRemotely(void*, unsigned int)
+fn=quarry::(anonymous namespace)::FreeRemoteBlock(void*, quarry::RemoteBlock, void const*)
 0x1000 0 7
 0x100c 0 9
 cfn=quarry::PassToken(quarry::Slab*)
@@ -36,7 +36,7 @@ calls=3 0x1008
 0x1000 0 400
 fn=quarry::PassToken(quarry::Slab*)
 0x1008 0 3
-fn=quarry::(anonymous namespace)::MarkNow(quarry::RemoteBatch::Word const&)
+fn=quarry::MarkHeld(quarry::BlockWord)
 0x1000 0 4
 fn=quarry::ThreadCache::Refill(unsigned int)
 0x1000 0 2
