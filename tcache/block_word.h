@@ -37,7 +37,7 @@ struct BlockWord {
   static uint64_t BitOf(size_t index) { return uint64_t{1} << (index % 64); }
 
   // Adds block `index` of this place. False, with nothing changed, if it is there.
-  bool Add(size_t index) {
+  [[nodiscard]] bool Add(size_t index) {
     const uint64_t more = bits | BitOf(index);
     if (more == bits) return false;
     bits = more;

@@ -102,6 +102,7 @@ class RemoteBatch {
 
   // How many blocks of other owners the threads with this batch have freed, those
   // included that were not added to it.
+  // Relaxed: a count, which orders nothing.
   uint64_t frees() const { return frees_.load(std::memory_order_relaxed); }
   ABSL_ATTRIBUTE_ALWAYS_INLINE void CountFree() {
     // One writer: no locked instruction.

@@ -58,7 +58,7 @@ Run* Slab::Unmake(Slab* slab) {
 size_t Slab::TakeBlocks(size_t wanted, BlockList* list) {
   // They may be free again, the very same and dirty, before the next look.
   same_looks_ = 0;
-  const size_t words = (size_t{blocks_} + 63) / 64;
+  const size_t words = this->words();
   const size_t block_bytes = block_bytes_;
   size_t left = wanted;
   size_t index = first_word_;
@@ -129,7 +129,7 @@ size_t Slab::Drain() {
 
 size_t Slab::DrainAll() {
   size_t count = 0;
-  remote.DrainAll(Words(size_class_), [&](size_t index, uint64_t word) {
+  remote.DrainAll(words(), [&](size_t index, uint64_t word) {
     count += PutWord(index, word);
   });
   return count;
@@ -265,7 +265,7 @@ void Slab::SetFullness() {
 
 void Slab::Verify() const {
   size_t free = 0;
-  const size_t words = Words(size_class_);
+  const size_t words = this->words();
   for (size_t i = 0; i < words; ++i) {
     free += static_cast<size_t>(std::popcount(local()[i]));
     QUARRY_CHECK(i >= first_word_ || local()[i] == 0);

@@ -290,6 +290,9 @@ class alignas(64) Slab {
                                     : sizeof(Slab) + WordBytes(size_class);
   }
 
+  // Words() of the slab's class, without a division.
+  size_t words() const { return (size_t{blocks_} + 63) / 64; }
+
   size_t OffsetOf(const void* p) const {
     return static_cast<size_t>(static_cast<const char*>(p) - start_);
   }

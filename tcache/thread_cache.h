@@ -38,7 +38,7 @@
 // When the depot is full, more is being freed than will be wanted soon, and the
 // class turns cold: its frees take the slow path, which notes the address of
 // the block and does not touch the block, since that would bring a line into
-// the cache for the sake of a link. Sixty-four such blocks at a time go to the
+// the cache for the sake of a link. Sixty-four such notes at a time go to the
 // bitmaps of their slabs. The class is warm again when half of the depot has
 // been used up.
 //

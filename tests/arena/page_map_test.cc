@@ -56,6 +56,7 @@ TEST(PageMap, NamesEveryGranuleThatARangeTouches) {
     Tag tag = kNoTag;
     EXPECT_TRUE(PageMap::HomeTagOf(start + offset, &tag));
     EXPECT_EQ(tag, kRunTag);
+    EXPECT_EQ(PageMap::SureHomeTagOf(start + offset), kRunTag);
     EXPECT_EQ(PageMap::HomeDescriptorOf(start + offset), &descriptor);
   }
   EXPECT_EQ(PageMap::TagOf(start + 3 * kGranuleBytes), kNoTag);
