@@ -130,7 +130,7 @@ constexpr Option kOptions[] = {
        return size_t{from.lazy_purge.load(std::memory_order_relaxed)};
      }},
     {"thp", Unit::kChoice,
-     "Huge pages: for no block, as the system is set, or for full ranges, too.",
+     "Huge pages: for no block, as the system is set, or for a grown heap.",
      [](size_t value) {
        settings.huge_pages.store(static_cast<HugePagePolicy>(value),
                                  std::memory_order_relaxed);
@@ -139,7 +139,7 @@ constexpr Option kOptions[] = {
        return static_cast<size_t>(
            from.huge_pages.load(std::memory_order_relaxed));
      },
-     "never|default|dense"},
+     "never|system|grown"},
     {"soft_limit", Unit::kBytes,
      "Above this much mapped memory, free memory goes back at once; 0 is none.",
      [](size_t value) {

@@ -47,20 +47,24 @@ bool IsBefore(uint32_t then_ms, uint32_t time_ms) {
 
 }  // namespace
 
-Run* Arena::Allocate(size_t pages, size_t alignment) {
+Run* Arena::Allocate(size_t pages, size_t alignment, Filling filling) {
   QUARRY_DCHECK(pages > 0);
   if (pages > kMostPages) return nullptr;
   const uint32_t needed = static_cast<uint32_t>(pages);
   bool wait = false;
-  Run* run = TryAllocate(needed, alignment, &wait);
+  Run* run = TryAllocate(needed, alignment, filling, &wait);
   if (ABSL_PREDICT_FALSE(wait)) {
     { LockHolder until_the_step_is_done(purge_lock_); }
-    run = TryAllocate(needed, alignment, nullptr);
+    run = TryAllocate(needed, alignment, filling, nullptr);
+  }
+  if (run != nullptr && ABSL_PREDICT_FALSE(run->begins_huge_page)) {
+    TouchHugePage(run);
   }
   return run;
 }
 
-Run* Arena::TryAllocate(uint32_t pages, size_t alignment, bool* wait) {
+Run* Arena::TryAllocate(uint32_t pages, size_t alignment, Filling filling,
+                        bool* wait) {
   LockHolder hold(lock_);
   if (!StockRecords()) return nullptr;
   Run* fit = FindFit(pages, alignment);
@@ -81,7 +85,58 @@ Run* Arena::TryAllocate(uint32_t pages, size_t alignment, bool* wait) {
     fit = AddMapping(pages, alignment);
     if (fit == nullptr) return nullptr;
   }
-  return Carve(fit, pages, alignment);
+  Run* const run = Carve(fit, pages, alignment);
+  run->begins_huge_page =
+      filling == Filling::kFromLowEnd && TryPreferHugePage(run);
+  return run;
+}
+
+bool Arena::TryPreferHugePage(const Run* run) {
+  // Where hardly anything may be dirty, what is resident too early would go back
+  // at once.
+  if (reinterpret_cast<uintptr_t>(run->start) % kHugePageBytes != 0 ||
+      in_use_pages() * PageBytes() < huge_from_bytes_ ||
+      settings.huge_pages.load(std::memory_order_relaxed) !=
+          HugePagePolicy::kGrown ||
+      CapBytes() < kHugePageBytes) {
+    return false;
+  }
+  const uint32_t pages = static_cast<uint32_t>(kHugePageBytes / PageBytes());
+  Segment* const segment = run->segment;
+  const uint32_t first = segment->PageOf(run->start);
+  Run* const rest = segment->After(run);
+  if (!IsFree(rest) || run->pages >= pages ||
+      rest->pages < pages - run->pages ||
+      segment->CountDirty(first, pages) != 0 ||
+      !segment->AreZero(first, pages)) {
+    return false;
+  }
+  segment->SetResident(first, pages);
+  dirty_.Remove(rest);
+  rest->dirty_pages += pages - run->pages;
+  dirty_.Add(rest, NowMs());
+  // Before another thread can touch a page of it, which would be a small one.
+  source_.PreferHugePages(run->start, kHugePageBytes);
+  return true;
+}
+
+// The pages behind the run are no work for the maintenance thread: a program that
+// frees nothing need not have one.
+void Arena::TouchHugePage(Run* run) {
+  // While it is held nothing is unmapped. What was since the run was cut out is
+  // not the arena's any more.
+  LockHolder one_step(purge_lock_);
+  size_t bytes;
+  {
+    LockHolder hold(lock_);
+    const Segment* const segment = run->segment;
+    bytes = std::min<size_t>(kHugePageBytes,
+                             segment->start() + segment->bytes() - run->start);
+  }
+  if (!source_.TouchHugePage(run->start, bytes)) {
+    LockHolder hold(lock_);
+    huge_from_bytes_ = 2 * in_use_pages() * PageBytes();
+  }
 }
 
 void Arena::Deallocate(Run* run, size_t touched_pages) {
@@ -192,8 +247,10 @@ Run* Arena::MapRun(size_t bytes, size_t alignment) {
     source_.Unmap(start, bytes);
     return nullptr;
   }
-  if (settings.huge_pages.load(std::memory_order_relaxed) ==
-      HugePagePolicy::kNever) {
+  // Where the system makes huge pages of all that is touched, a heap of 3 MiB
+  // would have 5 resident, and threads with a slab of each size 24 in place of 8.
+  if (settings.huge_pages.load(std::memory_order_relaxed) !=
+      HugePagePolicy::kSystem) {
     source_.KeepSmallPages(start, bytes);
   }
   mapped_pages_ += pages;
@@ -228,7 +285,6 @@ void Arena::RemoveSegment(Segment* segment) {
   RecycleRecord(run);
   mapped_pages_ -= segment->pages();
   --segment_count_;
-  ++removals_;
   (segment->previous != nullptr ? segment->previous->next : segments_) =
       segment->next;
   if (segment->next != nullptr) segment->next->previous = segment->previous;
@@ -260,8 +316,8 @@ Run* Arena::Carve(Run* run, uint32_t pages, size_t alignment) {
   const bool becomes_victim =
       origin == Place::kBin && pages <= RunBins::kMostSmallPages;
   run = CutOut(run, before, pages, becomes_victim ? Place::kVictim : origin);
-  run->zeroed = run->dirty_pages == 0 &&
-                run->segment->AreZero(run->segment->PageOf(run->start), pages);
+  run->zeroed =
+      run->segment->AreZero(run->segment->PageOf(run->start), pages);
   run->state.store(Run::kInUse, std::memory_order_relaxed);
   CountInUse(in_use_pages() + pages);
   ++in_use_runs_;
@@ -591,59 +647,6 @@ void Arena::Trim(Run* run, uint32_t before, uint32_t pages) {
   PageMap::Set(part->start, part->bytes(), kNoTag, nullptr);
   mapped_pages_ -= pages;
   RecycleRecord(part);
-}
-
-void Arena::AdviseDense() {
-  DenseSearch search;
-  {
-    LockHolder hold(lock_);
-    search = {segments_, nullptr, removals_};
-  }
-  while (true) {
-    // The call is made without lock_, and nothing is unmapped meanwhile.
-    LockHolder one_step(purge_lock_);
-    char* found;
-    {
-      LockHolder hold(lock_);
-      if (!FindDense(&search, &found)) return;
-    }
-    if (found != nullptr) {
-      source_.PreferHugePages(found, Segment::kHugePageBytes,
-                              /*at_once=*/true);
-    }
-  }
-}
-
-bool Arena::FindDense(DenseSearch* search, char** found) {
-  // The search may stand in a segment that is gone. What is left is for the
-  // next call.
-  if (search->segment == nullptr || search->removals != removals_) return false;
-  Segment* const segment = search->segment;
-  const uint32_t pages =
-      static_cast<uint32_t>(Segment::kHugePageBytes / PageBytes());
-  const uintptr_t end =
-      reinterpret_cast<uintptr_t>(segment->start()) + segment->bytes();
-  uintptr_t address = std::max(reinterpret_cast<uintptr_t>(search->next),
-                               reinterpret_cast<uintptr_t>(segment->start()));
-  *found = nullptr;
-  while (true) {
-    address = RoundUp(address, Segment::kHugePageBytes);
-    if (address + Segment::kHugePageBytes > end) break;
-    char* const range = reinterpret_cast<char*>(address);
-    address += Segment::kHugePageBytes;
-    if (segment->IsHuge(range)) continue;
-    const Run* const gap = segment->FindNotInUse(segment->PageOf(range), pages);
-    if (gap == nullptr) {
-      segment->SetHuge(range);
-      *found = range;
-      search->next = range + Segment::kHugePageBytes;
-      return true;
-    }
-    address = std::max(address, reinterpret_cast<uintptr_t>(gap->end()));
-  }
-  search->segment = segment->next;
-  search->next = nullptr;
-  return true;
 }
 
 Arena::Statistics Arena::statistics() {

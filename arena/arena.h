@@ -81,6 +81,12 @@ class Arena {
     friend bool operator==(const Statistics&, const Statistics&) = default;
   };
 
+  // What the program will do with a run.
+  enum class Filling {
+    kUnknown,     // It may touch a small part of it.
+    kFromLowEnd,  // It will touch it from the low end on, and likely all of it.
+  };
+
   // The first segment; each next one is twice the last, up to the largest.
   static constexpr size_t kFirstSegmentBytes = size_t{4} << 20;
   static constexpr size_t kLargestSegmentBytes = size_t{64} << 20;
@@ -96,6 +102,14 @@ class Arena {
   // So much that is dirty is worth the maintenance thread's waking.
   static constexpr size_t kNotedDirtyBytes = size_t{1} << 20;
 
+  // What a huge page covers. Where the system's are of another size, those that
+  // are asked for do not come.
+  static constexpr size_t kHugePageBytes = size_t{2} << 20;
+
+  // With so much in use, what is resident too early for a huge page is little
+  // beside it. Where the system had none, so much is twice what was in use then.
+  static constexpr size_t kGrownBytes = 8 * kHugePageBytes;
+
   // Purge() leaves a shorter free end of a segment mapped: to map it again
   // costs more than its page tables.
   static constexpr size_t kLeastTrimBytes = size_t{1} << 20;
@@ -109,7 +123,14 @@ class Arena {
   // `pages` > 0 pages that start at a multiple of `alignment`, a power of two.
   // No more than the needed pages are used. Run::zeroed tells whether all bytes
   // are known to be zero.
-  [[nodiscard]] Run* Allocate(size_t pages, size_t alignment)
+  //
+  // What will be filled lies on huge pages where much is in use already: the
+  // first run in a huge page's worth of pages of which none is resident makes all
+  // of them resident, if settings and the system have it so. Those behind the run
+  // are free and dirty then: what is not soon allocated goes back with the next that
+  // is freed.
+  [[nodiscard]] Run* Allocate(size_t pages, size_t alignment,
+                              Filling filling = Filling::kUnknown)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Aborts with ReportFreedLargeBlock() when the run is not in use. Only its
@@ -188,10 +209,6 @@ class Arena {
   // the bytes of these, too.
   size_t Purge(size_t keep_bytes) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
-  // Asks for huge pages in place of small ones wherever one would lie wholly in
-  // runs in use, once until a page of it is given back.
-  void AdviseDense() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
-
   // What a purge may give back. Takes no lock.
   size_t FreeDirtyBytes() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
     return dirty_.pages() * PageBytes();
@@ -243,13 +260,6 @@ class Arena {
     Segment* segment;  // To be discarded, or nullptr.
   };
 
-  // How far AdviseDense() has come.
-  struct DenseSearch {
-    Segment* segment;
-    const char* next;  // In the segment; nullptr is its start.
-    size_t removals;   // removals_ when the segment was found.
-  };
-
   // Records are stocked before anything changes, so that no call fails halfway.
   bool StockRecords() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   Run* TakeRecord(Segment* segment, char* start, uint32_t pages)
@@ -258,8 +268,13 @@ class Arena {
 
   // Allocate() without what it sees to afterwards. A request that only the run
   // that is being purged could serve sets *wait, if that is not nullptr.
-  Run* TryAllocate(uint32_t pages, size_t alignment, bool* wait)
-      ABSL_LOCKS_EXCLUDED(lock_);
+  Run* TryAllocate(uint32_t pages, size_t alignment, Filling filling,
+                   bool* wait) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Whether a huge page is to begin where a new run does. It was asked for then;
+  // TouchHugePage() gets it, without lock_ since the system clears it meanwhile.
+  bool TryPreferHugePage(const Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void TouchHugePage(Run* run) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Maps more. Returns the free run that it is part of, or nullptr.
   Run* AddMapping(uint32_t pages, size_t alignment)
@@ -340,11 +355,6 @@ class Arena {
   void Trim(Run* run, uint32_t before, uint32_t pages)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
-  // Looks in one segment. False when there are no more. *found is the start of
-  // a range that is dense, and not advised before, or nullptr.
-  bool FindDense(DenseSearch* search, char** found)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-
   PageSource& source_;
   MetadataPool& metadata_;
   const uint32_t index_;
@@ -364,9 +374,11 @@ class Arena {
   // A plain counter that only the holder of the lock writes.
   std::atomic<size_t> in_use_pages_{0};
   size_t segment_count_ ABSL_GUARDED_BY(lock_) = 0;
-  size_t removals_ ABSL_GUARDED_BY(lock_) = 0;  // Of segments, ever.
   size_t in_use_runs_ ABSL_GUARDED_BY(lock_) = 0;
   size_t free_runs_ ABSL_GUARDED_BY(lock_) = 0;
+
+  // So much must be in use for the next huge page.
+  size_t huge_from_bytes_ ABSL_GUARDED_BY(lock_) = kGrownBytes;
 
   DirtyRuns dirty_ ABSL_GUARDED_BY(lock_);
   Run* purging_ ABSL_GUARDED_BY(lock_) = nullptr;

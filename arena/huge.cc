@@ -122,7 +122,6 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment, void* old_start,
   huge->bytes = bytes;
   huge->alignment = alignment;
   huge->zeroed = old_bytes == 0;
-  if (old_bytes > 0) PreferHugePagesIfDense(huge);
   huge->in_use.store(true, std::memory_order_relaxed);
   PageMap::Set(start, kGranuleBytes, kHugeTag, huge);
   LockHolder hold(lock_);
@@ -136,8 +135,7 @@ void HugeBlocks::Deallocate(Huge* huge) {
   // calloc(1 GiB) and free in a loop: 1.6 to 4.6 us each, and 12 to 17 us when
   // the mapping was given back as well.
   const bool is_large = huge->bytes > kLargestDirtyBytes;
-  bool is_kept = MayBeKept() && !huge->prefers_huge_pages &&
-                 !RaisesThreshold(huge->bytes);
+  bool is_kept = MayBeKept() && !RaisesThreshold(huge->bytes);
   {
     LockHolder hold(lock_);
     if (!IsInUse(huge)) ReportFreedLargeBlock("free", huge->start);
@@ -225,24 +223,9 @@ bool HugeBlocks::Resize(Huge* huge, size_t bytes) {
     return true;
   }
   if (bytes == old_bytes) return true;
-  if (source_.GrowInPlace(start, old_bytes, bytes)) {
-    SetExtent(huge, start, bytes);
-  } else if (!Move(huge, bytes)) {
-    return false;
-  }
-  PreferHugePagesIfDense(huge);
+  if (!source_.GrowInPlace(start, old_bytes, bytes)) return Move(huge, bytes);
+  SetExtent(huge, start, bytes);
   return true;
-}
-
-void HugeBlocks::PreferHugePagesIfDense(Huge* huge) {
-  // Once is enough: what the mapping grows by takes after it.
-  if (huge->prefers_huge_pages || huge->bytes < kTableBytes ||
-      settings.huge_pages.load(std::memory_order_relaxed) !=
-          HugePagePolicy::kDense) {
-    return;
-  }
-  huge->prefers_huge_pages = true;
-  source_.PreferHugePages(huge->start, huge->bytes, /*at_once=*/false);
 }
 
 size_t HugeBlocks::TryGrow(Huge* huge, size_t least_bytes, size_t most_bytes) {

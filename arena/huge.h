@@ -26,9 +26,6 @@ struct Huge {
   // Atomic only so that a wrong free() that reads it beside the lock is
   // reported and not a data race. Written under the lock of HugeBlocks.
   std::atomic<bool> in_use{false};
-  // Huge pages were asked for: it grew, and so was full, under
-  // HugePagePolicy::kDense. Its mapping is not kept for reuse.
-  bool prefers_huge_pages = false;
   // Every byte was zero when Allocate() gave it out; or is, while it is kept.
   bool zeroed = false;
   uint32_t freed_ms = 0;  // NowMs() of the free, while kept for reuse.
@@ -158,7 +155,6 @@ class HugeBlocks {
   // Unmaps a block that is in no list.
   void Discard(Huge* huge);
 
-  void PreferHugePagesIfDense(Huge* huge);
   bool Move(Huge* huge, size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
   void SetExtent(Huge* huge, char* start, size_t bytes)
       ABSL_LOCKS_EXCLUDED(lock_);

@@ -51,12 +51,6 @@ constexpr int kUnlessLocked = MADV_COLD;
 constexpr int kUnlessLocked = 20;  // Of Linux 5.4, which libc may not know.
 #endif
 
-#ifdef MADV_COLLAPSE
-constexpr int kCollapse = MADV_COLLAPSE;
-#else
-constexpr int kCollapse = 25;  // Of Linux 6.1, which libc may not know.
-#endif
-
 bool IsWholePages(const void* start, size_t bytes) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(start);
   return bytes > 0 && ((address | bytes) & (PageBytes() - 1)) == 0;
@@ -231,9 +225,18 @@ void PageSource::KeepSmallPages(void* start, size_t bytes) {
   AdviseSmallPages(start, bytes);
 }
 
-void PageSource::PreferHugePages(void* start, size_t bytes, bool at_once) {
+void PageSource::PreferHugePages(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
-  AdviseHugePages(start, bytes, at_once);
+  AdviseHugePages(start, bytes);
+}
+
+bool PageSource::TouchHugePage(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  *static_cast<volatile char*>(start) = 0;
+  char* const last_page = static_cast<char*>(start) + bytes - PageBytes();
+  const bool is_huge = ResidentBytes(last_page, PageBytes()) != 0;
+  AdviseSmallPages(start, bytes);
+  return is_huge;
 }
 
 PageSource::Statistics PageSource::statistics() const {
@@ -286,7 +289,7 @@ bool PageSource::MovePagesOut(void*, size_t, void* place, size_t new_bytes) {
 }
 void PageSource::GuardPages(void*, size_t) {}
 void PageSource::AdviseSmallPages(void*, size_t) {}
-void PageSource::AdviseHugePages(void*, size_t, bool) {}
+void PageSource::AdviseHugePages(void*, size_t) {}
 
 constinit OsPageSource os_page_source(memory_limits);
 
@@ -427,13 +430,12 @@ void OsPageSource::AdviseSmallPages(void* start, size_t bytes) {
       madvise(reinterpret_cast<void*>(first), length, MADV_NOHUGEPAGE));
 }
 
-void OsPageSource::AdviseHugePages(void* start, size_t bytes, bool at_once) {
+void OsPageSource::AdviseHugePages(void* start, size_t bytes) {
   if (PageSource* const other = substitute()) {
-    return other->PreferHugePages(start, bytes, at_once);
+    return other->PreferHugePages(start, bytes);
   }
   ErrnoSaver saver;
-  if (madvise(start, bytes, MADV_HUGEPAGE) != 0 || !at_once) return;
-  static_cast<void>(madvise(start, bytes, kCollapse));
+  static_cast<void>(madvise(start, bytes, MADV_HUGEPAGE));
 }
 
 }  // namespace quarry

@@ -140,10 +140,15 @@ class PageSource {
   // refusal is not told: it costs memory, not correctness.
   void KeepSmallPages(void* start, size_t bytes);
 
-  // Asks for huge pages: where a page is touched from now on, or, `at_once`, in
-  // place of small ones, where pages that are not resident may become so. A
-  // refusal is not told.
-  void PreferHugePages(void* start, size_t bytes, bool at_once);
+  // Asks for huge pages where a page is touched from now on. A refusal is not
+  // told.
+  void PreferHugePages(void* start, size_t bytes);
+
+  // Touches the first page of a range for which PreferHugePages() was called, and
+  // ends that: once a huge page is there it needs no advice, but where there is
+  // advice the system may make one later of what a purge has left. False if the
+  // range was not made resident, because the system had no huge page.
+  [[nodiscard]] bool TouchHugePage(void* start, size_t bytes);
 
   Statistics statistics() const;
 
@@ -169,7 +174,7 @@ class PageSource {
                             size_t new_bytes);
   virtual void GuardPages(void* start, size_t bytes);
   virtual void AdviseSmallPages(void* start, size_t bytes);
-  virtual void AdviseHugePages(void* start, size_t bytes, bool at_once);
+  virtual void AdviseHugePages(void* start, size_t bytes);
 
   // What map() returns, counted as `bytes` more that are mapped.
   template <typename Mapper>
@@ -227,7 +232,7 @@ class OsPageSource final : public PageSource {
                     size_t new_bytes) override;
   void GuardPages(void* start, size_t bytes) override;
   void AdviseSmallPages(void* start, size_t bytes) override;
-  void AdviseHugePages(void* start, size_t bytes, bool at_once) override;
+  void AdviseHugePages(void* start, size_t bytes) override;
 
   std::atomic<PageSource*> substitute_{nullptr};
 };

@@ -57,6 +57,10 @@ struct alignas(64) Run {
   // run out.
   bool zeroed = false;
 
+  // Whether the pages from its first on were to become a huge page when it was
+  // given out.
+  bool begins_huge_page = false;
+
   // While free and in a bin: the bin, and the ring of runs of the same size.
   uint8_t bin = 0;
   Run* next = nullptr;

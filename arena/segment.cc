@@ -19,11 +19,7 @@ void Segment::ForEachWord(uint32_t first, uint32_t pages, Visitor visit) {
 }
 
 size_t Segment::StateBytes(uint32_t reach_pages) {
-  // Neither end of the reach need be a multiple of kHugePageBytes.
-  const size_t huge_pages = reach_pages * PageBytes() / kHugePageBytes + 2;
-  return RoundUp(reach_pages / kWordBits * sizeof(States) +
-                     (huge_pages + kWordBits - 1) / kWordBits * sizeof(uint64_t),
-                 alignof(Segment));
+  return RoundUp(reach_pages / kWordBits * sizeof(States), alignof(Segment));
 }
 
 size_t Segment::RecordBytes(uint32_t reach_pages) {
@@ -147,30 +143,20 @@ void Segment::SetDirty(uint32_t first, uint32_t pages) {
   });
 }
 
+void Segment::SetResident(uint32_t first, uint32_t pages) {
+  ForEachWord(first, pages, [&](uint32_t word, uint64_t mask) {
+    states_[word].dirty |= mask;
+  });
+}
+
 void Segment::SetPurged(uint32_t first, uint32_t pages, bool zero) {
   // Only where a bit is set: words of untouched pages stay untouched, too.
   ForEachWord(first, pages, [&](uint32_t word, uint64_t mask) {
     States& states = states_[word];
-    if ((states.unknown & mask) == 0) return;
+    if (((states.dirty | states.unknown) & mask) == 0) return;
     states.dirty &= ~mask;
     if (zero) states.unknown &= ~mask;
   });
-  const char* const end = AddressOf(first + pages);
-  for (const char* p = AddressOf(first); p < end; p += kHugePageBytes) {
-    ClearHuge(p);
-  }
-  ClearHuge(end - 1);
-}
-
-const Run* Segment::FindNotInUse(uint32_t first, uint32_t pages) const {
-  for (uint32_t page = first; page < first + pages;) {
-    // In the midst of a run the next tag is that of its last page.
-    while (TagAt(page) == nullptr) ++page;
-    const Run* const run = TagAt(page);
-    if (!run->IsInUse()) return run;
-    page = PageOf(run->start) + run->pages;
-  }
-  return nullptr;
 }
 
 void Segment::Verify() const {
@@ -192,11 +178,9 @@ void Segment::Verify() const {
     const bool mapped = i >= first_page_ && i < end_page_;
     QUARRY_CHECK(mapped || TagAt(i) == nullptr);
   }
-  QUARRY_CHECK(AreZero(0, first_page_));
-  QUARRY_CHECK(AreZero(end_page_, reach_pages_ - end_page_));
-  for (uint32_t word = 0; word < reach_pages_ / kWordBits; ++word) {
-    QUARRY_CHECK((states_[word].dirty & ~states_[word].unknown) == 0);
-  }
+  const uint32_t behind = reach_pages_ - end_page_;
+  QUARRY_CHECK(AreZero(0, first_page_) && AreZero(end_page_, behind));
+  QUARRY_CHECK(CountDirty(0, first_page_) + CountDirty(end_page_, behind) == 0);
 }
 
 }  // namespace quarry

@@ -22,8 +22,7 @@ class Arena;
 // may lie across the border. Nothing of the table moves, so it is read without
 // a lock. Pages are numbered from the start of the table:
 //
-//   metadata: [ state: 2 bits per page | huge: 1 bit per 2 MiB | Segment |
-//               tag: 8 bytes per page ]
+//   metadata: [ state: 2 bits per page | Segment | tag: 8 bytes per page ]
 //   pages:    [   reach    | run | run |   run   | ...  |    reach    ]
 //             0            first_page()                 end_page()
 //
@@ -35,11 +34,9 @@ class Arena;
 //
 //                  dirty  unknown
 //   fresh, purged    0       0
+//   made resident    1       0     With a huge page that another was touched in.
 //   freed            1       1
 //   purged lazily    0       1     The system takes it when it needs it.
-//
-// huge(i) says that huge pages were asked for there, and no page was given back
-// since: one may lie there.
 //
 // Because each page has its own bits, a split or a join of runs loses nothing:
 // a dirty run that joins an untouched one stays apart from it, for calloc and
@@ -48,8 +45,8 @@ class Arena;
 //
 // Thread-safety: under the lock of the arena, but for TagAt(), see there.
 // Invariant: the runs found by tags tile [first_page(), end_page()) without a
-//   gap; outside are neither tags nor bits. A dirty page is unknown.
-// Size: 64 bytes, and 66 bits or so per page within reach; what is not touched
+//   gap; outside are neither tags nor bits.
+// Size: 64 bytes, and 66 bits per page within reach; what is not touched
 //   is not resident.
 // Source: boundary tags (Knuth 1968), out of band as in a page map.
 class alignas(64) Segment {
@@ -58,10 +55,6 @@ class alignas(64) Segment {
   // than this unless that mapping is larger: the tags of 256 MiB are 512 KiB.
   static constexpr size_t kReachFactor = 4;
   static constexpr size_t kMostReachBytes = size_t{256} << 20;
-
-  // What a huge page covers. Where the system's are of another size, the pages
-  // that are asked for do not come.
-  static constexpr size_t kHugePageBytes = size_t{2} << 20;
 
   // The record of the mapping [start, start + pages * PageBytes()), without
   // runs, all pages clean. nullptr when the pool refuses.
@@ -139,22 +132,11 @@ class alignas(64) Segment {
   // The pages were in use: they are dirty and unknown.
   void SetDirty(uint32_t first, uint32_t pages);
 
+  // The pages, of which none was touched, are resident now, and zero.
+  void SetResident(uint32_t first, uint32_t pages);
+
   // The pages were purged and are clean; `zero` tells that they read as zero.
   void SetPurged(uint32_t first, uint32_t pages, bool zero);
-
-  // A run that is not in use among those of [first, first + pages), or nullptr.
-  const Run* FindNotInUse(uint32_t first, uint32_t pages) const;
-
-  // The huge page's worth of addresses that starts at p, a multiple of
-  // kHugePageBytes in the segment.
-  bool IsHuge(const char* p) const {
-    return (huge()[HugeIndexOf(p) / kWordBits] >> HugeIndexOf(p) % kWordBits &
-            1) != 0;
-  }
-  void SetHuge(const char* p) {
-    huge()[HugeIndexOf(p) / kWordBits] |= uint64_t{1}
-                                          << HugeIndexOf(p) % kWordBits;
-  }
 
   // Aborts unless the runs tile the segment.
   void Verify() const;
@@ -196,25 +178,6 @@ class alignas(64) Segment {
   }
   void SetTag(uint32_t page, Run* run) {
     tags()[page].store(run, std::memory_order_relaxed);
-  }
-
-  // The bits of huge pages follow the states, the first for the range in which
-  // the reach starts.
-  uint64_t* huge() {
-    return reinterpret_cast<uint64_t*>(states_ + reach_pages_ / kWordBits);
-  }
-  const uint64_t* huge() const {
-    return reinterpret_cast<const uint64_t*>(states_ +
-                                             reach_pages_ / kWordBits);
-  }
-  size_t HugeIndexOf(const char* p) const {
-    return reinterpret_cast<uintptr_t>(p) / kHugePageBytes -
-           reach_start_ / kHugePageBytes;
-  }
-  void ClearHuge(const char* p) {
-    const uint64_t bit = uint64_t{1} << HugeIndexOf(p) % kWordBits;
-    uint64_t& word = huge()[HugeIndexOf(p) / kWordBits];
-    if ((word & bit) != 0) word &= ~bit;
   }
 
   const uintptr_t reach_start_;

@@ -14,9 +14,10 @@ namespace quarry {
 
 // Which memory may lie on huge pages. The allocator's own never does.
 enum class HugePagePolicy : uint8_t {
-  kNever,    // None.
-  kDefault,  // As the system is set.
-  kDense,    // As the system is set, and ranges that are almost wholly live.
+  kNever,   // None.
+  kSystem,  // As the system is set.
+  kGrown,   // Of an arena that has grown, slabs of classes that have many. Huge
+            // blocks as the system is set.
 };
 
 struct Settings {
@@ -42,7 +43,7 @@ struct Settings {
   // system needs it.
   std::atomic<bool> lazy_purge{false};
 
-  std::atomic<HugePagePolicy> huge_pages{HugePagePolicy::kDefault};
+  std::atomic<HugePagePolicy> huge_pages{HugePagePolicy::kGrown};
 
   // Above the first, memory goes back at once and the program is told; above
   // the second, requests fail. 0 means no limit.

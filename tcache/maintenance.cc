@@ -147,14 +147,6 @@ size_t PurgeArenas(uint32_t before_ms, size_t most_bytes) {
   return bytes;
 }
 
-void AdviseDense() {
-  if (settings.huge_pages.load(std::memory_order_relaxed) !=
-      HugePagePolicy::kDense) {
-    return;
-  }
-  for (size_t i = 0; i < ArenasMade(); ++i) ArenaAt(i).AdviseDense();
-}
-
 // Over the slabs of each cache and arena, in a tick on a slow path.
 constexpr size_t kMostStepsOfSlowPath = 2;
 
@@ -174,7 +166,6 @@ void TickIfDue() {
     bool gave_back = false;
     TidySlabs(kMostStepsOfSlowPath, &gave_back);
     huge_blocks.PurgeFreedBefore(before_ms);
-    AdviseDense();
     is_behind.store(true, std::memory_order_relaxed);
   }
   if (!is_behind.load(std::memory_order_relaxed) ||
@@ -197,7 +188,6 @@ TickResult MaintenanceTick(uint32_t now_ms) {
   size_t given_bytes = huge_blocks.PurgeFreedBefore(before_ms);
   if (huge_blocks.statistics().cached_bytes != 0) is_left = true;
   given_bytes += PurgeArenas(before_ms, SIZE_MAX);
-  AdviseDense();
   for (size_t i = 0; i < ArenasMade(); ++i) {
     Arena& arena = ArenaAt(i);
     given_bytes += arena.PurgeOverCap();

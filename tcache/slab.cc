@@ -31,13 +31,13 @@ constexpr std::array<SlabGeometry, kClasses> Slab::kGeometry = [] {
   return geometry;
 }();
 
-Slab* Slab::Make(Arena* arena, SizeClass size_class) {
+Slab* Slab::Make(Arena* arena, SizeClass size_class, Arena::Filling filling) {
   // The descriptor first: where memory runs out, an arena that needs pages maps
   // all that is left, and would leave no room for the descriptors.
   void* memory = metadata_pool.Allocate(DescriptorBytes(size_class));
   if (memory == nullptr) return nullptr;
-  Run* run =
-      arena->Allocate(SlabBytes(size_class) / PageBytes(), kGranuleBytes);
+  Run* run = arena->Allocate(SlabBytes(size_class) / PageBytes(), kGranuleBytes,
+                             filling);
   if (run == nullptr) {
     metadata_pool.Deallocate(memory, DescriptorBytes(size_class));
     return nullptr;

@@ -139,7 +139,8 @@ class alignas(64) Slab {
 
  public:
   // Makes a slab of pages of the arena; nullptr when there is no memory.
-  [[nodiscard]] static Slab* Make(Arena* arena, SizeClass size_class);
+  [[nodiscard]] static Slab* Make(Arena* arena, SizeClass size_class,
+                                  Arena::Filling filling);
 
   // Frees the descriptor and returns the run. Requires used() == 0.
   static Run* Unmake(Slab* slab);

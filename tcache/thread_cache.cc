@@ -334,7 +334,7 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   // What a program that has turned to small blocks does not take up again may serve
   // for them.
   if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
-  slab = Slab::Make(arena_, size_class);
+  slab = Slab::Make(arena_, size_class, FillingOfNext(shelf));
   if (slab == nullptr) {
     return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);
   }
@@ -343,6 +343,14 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   slab->owner.store(this, std::memory_order_relaxed);
   TakeOwnership(slab);
   return slab;
+}
+
+Arena::Filling ThreadCache::FillingOfNext(const Shelf& shelf) {
+  const Slab* slab = shelf.slabs[Slab::kFull].first();
+  for (uint32_t full = 0; slab != nullptr; slab = slab->next) {
+    if (++full == kManySlabs) return Arena::Filling::kFromLowEnd;
+  }
+  return Arena::Filling::kUnknown;
 }
 
 Slab* ThreadCache::TakeInherited(SlabList* list) {

@@ -363,6 +363,8 @@ class alignas(64) ThreadCache {
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
   static constexpr uint32_t kMostNotes = 64;
   // In slabs, at a fork: of less, the child may as well copy all.
+  // A class with so many full slabs leaves little of them empty with the last.
+  static constexpr uint32_t kManySlabs = 8;
   static constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
   // In depots: from here on it is worth a thread to give it back.
   static constexpr size_t kWorthTidyingBytes = 1024 * 1024;
@@ -458,6 +460,8 @@ class alignas(64) ThreadCache {
   Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // One more slab, from the orphans or the arena.
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Whether a class will likely fill the next slab, too.
+  static Arena::Filling FillingOfNext(const Shelf& shelf);
   void TakeOwnership(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The first of these inherited slabs, as one's own.
   Slab* TakeInherited(SlabList* list) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);

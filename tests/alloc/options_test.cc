@@ -89,17 +89,17 @@ TEST_F(Options, LimitsAreSetOneByOne) {
 TEST_F(Options, AChoiceHasNames) {
   EXPECT_EQ(Complaints("thp:never"), "");
   EXPECT_EQ(settings.huge_pages, HugePagePolicy::kNever);
-  EXPECT_EQ(Complaints("thp:dense"), "");
-  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kDense);
-  EXPECT_EQ(Complaints("thp:default"), "");
-  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kDefault);
+  EXPECT_EQ(Complaints("thp:system"), "");
+  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kSystem);
+  EXPECT_EQ(Complaints("thp:grown"), "");
+  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kGrown);
   for (const char* value : {"", "0", "1", "neve", "never1", "Never",
-                            "never|default", "never|default|dense", "|"}) {
+                            "never|system", "never|system|grown", "|"}) {
     EXPECT_EQ(Complaints(("thp:" + std::string(value)).c_str()),
               "quarry: QUARRY_OPTIONS: \"" + std::string(value) +
-                  "\" is no value for thp (never|default|dense), ignored\n");
+                  "\" is no value for thp (never|system|grown), ignored\n");
   }
-  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kDefault);
+  EXPECT_EQ(settings.huge_pages, HugePagePolicy::kGrown);
 }
 
 TEST_F(Options, AThresholdThatIsSetDoesNotAdapt) {
@@ -280,9 +280,9 @@ TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
       "  lazy_purge      0          0 or 1               "
       "What goes back stays resident until the system needs it "
       "(MADV_FREE).\n"
-      "  thp             default    never|default|dense  "
-      "Huge pages: for no block, as the system is set, or for full "
-      "ranges, too.\n"
+      "  thp             grown      never|system|grown   "
+      "Huge pages: for no block, as the system is set, or for a grown "
+      "heap.\n"
       "  soft_limit      0          bytes                "
       "Above this much mapped memory, free memory goes back at once; 0 "
       "is none.\n"

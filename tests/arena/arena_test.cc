@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <random>
 #include <thread>
 #include <utility>
@@ -38,7 +39,7 @@ constexpr size_t kMiB = size_t{1} << 20;
 // Pages from regions that it reserves. Each mapping lies below the last, at a
 // distance that a test sets, where the kernel does as it likes.
 //
-// Thread-safety: Purge() on any thread, all else on one.
+// Thread-safety: Purge() and advice on any thread, all else on one at a time.
 class PlacedPageSource final : public PageSource {
  public:
   // No mapping of it touches another, unless a test wants so.
@@ -46,6 +47,9 @@ class PlacedPageSource final : public PageSource {
 
   // Recorded by AdviseHugePages() and AdviseSmallPages().
   std::vector<std::pair<char*, size_t>> huge_pages, small_pages;
+
+  // Whether the system has any.
+  bool has_huge_pages = true;
 
   // Called within the next purge, before it has an effect.
   std::function<void()> during_purge;
@@ -79,10 +83,17 @@ class PlacedPageSource final : public PageSource {
     return os_.PurgeToZero(start, bytes);
   }
   void AdviseSmallPages(void* start, size_t bytes) override {
-    small_pages.emplace_back(static_cast<char*>(start), bytes);
+    Record(start, bytes, &small_pages);
   }
-  void AdviseHugePages(void* start, size_t bytes, bool) override {
-    huge_pages.emplace_back(static_cast<char*>(start), bytes);
+  void AdviseHugePages(void* start, size_t bytes) override {
+    Record(start, bytes, &huge_pages);
+  }
+  void Record(void* start, size_t bytes, std::vector<std::pair<char*, size_t>>* ranges) {
+    std::lock_guard hold(mutex_);
+    ranges->emplace_back(static_cast<char*>(start), bytes);
+  }
+  size_t ResidentBytes(void*, size_t bytes) override {
+    return has_huge_pages ? bytes : 0;
   }
 
   char* PlaceBelow(size_t bytes, size_t alignment) {
@@ -91,6 +102,7 @@ class PlacedPageSource final : public PageSource {
   }
 
   OsPageSource os_;
+  std::mutex mutex_;
   std::vector<char*> regions_;
   char* next_end_ = nullptr;
 };
@@ -108,7 +120,7 @@ class SettingsSaver {
     settings.trim_threshold_bytes = trim_threshold_bytes_;
     settings.decay_ms = decay_ms_;
     settings.mmap_threshold_adapts = true;
-    settings.huge_pages = HugePagePolicy::kDefault;
+    settings.huge_pages = HugePagePolicy::kGrown;
     ForgetMaintenanceThread();
   }
 
@@ -379,7 +391,9 @@ TEST_F(ArenaTest, SegmentsDoubleUpToTheLargest) {
   while (sizes.size() < 7) {
     runs.push_back(Allocate(kMiB / PageBytes()));
     sizes.clear();
-    for (const auto& call : source_.calls()) sizes.push_back(call.bytes / kMiB);
+    for (const auto& call : source_.calls()) {
+      if (call.kind == Kind::kMap) sizes.push_back(call.bytes / kMiB);
+    }
   }
   EXPECT_EQ(sizes, (std::vector<size_t>{4, 8, 16, 32, 64, 64, 64}));
   for (PageRun* run : runs) arena_.Deallocate(run);
@@ -676,60 +690,210 @@ TEST_F(PlacedArenaTest, WhatWasMovedOutIsCleanAndZero) {
   Deallocate({again, beside});
 }
 
-TEST_F(PlacedArenaTest, KeepsSmallPagesWhereHugeOnesAreForbidden) {
-  settings.huge_pages = HugePagePolicy::kNever;
+TEST_F(PlacedArenaTest, KeepsSmallPagesUnlessAllIsAsTheSystemIsSet) {
+  for (const HugePagePolicy policy : {HugePagePolicy::kNever,
+                                      HugePagePolicy::kGrown}) {
+    settings.huge_pages = policy;
+    PageRun* const run = Allocate(1);
+    EXPECT_EQ(source_.small_pages,
+              (std::vector{std::pair(run->start,
+                                     arena_.statistics().mapped_bytes)}));
+    Deallocate({run});
+    arena_.Purge(0);
+    source_.small_pages.clear();
+  }
+  settings.huge_pages = HugePagePolicy::kSystem;
   PageRun* const run = Allocate(1);
-  ASSERT_EQ(source_.small_pages.size(), 1u);
-  EXPECT_EQ(source_.small_pages[0].first, run->start);
-  EXPECT_EQ(source_.small_pages[0].second, Arena::kFirstSegmentBytes);
+  EXPECT_TRUE(source_.small_pages.empty());
   Deallocate({run});
 }
 
-TEST_F(PlacedArenaTest, AsksForHugePagesWhereAllIsInUse) {
-  constexpr size_t kHuge = Segment::kHugePageBytes;
-  const size_t huge_pages = kHuge / PageBytes();
-  // The first segment has one such range, or two.
-  PageRun* const first = Allocate(Arena::kFirstSegmentBytes / PageBytes());
-  std::vector<PageRun*> runs;
-  runs.push_back(Allocate(huge_pages, kHuge));
-  char* const base = runs[0]->start;
-  while (runs.back()->end() < base + 3 * kHuge) runs.push_back(Allocate(16));
-  arena_.AdviseDense();
-  for (const auto& [start, bytes] : source_.huge_pages) {
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(start) % kHuge, 0u);
-    EXPECT_EQ(bytes, kHuge);
-  }
-  const auto asked = [&](size_t range) {
-    return std::count(source_.huge_pages.begin(), source_.huge_pages.end(),
-                      std::pair(base + range * kHuge, kHuge));
-  };
-  EXPECT_EQ(asked(0), 1);
-  EXPECT_EQ(asked(1), 1);
-  EXPECT_EQ(asked(2), 1);
-  EXPECT_EQ(asked(3), 0);
-  source_.huge_pages.clear();
-  arena_.AdviseDense();
-  EXPECT_TRUE(source_.huge_pages.empty());
+// An arena that has grown, and is asked for slabs.
+class GrownArenaTest : public PlacedArenaTest {
+ protected:
+  static constexpr size_t kHuge = Arena::kHugePageBytes;
 
-  // A run that is freed and used again leaves its huge page whole; one that is
-  // purged does not.
-  PageRun*& run = *std::find_if(runs.begin(), runs.end(), [&](PageRun* one) {
-    return one->start > base + kHuge;
-  });
-  char* const start = run->start;
-  for (const bool purged : {false, true}) {
-    Deallocate({run});
-    if (purged) arena_.PurgeFreedBefore(NowMs() + 1);
-    arena_.AdviseDense();
-    EXPECT_TRUE(source_.huge_pages.empty());
-    run = Allocate(16);
-    ASSERT_EQ(run->start, start);
-    arena_.AdviseDense();
-    EXPECT_EQ(asked(1), purged);
-    EXPECT_EQ(source_.huge_pages.size(), purged ? 1u : 0u);
+  GrownArenaTest() { Grow(); }
+  ~GrownArenaTest() override {
+    for (PageRun* run : runs_) arena_.Deallocate(run);
   }
-  arena_.Deallocate(first);
-  for (PageRun* one : runs) arena_.Deallocate(one);
+
+  // So that a huge page is asked for from now on.
+  void Grow() {
+    runs_.push_back(Allocate(Arena::kGrownBytes / PageBytes()));
+    source_.small_pages.clear();
+  }
+
+  PageRun* AllocateSlab() {
+    PageRun* const run =
+        arena_.Allocate(kGranuleBytes / PageBytes(), kGranuleBytes,
+                        Arena::Filling::kFromLowEnd);
+    runs_.push_back(run);
+    return run;
+  }
+
+  // The first that begins where a huge page can.
+  PageRun* AllocateFirstSlab() {
+    PageRun* run = AllocateSlab();
+    while (!BeginsRange(run)) run = AllocateSlab();
+    return run;
+  }
+
+  // Whether a huge page that begins with the run lies in what the arena has.
+  static bool BeginsRange(const PageRun* run) {
+    if (reinterpret_cast<uintptr_t>(run->start) % kHuge != 0) return false;
+    const PageRun* const last = Arena::RunContaining(run->start + kHuge - 1);
+    return last != nullptr && last->segment == run->segment;
+  }
+
+  void DeallocateAllFrom(const PageRun* run) {
+    while (runs_.back() != run) DeallocateLast();
+    DeallocateLast();
+  }
+  void DeallocateLast() {
+    arena_.Deallocate(runs_.back());
+    runs_.pop_back();
+  }
+
+  std::vector<PageRun*> runs_;
+};
+
+TEST_F(GrownArenaTest, SlabsLieOnHugePages) {
+  std::vector<std::pair<char*, size_t>> expected;
+  while (expected.size() < 5) {
+    PageRun* const run = AllocateSlab();
+    EXPECT_TRUE(run->zeroed);
+    EXPECT_EQ(run->begins_huge_page, BeginsRange(run));
+    if (BeginsRange(run)) expected.emplace_back(run->start, kHuge);
+    // What was made resident too early can go back.
+    const bool is_in_range = !expected.empty() &&
+                             run->start >= expected.back().first &&
+                             run->end() <= expected.back().first + kHuge;
+    const size_t behind =
+        is_in_range ? expected.back().first + kHuge - run->end() : 0;
+    EXPECT_EQ(arena_.statistics().free_dirty_bytes, behind);
+    arena_.Verify();
+  }
+  EXPECT_EQ(source_.huge_pages, expected);
+  // No advice stays.
+  std::erase_if(source_.small_pages,
+                [](const auto& range) { return range.second != kHuge; });
+  EXPECT_EQ(source_.small_pages, expected);
+  EXPECT_EQ(arena_.PurgeFreedBefore(NowMs() + 1), kHuge - kGranuleBytes);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+  arena_.Verify();
+}
+
+TEST_F(GrownArenaTest, WhatIsFreedUntouchedIsStillResidentAndZero) {
+  PageRun* const run = AllocateFirstSlab();
+  char* const start = run->start;
+  runs_.pop_back();
+  run->start[0] = 1;
+  arena_.Deallocate(run, 1);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
+  PageRun* const again = AllocateSlab();
+  EXPECT_EQ(again->start, start);
+  EXPECT_FALSE(again->zeroed);
+  EXPECT_TRUE(AllocateSlab()->zeroed);
+  EXPECT_EQ(source_.huge_pages.size(), 1u) << "it is there";
+}
+
+TEST_F(GrownArenaTest, APurgedRangeMayBecomeAHugePageAgain) {
+  PageRun* const run = AllocateFirstSlab();
+  char* const start = run->start;
+  DeallocateAllFrom(run);
+  EXPECT_EQ(arena_.PurgeFreedBefore(NowMs() + 1), kHuge);
+  EXPECT_EQ(AllocateSlab()->start, start);
+  EXPECT_EQ(source_.huge_pages.size(), 2u);
+}
+
+TEST_F(GrownArenaTest, ARangeOfWhichAPageWasTouchedStaysSmall) {
+  PageRun* const run = AllocateFirstSlab();
+  char* const start = run->start;
+  AllocateSlab();
+  PageRun* const touched = AllocateSlab();
+  AllocateSlab();
+  std::erase(runs_, touched);
+  arena_.Deallocate(touched);
+  // All that is free goes back, but a page amid the range is in use.
+  while (runs_.back() != run) {
+    PageRun* const last = runs_.back();
+    if (last->start == start + kGranuleBytes) break;
+    DeallocateLast();
+  }
+  std::erase(runs_, run);
+  arena_.Deallocate(run);
+  arena_.PurgeFreedBefore(NowMs() + 1);
+  EXPECT_EQ(AllocateSlab()->start, start);
+  EXPECT_EQ(source_.huge_pages.size(), 1u);
+}
+
+TEST_F(GrownArenaTest, ARunThatMayStaySparseGetsNone) {
+  const PageRun* run;
+  do {
+    run = Allocate(kGranuleBytes / PageBytes(), kGranuleBytes);
+    runs_.push_back(const_cast<PageRun*>(run));
+  } while (!BeginsRange(run));
+  // Nor does a slab in a range that such a run has a part of.
+  for (int i = 0; i < 10; ++i) EXPECT_FALSE(BeginsRange(AllocateSlab()));
+  EXPECT_TRUE(source_.huge_pages.empty());
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+}
+
+TEST_F(GrownArenaTest, AHugePageNeedsRoom) {
+  // The rest of the mapping is shorter than one.
+  AllocateFirstSlab();
+  source_.huge_pages.clear();
+  const Arena::Statistics statistics = arena_.statistics();
+  PageRun* last = Arena::RunContaining(runs_.back()->end());
+  ASSERT_TRUE(last->IsFree());
+  const size_t keep_pages = (kHuge - kGranuleBytes) / PageBytes();
+  runs_.push_back(Allocate(last->pages - keep_pages));
+  EXPECT_EQ(arena_.statistics().free_bytes,
+            statistics.free_bytes - runs_.back()->bytes());
+  for (size_t i = 0; i < kHuge / kGranuleBytes - 1; ++i) AllocateSlab();
+  EXPECT_TRUE(source_.huge_pages.empty());
+}
+
+TEST_F(GrownArenaTest, NoneIsAskedForWhereFreeMemoryIsNotKept) {
+  settings.decay_ms = 0;
+  AllocateFirstSlab();
+  EXPECT_TRUE(source_.huge_pages.empty());
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+}
+
+TEST_F(GrownArenaTest, NoneIsAskedForByOtherPolicies) {
+  for (const HugePagePolicy policy : {HugePagePolicy::kNever,
+                                      HugePagePolicy::kSystem}) {
+    settings.huge_pages = policy;
+    AllocateFirstSlab();
+    EXPECT_TRUE(source_.huge_pages.empty());
+  }
+}
+
+TEST_F(GrownArenaTest, NoneIsAskedForWhileLittleIsInUse) {
+  DeallocateLast();
+  arena_.Purge(0);
+  while (arena_.statistics().in_use_bytes < Arena::kGrownBytes) {
+    EXPECT_FALSE(AllocateSlab()->begins_huge_page);
+  }
+  EXPECT_TRUE(source_.huge_pages.empty());
+  EXPECT_TRUE(AllocateFirstSlab()->begins_huge_page);
+}
+
+TEST_F(GrownArenaTest, WhereTheSystemHadNoneTwiceAsMuchMustBeInUse) {
+  source_.has_huge_pages = false;
+  AllocateFirstSlab();
+  EXPECT_EQ(source_.huge_pages.size(), 1u);
+  const size_t in_use_bytes = arena_.statistics().in_use_bytes;
+  source_.has_huge_pages = true;
+  while (arena_.statistics().in_use_bytes + kGranuleBytes < 2 * in_use_bytes) {
+    AllocateSlab();
+  }
+  EXPECT_EQ(source_.huge_pages.size(), 1u);
+  AllocateFirstSlab();
+  AllocateFirstSlab();
+  EXPECT_EQ(source_.huge_pages.size(), 3u);
 }
 
 // Runs freed at 10, 20, ... ms. The clock is the real one, so their times are
@@ -1210,12 +1374,13 @@ TEST(ArenaThreads, APurgeTakesNothingThatIsInUse) {
   OsPageSource metadata_source;
   MetadataPool metadata(metadata_source);
   Arena arena(source, metadata);
+  // So that what is to be filled lies on huge pages.
+  PageRun* const large = arena.Allocate(Arena::kGrownBytes / PageBytes(), 1);
   std::atomic<bool> done{false};
   std::thread purger([&] {
     for (int i = 0; !done; ++i) {
       arena.PurgeFreedBefore(NowMs() + 1);
       if (i % 16 == 0) arena.Purge(0);
-      if (i % 4 == 0) arena.AdviseDense();
       if (i % 64 == 0) arena.Verify();
     }
   });
@@ -1226,8 +1391,10 @@ TEST(ArenaThreads, APurgeTakesNothingThatIsInUse) {
       std::vector<PageRun*> runs;
       for (int i = 0; i < 5000; ++i) {
         if (runs.size() < 30 && random() % 2 == 0) {
-          PageRun* const run =
-              arena.Allocate(1 + random() % 100, random() % 2 ? 65536 : 1);
+          PageRun* const run = arena.Allocate(
+              1 + random() % 100, random() % 2 ? 65536 : 1,
+              random() % 2 ? Arena::Filling::kFromLowEnd
+                           : Arena::Filling::kUnknown);
           char* const last = run->end() - 1;
           if (run->zeroed) {
             EXPECT_TRUE(run->start[0] == 0 && *last == 0);
@@ -1248,6 +1415,7 @@ TEST(ArenaThreads, APurgeTakesNothingThatIsInUse) {
   for (std::thread& thread : threads) thread.join();
   done = true;
   purger.join();
+  arena.Deallocate(large);
   arena.Verify();
   EXPECT_EQ(arena.statistics().in_use_bytes, 0u);
   arena.Purge(0);

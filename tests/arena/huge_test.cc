@@ -449,21 +449,6 @@ TEST_F(HugeBlocksTest, WhatGrowsIsPlacedWhereATableOfPagesBegins) {
   blocks_.Deallocate(huge);
 }
 
-TEST_F(HugeBlocksTest, AsksForHugePagesOnceForWhatGrew) {
-  settings.huge_pages = HugePagePolicy::kDense;
-  Huge* const huge = blocks_.Allocate(4 * kMiB, 1);
-  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 0u) << "it may stay empty";
-  ASSERT_TRUE(blocks_.Resize(huge, 3 * kMiB));
-  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 0u);
-  ASSERT_TRUE(blocks_.Resize(huge, 20 * kMiB));
-  ASSERT_TRUE(blocks_.Resize(huge, 40 * kMiB));
-  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 1u);
-  EXPECT_TRUE(huge->prefers_huge_pages);
-  blocks_.Deallocate(huge);
-  EXPECT_EQ(blocks_.statistics().cached_blocks, 0u)
-      << "a sparse block may be the next";
-}
-
 TEST_F(HugeBlocksTest, AReusedMappingGrowsWithItsContent) {
   Huge* const first = blocks_.Allocate(9 * kMiB, 1);
   memset(first->start, 1, 9 * kMiB);
@@ -508,11 +493,16 @@ TEST_F(HugeBlocksTest, HugePagesMayBeForbidden) {
   settings.huge_pages = HugePagePolicy::kNever;
   Huge* const huge = blocks_.Allocate(8 * kMiB, 1);
   EXPECT_EQ(source_.CountOf(Kind::kSmallPages), 1u);
-  settings.huge_pages = HugePagePolicy::kDefault;
-  Huge* const other = blocks_.Allocate(8 * kMiB, 1);
+  for (const HugePagePolicy policy : {HugePagePolicy::kSystem,
+                                      HugePagePolicy::kGrown}) {
+    settings.huge_pages = policy;
+    Huge* const other = blocks_.Allocate(8 * kMiB, 1);
+    ASSERT_TRUE(blocks_.Resize(other, 20 * kMiB));
+    blocks_.Deallocate(other);
+  }
   EXPECT_EQ(source_.CountOf(Kind::kSmallPages), 1u);
+  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 0u);
   blocks_.Deallocate(huge);
-  blocks_.Deallocate(other);
 }
 
 TEST_F(HugeBlocksTest, AgreesWithAModelOfLiveIntervals) {

@@ -235,16 +235,53 @@ TEST_F(LimitedPageSource, WhatTheSystemRefusesIsNotCharged) {
   EXPECT_EQ(limits_.mapped_bytes(), 0u);
 }
 
-TEST(OsPageSource, PrefersHugePages) {
+// The flags that the kernel shows for the mapping that p lies in.
+std::string FlagsAt(const void* p) {
+  std::ifstream maps("/proc/self/smaps");
+  bool found = false;
+  for (std::string line; std::getline(maps, line);) {
+    uintptr_t start, end;
+    if (sscanf(line.c_str(), "%lx-%lx ", &start, &end) == 2) {
+      const uintptr_t address = reinterpret_cast<uintptr_t>(p);
+      found = start <= address && address < end;
+    } else if (found && line.starts_with("VmFlags:")) {
+      return line + " ";
+    }
+  }
+  return "";
+}
+
+TEST(OsPageSource, MakesAHugePageAndLeavesNoAdvice) {
   OsPageSource source;
   char* const start = MapBytes(source, 8 * kMiB, 2 * kMiB);
+  source.KeepSmallPages(start, 8 * kMiB);
   start[0] = 1;
+  char* const page = start + 4 * kMiB;
+  const bool has_flags = FlagsAt(start).find(" nh ") != std::string::npos;
   errno = 1234;
-  source.PreferHugePages(start, 8 * kMiB, /*at_once=*/true);
+  source.PreferHugePages(page, 2 * kMiB);
+  EXPECT_EQ(FlagsAt(page).find(" hg ") != std::string::npos, has_flags);
+  const bool is_huge = source.TouchHugePage(page, 2 * kMiB);
   EXPECT_EQ(errno, 1234);
-  EXPECT_EQ(start[0], 1);
-  EXPECT_EQ(start[8 * kMiB - 1], 0);
+  // The system may have none.
+  EXPECT_EQ(ResidentPages(page, 2 * kMiB),
+            is_huge ? 2 * kMiB / PageBytes() : 1u);
+  for (size_t i = 0; i < 2 * kMiB; ++i) ASSERT_EQ(page[i], 0);
+  EXPECT_EQ(ResidentPages(start, 4 * kMiB), 1u);
+  EXPECT_EQ(ResidentPages(start + 6 * kMiB, 2 * kMiB), 0u);
+  EXPECT_EQ(FlagsAt(page), FlagsAt(start));
   source.Unmap(start, 8 * kMiB);
+}
+
+TEST(OsPageSource, AHugePageThatIsThereAlreadyIsLeftAsItIs) {
+  OsPageSource source;
+  char* const page = MapBytes(source, 2 * kMiB, 2 * kMiB);
+  source.PreferHugePages(page, 2 * kMiB);
+  page[PageBytes()] = 7;  // Another thread.
+  const size_t resident = ResidentPages(page, 2 * kMiB);
+  EXPECT_EQ(source.TouchHugePage(page, 2 * kMiB), resident > 1);
+  EXPECT_EQ(page[PageBytes()], 7);
+  source.Unmap(page, 2 * kMiB);
 }
 
 // A hole in a mapping makes two of it, and the kernel has a limit on those.
@@ -484,7 +521,8 @@ TEST(PageSource, WhatASourceLeavesOutIsRefused) {
   char* const start = MapBytes(source, kMiB);
   char* const place = MapPlace(source, kMiB, 2 * kMiB);
   EXPECT_EQ(source.Purge(start, kMiB), Purged::kRefused);
-  source.PreferHugePages(start, kMiB, /*at_once=*/true);
+  source.PreferHugePages(start, kMiB);
+  EXPECT_TRUE(source.TouchHugePage(start, kMiB)) << "for all that is known";
   EXPECT_FALSE(source.GrowInPlace(start, kMiB, 2 * kMiB));
   EXPECT_FALSE(source.Move(start, kMiB, place, 2 * kMiB));
   source.Guard(start, PageBytes());

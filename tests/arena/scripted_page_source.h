@@ -142,8 +142,8 @@ class ScriptedPageSource final : public PageSource {
     calls_.push_back({Kind::kSmallPages, start, bytes, false});
   }
 
-  void AdviseHugePages(void* start, size_t bytes, bool at_once) override {
-    os_.PreferHugePages(start, bytes, at_once);
+  void AdviseHugePages(void* start, size_t bytes) override {
+    os_.PreferHugePages(start, bytes);
     calls_.push_back({Kind::kHugePages, start, bytes, false});
   }
 

@@ -217,43 +217,21 @@ TEST_F(SegmentTest, ATrimmedEndIsForgottenAndMayComeBack) {
   EXPECT_EQ(segment_->CountDirty(Number(0), kPages), 150u);
 }
 
-TEST_F(SegmentTest, FindsARunThatIsNotInUse) {
-  PageRun used, free, also_used;
-  MakeRun(&used, 0, 100);
-  MakeRun(&free, 100, 1);
-  MakeRun(&also_used, 101, kPages - 101);
-  used.state = also_used.state = PageRun::kInUse;
-  EXPECT_EQ(segment_->FindNotInUse(Number(0), kPages), &free);
-  EXPECT_EQ(segment_->FindNotInUse(Number(0), 100), nullptr);
-  EXPECT_EQ(segment_->FindNotInUse(Number(7), 93), nullptr);
-  EXPECT_EQ(segment_->FindNotInUse(Number(7), 94), &free);
-  EXPECT_EQ(segment_->FindNotInUse(Number(100), 1), &free);
-  EXPECT_EQ(segment_->FindNotInUse(Number(101), 50), nullptr);
-  EXPECT_EQ(segment_->FindNotInUse(Number(150), kPages - 150), nullptr);
-}
-
-TEST_F(SegmentTest, APurgeEndsHugePages) {
-  constexpr size_t kHuge = Segment::kHugePageBytes;
-  constexpr size_t kBytes = 8 * kHuge;
-  char* const start = static_cast<char*>(source_.Map(kBytes, kHuge));
-  Segment* const large = Segment::Make(
-      metadata_, nullptr, start, static_cast<uint32_t>(kBytes / PageBytes()));
-  const uint32_t huge_pages = static_cast<uint32_t>(kHuge / PageBytes());
-  for (size_t i = 0; i < 8; ++i) {
-    EXPECT_FALSE(large->IsHuge(start + i * kHuge));
-    large->SetHuge(start + i * kHuge);
-  }
-  const uint32_t first = large->first_page();
-  large->SetPurged(first + huge_pages - 1, 1, true);
-  large->SetPurged(first + 2 * huge_pages - 1, huge_pages + 2, true);
-  large->SetPurged(first + 6 * huge_pages, huge_pages, true);
-  const std::vector<bool> left = {false, false, false, false,
-                                  true,  true,  false, true};
-  for (size_t i = 0; i < 8; ++i) {
-    EXPECT_EQ(large->IsHuge(start + i * kHuge), left[i]) << i;
-  }
-  Segment::Discard(metadata_, large);
-  source_.Unmap(start, kBytes);
+TEST_F(SegmentTest, WhatWasMadeResidentIsDirtyAndZeroUntilItIsUsed) {
+  segment_->SetResident(Number(10), 100);
+  EXPECT_EQ(segment_->CountDirty(Number(0), kPages), 100u);
+  EXPECT_TRUE(segment_->AreZero(Number(0), kPages));
+  segment_->SetDirty(Number(20), 5);
+  EXPECT_EQ(segment_->CountDirty(Number(0), kPages), 100u);
+  EXPECT_FALSE(segment_->AreZero(Number(24), 1));
+  EXPECT_TRUE(segment_->AreZero(Number(25), 85));
+  segment_->SetPurged(Number(20), 70, /*zero=*/false);
+  EXPECT_EQ(segment_->CountDirty(Number(0), kPages), 30u);
+  EXPECT_FALSE(segment_->AreZero(Number(20), 5));
+  EXPECT_TRUE(segment_->AreZero(Number(25), 85));
+  segment_->SetPurged(Number(0), kPages, /*zero=*/true);
+  EXPECT_EQ(segment_->CountDirty(Number(0), kPages), 0u);
+  EXPECT_TRUE(segment_->AreZero(Number(0), kPages));
 }
 
 TEST_F(SegmentTest, IsRefusedWithoutMetadata) {

@@ -17,7 +17,9 @@ class PendingStackTest : public testing::Test {
   static constexpr size_t kSlabs = 8;
 
   PendingStackTest() {
-    for (Slab*& slab : slabs_) slab = Slab::Make(&ArenaAt(0), kFirstClass);
+    for (Slab*& slab : slabs_) {
+      slab = Slab::Make(&ArenaAt(0), kFirstClass, Arena::Filling::kUnknown);
+    }
   }
   ~PendingStackTest() override {
     for (Slab* slab : slabs_) ArenaAt(0).Deallocate(Slab::Unmake(slab));

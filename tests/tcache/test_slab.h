@@ -17,8 +17,9 @@ class TestSlab {
  public:
   static constexpr size_t kAll = 1 << 20;
 
-  explicit TestSlab(SizeClass size_class) {
-    slab_ = Slab::Make(&ArenaAt(0), size_class);
+  explicit TestSlab(SizeClass size_class,
+                    Arena::Filling filling = Arena::Filling::kUnknown) {
+    slab_ = Slab::Make(&ArenaAt(0), size_class, filling);
     PageMap::Set(slab_->start(), SlabBytes(size_class),
                  static_cast<Tag>(kNobody | size_class * sizeof(Magazine)),
                  slab_);

@@ -328,6 +328,30 @@ TEST_F(ThreadCacheTest, RefillsFromTheFullestSlab) {
   }
 }
 
+// Each thread has a slab of each class, most of them hardly touched.
+TEST_F(ThreadCacheTest, OnlyAClassOfManySlabsGetsHugePages) {
+  Arena& arena = ArenaAt(0);
+  ThreadCache::FlushThread();
+  auto* const large = arena.Allocate(Arena::kGrownBytes / PageBytes(), 1);
+  arena.Purge(0);
+  ASSERT_EQ(arena.FreeDirtyBytes(), 0u);
+  std::vector<void*> blocks;
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    for (size_t i = 0; i < 8 * SlabBlocks(c); ++i) {
+      blocks.push_back(AllocateOfClass(c));
+    }
+  }
+  // Nothing was freed: only what a huge page made resident is dirty.
+  EXPECT_EQ(arena.FreeDirtyBytes(), 0u);
+  const size_t made = counters().slabs_made;
+  while (arena.FreeDirtyBytes() == 0 && counters().slabs_made < made + 64) {
+    blocks.push_back(Allocate(kBytes));
+  }
+  EXPECT_EQ(arena.FreeDirtyBytes(), Arena::kHugePageBytes - kGranuleBytes);
+  for (void* block : blocks) Free(block);
+  arena.Deallocate(large);
+}
+
 TEST_F(ThreadCacheTest, ARefillTakesNoMoreThanEightKibibytes) {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     ThreadCache::FlushThread();
