@@ -51,8 +51,9 @@ class PlacedPageSource final : public PageSource {
   // Whether the system has any.
   bool has_huge_pages = true;
 
-  // Called within the next purge, before it has an effect.
-  std::function<void()> during_purge;
+  // Called within the next purge, before it has an effect; and when huge pages
+  // are next asked for.
+  std::function<void()> during_purge, during_advice;
 
   PlacedPageSource() = default;
   ~PlacedPageSource() {
@@ -87,6 +88,7 @@ class PlacedPageSource final : public PageSource {
   }
   void AdviseHugePages(void* start, size_t bytes) override {
     Record(start, bytes, &huge_pages);
+    if (const auto call = std::exchange(during_advice, nullptr)) call();
   }
   void Record(void* start, size_t bytes, std::vector<std::pair<char*, size_t>>* ranges) {
     std::lock_guard hold(mutex_);
@@ -796,6 +798,82 @@ TEST_F(GrownArenaTest, WhatIsFreedUntouchedIsStillResidentAndZero) {
   EXPECT_FALSE(again->zeroed);
   EXPECT_TRUE(AllocateSlab()->zeroed);
   EXPECT_EQ(source_.huge_pages.size(), 1u) << "it is there";
+}
+
+TEST_F(GrownArenaTest, ARangeThatIsResidentIsNotAskedForAgain) {
+  PageRun* const run = AllocateFirstSlab();
+  char* const start = run->start;
+  runs_.pop_back();
+  arena_.Deallocate(run, 0);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
+  PageRun* const again = AllocateSlab();
+  EXPECT_EQ(again->start, start);
+  EXPECT_TRUE(again->zeroed);
+  EXPECT_EQ(source_.huge_pages.size(), 1u);
+}
+
+TEST_F(GrownArenaTest, NorIsOneThatTheSystemMayStillHaveToTake) {
+  PageRun* const run = AllocateFirstSlab();
+  Segment* const segment = run->segment;
+  const uint32_t last_page = segment->PageOf(run->start + kHuge - 1);
+  DeallocateAllFrom(run);
+  arena_.PurgeFreedBefore(NowMs() + 1);
+  segment->SetDirty(last_page, 1);
+  segment->SetPurged(last_page, 1, /*zero=*/false);
+  EXPECT_FALSE(AllocateSlab()->begins_huge_page);
+  segment->SetPurged(last_page, 1, /*zero=*/true);
+}
+
+TEST_F(GrownArenaTest, ARunThatIsLargerThanAHugePageGetsNone) {
+  for (const size_t bytes : {kHuge, kHuge + kGranuleBytes}) {
+    runs_.push_back(arena_.Allocate(bytes / PageBytes(), kHuge,
+                                    Arena::Filling::kFromLowEnd));
+    EXPECT_FALSE(runs_.back()->begins_huge_page);
+  }
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+}
+
+// A free run that is dirty behind the range already.
+TEST_F(GrownArenaTest, TheRestMayHaveDirtyPages) {
+  const size_t few = kGranuleBytes / PageBytes();
+  PageRun* const whole = Allocate(kHuge / PageBytes() + 3 * few, kHuge);
+  runs_.push_back(Allocate(kHuge / PageBytes()));
+  ASSERT_EQ(whole->end(), runs_.back()->start);
+  PageRun* const gap = whole->segment->Before(whole);
+  if (gap != nullptr && gap->IsFree()) runs_.push_back(Allocate(gap->pages));
+  arena_.Deallocate(whole, 0);
+  PageRun* const range = Allocate(kHuge / PageBytes(), kHuge);
+  PageRun* const dirty = Allocate(few);
+  PageRun* const clean = Allocate(few);
+  ASSERT_EQ(range->end(), dirty->start);
+  ASSERT_EQ(dirty->end(), clean->start);
+  arena_.Deallocate(dirty, few);
+  arena_.Deallocate(range, 0);
+  arena_.Deallocate(clean, 0);
+  EXPECT_TRUE(AllocateSlab()->begins_huge_page);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
+  arena_.Verify();
+}
+
+// What lies behind the run is unmapped between the advice and the touch.
+TEST_F(GrownArenaTest, NoAdviceIsGivenForWhatIsNoLongerMapped) {
+  PageRun* run = AllocateFirstSlab();
+  DeallocateAllFrom(run);
+  arena_.PurgeFreedBefore(NowMs() + 1);
+  source_.small_pages.clear();
+  std::thread purger;
+  source_.during_advice = [&] {
+    purger = std::thread([&] { arena_.Purge(0); });
+    // It has the lock for purging, and waits for the other.
+    while (!arena_.lock().IsContended()) std::this_thread::yield();
+  };
+  run = AllocateSlab();
+  purger.join();
+  ASSERT_EQ(source_.small_pages.size(), 1u);
+  EXPECT_EQ(source_.small_pages[0].first, run->start);
+  const char* const end = run->segment->start() + run->segment->bytes();
+  EXPECT_LT(end, run->start + kHuge) << "nothing was unmapped";
+  EXPECT_EQ(source_.small_pages[0].first + source_.small_pages[0].second, end);
 }
 
 TEST_F(GrownArenaTest, APurgedRangeMayBecomeAHugePageAgain) {
