@@ -123,18 +123,14 @@ bool Arena::TryPreferHugePage(const Run* run) {
 // The pages behind the run are no work for the maintenance thread: a program that
 // frees nothing need not have one.
 void Arena::TouchHugePage(Run* run) {
-  // While it is held nothing is unmapped. What was since the run was cut out is
-  // not the arena's any more.
-  LockHolder one_step(purge_lock_);
-  size_t bytes;
-  {
-    LockHolder hold(lock_);
-    const Segment* const segment = run->segment;
-    bytes = std::min<size_t>(kHugePageBytes,
-                             segment->start() + segment->bytes() - run->start);
-  }
-  if (!source_.TouchHugePage(run->start, bytes)) {
-    LockHolder hold(lock_);
+  // Without a lock, for the system clears all of the huge page now.
+  *static_cast<volatile char*>(run->start) = 0;
+  LockHolder hold(lock_);
+  // What was unmapped since the run was cut out is not the arena's any more.
+  const Segment* const segment = run->segment;
+  const size_t bytes = std::min<size_t>(
+      kHugePageBytes, segment->start() + segment->bytes() - run->start);
+  if (!source_.FinishHugePage(run->start, bytes) && bytes == kHugePageBytes) {
     huge_from_bytes_ = 2 * in_use_pages() * PageBytes();
   }
 }

@@ -63,7 +63,7 @@ namespace quarry {
 // Errors: nullptr, 0 or false when the page source or the pool refuses; nothing
 //   has then changed.
 // Cost: one lock; the logarithm of the largest run; no system call but for a
-//   new mapping, and for a purge when one is due.
+//   new mapping, for a purge when one is due, and three for a huge page.
 // Source: Doug Lea, "A Memory Allocator" (1996) and dlmalloc 2.8; purging by
 //   age as in jemalloc (Evans), with one list in place of a smooth curve.
 class Arena {
@@ -272,9 +272,9 @@ class Arena {
                    bool* wait) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Whether a huge page is to begin where a new run does. It was asked for then;
-  // TouchHugePage() gets it, without lock_ since the system clears it meanwhile.
+  // TouchHugePage() gets it.
   bool TryPreferHugePage(const Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  void TouchHugePage(Run* run) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+  void TouchHugePage(Run* run) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Maps more. Returns the free run that it is part of, or nullptr.
   Run* AddMapping(uint32_t pages, size_t alignment)

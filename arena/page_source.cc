@@ -230,9 +230,8 @@ void PageSource::PreferHugePages(void* start, size_t bytes) {
   AdviseHugePages(start, bytes);
 }
 
-bool PageSource::TouchHugePage(void* start, size_t bytes) {
+bool PageSource::FinishHugePage(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
-  *static_cast<volatile char*>(start) = 0;
   char* const last_page = static_cast<char*>(start) + bytes - PageBytes();
   const bool is_huge = ResidentBytes(last_page, PageBytes()) != 0;
   AdviseSmallPages(start, bytes);

@@ -144,11 +144,11 @@ class PageSource {
   // told.
   void PreferHugePages(void* start, size_t bytes);
 
-  // Touches the first page of a range for which PreferHugePages() was called, and
-  // ends that: once a huge page is there it needs no advice, but where there is
-  // advice the system may make one later of what a purge has left. False if the
-  // range was not made resident, because the system had no huge page.
-  [[nodiscard]] bool TouchHugePage(void* start, size_t bytes);
+  // Ends PreferHugePages() for a range of which a page was touched: once a huge
+  // page is there it needs no advice, but where there is advice the system may
+  // make one later of what a purge has left. False if the range was not made
+  // resident, because the system had no huge page.
+  [[nodiscard]] bool FinishHugePage(void* start, size_t bytes);
 
   Statistics statistics() const;
 

@@ -22,8 +22,9 @@ class Segment;
 //   runs    [   A: 3 pages  ][ B ][   C: 4 pages     ]
 //   table   |  A    -    A  |  B  |  C    -    -   C |
 //
-// Thread-safety: `start`, `pages`, `segment` and `zeroed` of a run in use may
-//   be read by whoever was given it; all else under the arena's lock.
+// Thread-safety: `start`, `pages`, `segment`, `zeroed` and `begins_huge_page` of
+//   a run in use may be read by whoever was given it; all else under the arena's
+//   lock.
 // Invariant: no two neighbouring runs are both free.
 // Size: two cache lines; the second is of use only while some page is dirty.
 struct alignas(64) Run {

@@ -17,7 +17,7 @@ enum class HugePagePolicy : uint8_t {
   kNever,   // None.
   kSystem,  // As the system is set.
   kGrown,   // Of an arena that has grown, slabs of classes that have many. Huge
-            // blocks as the system is set.
+            // blocks as the system is set, but for what realloc has moved there.
 };
 
 struct Settings {

@@ -362,9 +362,9 @@ class alignas(64) ThreadCache {
   static constexpr size_t kMostShelfBytes = 512 * 1024;
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
   static constexpr uint32_t kMostNotes = 64;
-  // In slabs, at a fork: of less, the child may as well copy all.
   // A class with so many full slabs leaves little of them empty with the last.
   static constexpr uint32_t kManySlabs = 8;
+  // In slabs, at a fork: of less, the child may as well copy all.
   static constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
   // In depots: from here on it is worth a thread to give it back.
   static constexpr size_t kWorthTidyingBytes = 1024 * 1024;

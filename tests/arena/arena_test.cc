@@ -855,25 +855,39 @@ TEST_F(GrownArenaTest, TheRestMayHaveDirtyPages) {
   arena_.Verify();
 }
 
-// What lies behind the run is unmapped between the advice and the touch.
+// What lies behind the run is unmapped before the run is touched: by the handler
+// of a fault, since a test cannot stop a thread there.
 TEST_F(GrownArenaTest, NoAdviceIsGivenForWhatIsNoLongerMapped) {
   PageRun* run = AllocateFirstSlab();
   DeallocateAllFrom(run);
   arena_.PurgeFreedBefore(NowMs() + 1);
   source_.small_pages.clear();
-  std::thread purger;
+  source_.has_huge_pages = false;
+  static Arena* arena;
+  static char* page;
+  arena = &arena_;
   source_.during_advice = [&] {
-    purger = std::thread([&] { arena_.Purge(0); });
-    // It has the lock for purging, and waits for the other.
-    while (!arena_.lock().IsContended()) std::this_thread::yield();
+    page = source_.huge_pages.back().first;
+    ASSERT_EQ(mprotect(page, PageBytes(), PROT_NONE), 0);
   };
+  struct sigaction action = {}, before;
+  action.sa_handler = [](int) {
+    if (mprotect(page, PageBytes(), PROT_READ | PROT_WRITE) != 0) abort();
+    arena->Purge(0);
+  };
+  ASSERT_EQ(sigaction(SIGSEGV, &action, &before), 0);
   run = AllocateSlab();
-  purger.join();
+  ASSERT_EQ(sigaction(SIGSEGV, &before, nullptr), 0);
   ASSERT_EQ(source_.small_pages.size(), 1u);
   EXPECT_EQ(source_.small_pages[0].first, run->start);
   const char* const end = run->segment->start() + run->segment->bytes();
   EXPECT_LT(end, run->start + kHuge) << "nothing was unmapped";
   EXPECT_EQ(source_.small_pages[0].first + source_.small_pages[0].second, end);
+  // The system may well have another.
+  source_.has_huge_pages = true;
+  source_.huge_pages.clear();
+  AllocateFirstSlab();
+  EXPECT_EQ(source_.huge_pages.size(), 1u);
 }
 
 TEST_F(GrownArenaTest, APurgedRangeMayBecomeAHugePageAgain) {

@@ -261,7 +261,8 @@ TEST(OsPageSource, MakesAHugePageAndLeavesNoAdvice) {
   errno = 1234;
   source.PreferHugePages(page, 2 * kMiB);
   EXPECT_EQ(FlagsAt(page).find(" hg ") != std::string::npos, has_flags);
-  const bool is_huge = source.TouchHugePage(page, 2 * kMiB);
+  page[0] = 0;
+  const bool is_huge = source.FinishHugePage(page, 2 * kMiB);
   EXPECT_EQ(errno, 1234);
   // The system may have none.
   EXPECT_EQ(ResidentPages(page, 2 * kMiB),
@@ -271,17 +272,6 @@ TEST(OsPageSource, MakesAHugePageAndLeavesNoAdvice) {
   EXPECT_EQ(ResidentPages(start + 6 * kMiB, 2 * kMiB), 0u);
   EXPECT_EQ(FlagsAt(page), FlagsAt(start));
   source.Unmap(start, 8 * kMiB);
-}
-
-TEST(OsPageSource, AHugePageThatIsThereAlreadyIsLeftAsItIs) {
-  OsPageSource source;
-  char* const page = MapBytes(source, 2 * kMiB, 2 * kMiB);
-  source.PreferHugePages(page, 2 * kMiB);
-  page[PageBytes()] = 7;  // Another thread.
-  const size_t resident = ResidentPages(page, 2 * kMiB);
-  EXPECT_EQ(source.TouchHugePage(page, 2 * kMiB), resident > 1);
-  EXPECT_EQ(page[PageBytes()], 7);
-  source.Unmap(page, 2 * kMiB);
 }
 
 // A hole in a mapping makes two of it, and the kernel has a limit on those.
@@ -522,7 +512,7 @@ TEST(PageSource, WhatASourceLeavesOutIsRefused) {
   char* const place = MapPlace(source, kMiB, 2 * kMiB);
   EXPECT_EQ(source.Purge(start, kMiB), Purged::kRefused);
   source.PreferHugePages(start, kMiB);
-  EXPECT_TRUE(source.TouchHugePage(start, kMiB)) << "for all that is known";
+  EXPECT_TRUE(source.FinishHugePage(start, kMiB)) << "for all that is known";
   EXPECT_FALSE(source.GrowInPlace(start, kMiB, 2 * kMiB));
   EXPECT_FALSE(source.Move(start, kMiB, place, 2 * kMiB));
   source.Guard(start, PageBytes());
