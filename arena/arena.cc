@@ -6,6 +6,7 @@
 
 #include "absl/base/optimization.h"
 #include "arena/clock.h"
+#include "arena/limits.h"
 #include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
 #include "arena/report.h"
@@ -92,13 +93,13 @@ Run* Arena::TryAllocate(uint32_t pages, size_t alignment, Filling filling,
 }
 
 bool Arena::TryPreferHugePage(const Run* run) {
-  // Where hardly anything may be dirty, what is resident too early would go back
-  // at once.
+  // Where no more may be dirty, or memory is short, what is resident too early
+  // would go back at once.
   if (reinterpret_cast<uintptr_t>(run->start) % kHugePageBytes != 0 ||
       in_use_pages() * PageBytes() < huge_from_bytes_ ||
       settings.huge_pages.load(std::memory_order_relaxed) !=
           HugePagePolicy::kGrown ||
-      CapBytes() < kHugePageBytes) {
+      FreeDirtyBytes() + kHugePageBytes > CapBytes() || AboveSoftLimit()) {
     return false;
   }
   const uint32_t pages = static_cast<uint32_t>(kHugePageBytes / PageBytes());

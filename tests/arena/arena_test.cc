@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arena/clock.h"
+#include "arena/limits.h"
 #include "arena/maintenance_signal.h"
 #include "arena/metadata.h"
 #include "arena/page_map.h"
@@ -952,6 +953,25 @@ TEST_F(GrownArenaTest, NoneIsAskedForWhereFreeMemoryIsNotKept) {
   AllocateFirstSlab();
   EXPECT_TRUE(source_.huge_pages.empty());
   EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+}
+
+TEST_F(GrownArenaTest, NoneIsAskedForWhereNoMoreMayBeDirty) {
+  settings.mmap_threshold_adapts = false;
+  for (const size_t bytes : {kHuge - 1, kHuge}) {
+    settings.trim_threshold_bytes = bytes;
+    EXPECT_EQ(AllocateFirstSlab()->begins_huge_page, bytes == kHuge);
+  }
+}
+
+TEST_F(GrownArenaTest, NoneIsAskedForAboveTheSoftLimit) {
+  memory_limits.SetLimits(1, 0);
+  ASSERT_TRUE(memory_limits.Charge(1 << 20));
+  ASSERT_TRUE(AboveSoftLimit());
+  AllocateFirstSlab();
+  EXPECT_TRUE(source_.huge_pages.empty());
+  memory_limits.Refund(1 << 20);
+  memory_limits.SetLimits(0, 0);
+  EXPECT_TRUE(AllocateFirstSlab()->begins_huge_page);
 }
 
 TEST_F(GrownArenaTest, NoneIsAskedForByOtherPolicies) {
