@@ -113,9 +113,7 @@ bool Arena::TryPreferHugePage(const Run* run) {
     return false;
   }
   segment->SetResident(first, pages);
-  dirty_.Remove(rest);
-  rest->dirty_pages += pages - run->pages;
-  dirty_.Add(rest, NowMs());
+  dirty_.Raise(rest, pages - run->pages, NowMs());
   // Before another thread can touch a page of it, which would be a small one.
   source_.PreferHugePages(run->start, kHugePageBytes);
   return true;
@@ -131,7 +129,13 @@ void Arena::TouchHugePage(Run* run) {
   const Segment* const segment = run->segment;
   const size_t bytes = std::min<size_t>(
       kHugePageBytes, segment->start() + segment->bytes() - run->start);
-  if (!source_.FinishHugePage(run->start, bytes) && bytes == kHugePageBytes) {
+  const bool is_huge = source_.FinishHugePage(run->start, bytes);
+  // Of what was purged or unmapped since, it tells nothing that pages are missing.
+  const uint32_t pages = static_cast<uint32_t>(kHugePageBytes / PageBytes());
+  const bool is_whole =
+      purging_ == nullptr &&
+      segment->CountDirty(segment->PageOf(run->start), pages) == pages;
+  if (!is_huge && is_whole) {
     huge_from_bytes_ = 2 * in_use_pages() * PageBytes();
   }
 }

@@ -38,6 +38,17 @@ void DirtyRuns::Reduce(Run* run, uint32_t pages) {
   if (run->dirty_pages == 0) Unlink(run);
 }
 
+void DirtyRuns::Raise(Run* run, uint32_t pages, uint32_t now_ms) {
+  if (pages <= run->dirty_pages) {
+    Count(pages);
+    run->dirty_pages += pages;
+    return;
+  }
+  Remove(run);
+  run->dirty_pages += pages;
+  Add(run, now_ms);
+}
+
 void DirtyRuns::Join(Run* low, Run* high) {
   if (high->dirty_pages == 0) return;
   if (high->dirty_pages > low->dirty_pages) {

@@ -40,6 +40,10 @@ class DirtyRuns {
   // So many dirty pages of the run are no longer free.
   void Reduce(Run* run, uint32_t pages);
 
+  // So many clean pages of the run, which is free, are dirty since now. As in
+  // Join(), it has the age of the larger part.
+  void Raise(Run* run, uint32_t pages, uint32_t now_ms);
+
   // `low` gets the dirty pages of `high`, which has none then.
   void Join(Run* low, Run* high);
 

@@ -34,7 +34,7 @@ class Arena;
 //
 //                  dirty  unknown
 //   fresh, purged    0       0
-//   made resident    1       0     With a huge page that another was touched in.
+//   made resident    1       0     By a huge page of which another was touched.
 //   freed            1       1
 //   purged lazily    0       1     The system takes it when it needs it.
 //

@@ -91,7 +91,8 @@ class PlacedPageSource final : public PageSource {
     Record(start, bytes, &huge_pages);
     if (const auto call = std::exchange(during_advice, nullptr)) call();
   }
-  void Record(void* start, size_t bytes, std::vector<std::pair<char*, size_t>>* ranges) {
+  void Record(void* start, size_t bytes,
+              std::vector<std::pair<char*, size_t>>* ranges) {
     std::lock_guard hold(mutex_);
     ranges->emplace_back(static_cast<char*>(start), bytes);
   }
@@ -716,15 +717,12 @@ class GrownArenaTest : public PlacedArenaTest {
  protected:
   static constexpr size_t kHuge = Arena::kHugePageBytes;
 
-  GrownArenaTest() { Grow(); }
-  ~GrownArenaTest() override {
-    for (PageRun* run : runs_) arena_.Deallocate(run);
-  }
-
-  // So that a huge page is asked for from now on.
-  void Grow() {
+  GrownArenaTest() {
     runs_.push_back(Allocate(Arena::kGrownBytes / PageBytes()));
     source_.small_pages.clear();
+  }
+  ~GrownArenaTest() override {
+    for (PageRun* run : runs_) arena_.Deallocate(run);
   }
 
   PageRun* AllocateSlab() {
@@ -856,29 +854,52 @@ TEST_F(GrownArenaTest, TheRestMayHaveDirtyPages) {
   arena_.Verify();
 }
 
-// What lies behind the run is unmapped before the run is touched: by the handler
+// Something happens before the first page of the range is touched: in the handler
 // of a fault, since a test cannot stop a thread there.
-TEST_F(GrownArenaTest, NoAdviceIsGivenForWhatIsNoLongerMapped) {
-  PageRun* run = AllocateFirstSlab();
-  DeallocateAllFrom(run);
-  arena_.PurgeFreedBefore(NowMs() + 1);
-  source_.small_pages.clear();
-  source_.has_huge_pages = false;
-  static Arena* arena;
-  static char* page;
-  arena = &arena_;
-  source_.during_advice = [&] {
-    page = source_.huge_pages.back().first;
-    ASSERT_EQ(mprotect(page, PageBytes(), PROT_NONE), 0);
-  };
-  struct sigaction action = {}, before;
-  action.sa_handler = [](int) {
-    if (mprotect(page, PageBytes(), PROT_READ | PROT_WRITE) != 0) abort();
-    arena->Purge(0);
-  };
-  ASSERT_EQ(sigaction(SIGSEGV, &action, &before), 0);
-  run = AllocateSlab();
-  ASSERT_EQ(sigaction(SIGSEGV, &before, nullptr), 0);
+class InterruptedArenaTest : public GrownArenaTest {
+ protected:
+  PageRun* AllocateFirstSlabAnd(void (*call)(Arena& arena)) {
+    DeallocateAllFrom(AllocateFirstSlab());
+    arena_.PurgeFreedBefore(NowMs() + 1);
+    source_.small_pages.clear();
+    source_.has_huge_pages = false;
+    interrupted_ = &arena_;
+    interrupt_ = call;
+    source_.during_advice = [&] {
+      page_ = source_.huge_pages.back().first;
+      ASSERT_EQ(mprotect(page_, PageBytes(), PROT_NONE), 0);
+    };
+    struct sigaction action = {}, before;
+    action.sa_handler = [](int) {
+      if (mprotect(page_, PageBytes(), PROT_READ | PROT_WRITE) != 0) abort();
+      interrupt_(*interrupted_);
+    };
+    EXPECT_EQ(sigaction(SIGSEGV, &action, &before), 0);
+    PageRun* const run = AllocateSlab();
+    EXPECT_EQ(sigaction(SIGSEGV, &before, nullptr), 0);
+    EXPECT_TRUE(run->begins_huge_page);
+    return run;
+  }
+
+ private:
+  static inline Arena* interrupted_;
+  static inline void (*interrupt_)(Arena& arena);
+  static inline char* page_;
+};
+
+TEST_F(InterruptedArenaTest, APurgedRangeTellsNothingOfTheSystem) {
+  AllocateFirstSlabAnd([](Arena& arena) {
+    if (arena.PurgeFreedBefore(NowMs() + 1) == 0) abort();
+  });
+  source_.has_huge_pages = true;
+  source_.huge_pages.clear();
+  AllocateFirstSlab();
+  EXPECT_EQ(source_.huge_pages.size(), 1u);
+}
+
+TEST_F(InterruptedArenaTest, NoAdviceIsGivenForWhatIsNoLongerMapped) {
+  PageRun* const run =
+      AllocateFirstSlabAnd([](Arena& arena) { arena.Purge(0); });
   ASSERT_EQ(source_.small_pages.size(), 1u);
   EXPECT_EQ(source_.small_pages[0].first, run->start);
   const char* const end = run->segment->start() + run->segment->bytes();

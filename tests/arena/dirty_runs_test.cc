@@ -96,6 +96,25 @@ TEST_F(DirtyRunsTest, AJoinedRunHasTheAgeOfItsDirtierPart) {
   EXPECT_EQ(dirty_.pages(), 61u);
 }
 
+TEST_F(DirtyRunsTest, MoreDirtyPagesMakeARunYoungOnlyIfTheyAreTheMost) {
+  PageRun* const a = Add(20, 100);
+  PageRun* const b = Add(50, 200);
+  dirty_.Raise(a, 20, 300);
+  EXPECT_EQ(Listed(), (List{a, b}));
+  EXPECT_EQ(a->freed_ms, 100u);
+  EXPECT_EQ(a->dirty_pages, 40u);
+  EXPECT_EQ(dirty_.pages(), 90u);
+  dirty_.Raise(a, 41, 400);
+  EXPECT_EQ(Listed(), (List{b, a}));
+  EXPECT_EQ(a->freed_ms, 400u);
+  EXPECT_EQ(dirty_.pages(), 131u);
+  PageRun* const clean = MakeRun(1000, 0);
+  dirty_.Raise(clean, 3, 500);
+  EXPECT_EQ(Listed(), (List{b, a, clean}));
+  EXPECT_EQ(clean->freed_ms, 500u);
+  EXPECT_EQ(dirty_.pages(), 134u);
+}
+
 TEST_F(DirtyRunsTest, BothPartsOfASplitKeepTheAge) {
   PageRun* const a = Add(20, 100);
   PageRun* const b = Add(50, 200);

@@ -506,6 +506,26 @@ class MapOnly final : public PageSource {
   }
 };
 
+// A source that knows what is resident: a first page.
+class FirstPageOnly final : public PageSource {
+ public:
+  void* first = nullptr;
+
+ private:
+  size_t ResidentBytes(void* start, size_t bytes) override {
+    return start == first ? bytes : 0;
+  }
+};
+
+TEST(PageSource, ARangeOfWhichTheFirstPageIsResidentIsNoHugePage) {
+  FirstPageOnly source;
+  alignas(kLargestPageBytes) static char range[2 * kLargestPageBytes];
+  source.first = range;
+  EXPECT_FALSE(source.FinishHugePage(range, sizeof(range)));
+  source.first = range + sizeof(range) - PageBytes();
+  EXPECT_TRUE(source.FinishHugePage(range, sizeof(range)));
+}
+
 TEST(PageSource, WhatASourceLeavesOutIsRefused) {
   MapOnly source;
   char* const start = MapBytes(source, kMiB);
