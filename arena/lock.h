@@ -100,6 +100,9 @@ class ABSL_LOCKABLE Lock {
   void AssertHeld() const ABSL_ASSERT_EXCLUSIVE_LOCK();
 
  private:
+  // Notes in debug builds that its owner has it, who does not come here for it.
+  friend class BiasedLock;
+
   static constexpr uint32_t kFree = 0;
   static constexpr uint32_t kHeld = 1;
   static constexpr uint32_t kContended = 2;  // Held, and perhaps waited for.

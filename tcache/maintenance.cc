@@ -61,10 +61,6 @@ void Pause(uint32_t pause_ms) {
 // nothing to do for so long that the thread is to end.
 bool Sleep(uint64_t most_ms, MaintenancePace* pace) {
   maintenance_signal.FallAsleep();
-  // A cache's cached_bytes() is a plain store of its owner, who may have loaded
-  // the state before that store left the processor's buffer. Where the system
-  // cannot fence, cached runs cannot be stolen either.
-  (void)RunCache::FenceAllThreads();
   if (most_ms == MaintenancePace::kUntilWork) {
     if (MaintenanceTick(NowMs()) != TickResult::kNothingLeft) {
       maintenance_signal.StayAwake();

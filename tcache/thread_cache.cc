@@ -75,7 +75,7 @@ constexpr std::array<uint8_t, kClasses> ThreadCache::kMostMagazines = [] {
 // --- Lifetime. ---
 
 void ThreadCache::Open(Tag tag, Arena* arena) {
-  LockHolder hold(lock_);
+  BiasedLockHolder hold(lock_);
   tag_ = tag;
   arena_ = arena;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
@@ -93,7 +93,8 @@ void ThreadCache::Close() {
   Slab* others = nullptr;
   SlabList empty;
   {
-    LockHolder hold(lock_);
+    BiasedLockHolder hold(lock_);
+    lock_.EndBias();
     FlushAll();
     Orphans& orphans = OrphansOf(arena_->index());
     LockHolder hold_orphans(orphans.lock());
@@ -130,8 +131,8 @@ void ThreadCache::Close() {
 
 size_t ThreadCache::Rest() {
   (void)FlushRemoteFrees(this);
+  OwnerLockHolder hold(lock_);
   while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
-  LockHolder hold(lock_);
   FlushCold();
   size_t bytes = depot_bytes_;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
@@ -148,9 +149,8 @@ size_t ThreadCache::Rest() {
 }
 
 bool ThreadCache::DrainAllAfterFork() {
-  runs_.ReopenAfterFork();
   remote_batch_.RepairAfterFork();
-  LockHolder hold(lock_);
+  BiasedLockHolder hold(lock_);
   // One that was just moving is in both places, whichever way it went.
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     if (spares_[c] == magazines_[c].head) spares_[c] = nullptr;
@@ -184,7 +184,7 @@ bool ThreadCache::DrainAllAfterFork() {
 }
 
 void ThreadCache::ChangeTag(Tag tag) {
-  LockHolder hold(lock_);
+  OwnerLockHolder hold(lock_);
   FlushCold();  // By the old one.
   tag_ = tag;
   if (thread_state.tag != 0) thread_state.SetTag(tag);
@@ -197,13 +197,13 @@ void* ThreadCache::Allocate(SizeClass size_class) {
   if (ABSL_PREDICT_FALSE(cache == nullptr)) {
     cache = StrayCache();
     if (cache == nullptr) return nullptr;
-    LockHolder hold(cache->lock_);
+    BiasedLockHolder hold(cache->lock_);
     return cache->TakeOne(size_class);
   }
   Magazine& magazine = cache->magazines_[size_class];
   if (magazine.head != nullptr) return magazine.Pop();
   if (void* block = cache->TakeSpare(size_class)) return block;
-  LockHolder hold(cache->lock_);
+  OwnerLockHolder hold(cache->lock_);
   if (ABSL_PREDICT_FALSE(thread_state.tag == 0)) {
     return cache->TakeOne(size_class);
   }
@@ -395,7 +395,7 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
   // Either every call of the thread comes here, or the fast path refused the
   // block for a reason.
   {
-    LockHolder hold(lock_);
+    OwnerLockHolder hold(lock_);
     const size_t index = slab->IndexOf(p);
     if (magazine.head == p || !slab->IsGivenOut(p) || slab->IsFree(index) ||
         notes_[notes_count_] == p) {
@@ -412,6 +412,13 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
   if (magazine.Push(p)) Overflow(&magazine);
 }
 
+Run* ThreadCache::TakeRunUnbiased(size_t slot, void** start) {
+  if (!lock_.TryAcquireAsOwner()) return nullptr;
+  Run* const run = runs_.Take(slot, start);
+  lock_.ReleaseAsOwner();
+  return run;
+}
+
 void ThreadCache::FreeRun(Run* run) {
   ThreadCache* cache = thread_state.cache;
   if (cache == &no_cache || run->arena() != cache->arena_) {
@@ -420,13 +427,20 @@ void ThreadCache::FreeRun(Run* run) {
   // Two threads that free it at once may both get here; the arena then finds
   // out when the second of them gives it back.
   run->state.store(Run::kCached, std::memory_order_relaxed);
-  if (Run* other = cache->runs_.Put(run)) cache->arena_->Deallocate(other);
-  while (Run* other = cache->runs_.PopAbove(RunCache::kMostBytes)) {
-    cache->arena_->Deallocate(other);
+  // As TakeRunUnbiased().
+  if (ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireAsOwner())) {
+    return run->arena()->Deallocate(run);
   }
-  if (cache->runs_.cached_bytes() > RunCache::kFewBytes) {
-    maintenance_signal.NoteWork();
+  cache->KeepRun(run);
+  cache->lock_.ReleaseAsOwner();
+}
+
+void ThreadCache::KeepRun(Run* run) {
+  if (Run* other = runs_.Put(run)) arena_->Deallocate(other);
+  while (Run* other = runs_.PopAbove(RunCache::kMostBytes)) {
+    arena_->Deallocate(other);
   }
+  if (runs_.cached_bytes() > RunCache::kFewBytes) maintenance_signal.NoteWork();
 }
 
 void ThreadCache::Overflow(Magazine* magazine) {
@@ -448,7 +462,7 @@ void ThreadCache::Overflow(Magazine* magazine) {
     magazine->room = magazine->capacity;
   };
   if (spare == nullptr) return move_to_spare();
-  LockHolder hold(cache->lock_);
+  OwnerLockHolder hold(cache->lock_);
   cache->was_used_ = true;
   Shelf& shelf = cache->shelves_[size_class];
   if (shelf.depot_count == kMostMagazines[size_class] ||
@@ -483,7 +497,7 @@ void ThreadCache::Overflow(Magazine* magazine) {
 
 void ThreadCache::Split(Magazine* magazine, SizeClass size_class) {
   // For the child of a fork, which must find each block in one place.
-  LockHolder hold(lock_);
+  OwnerLockHolder hold(lock_);
   const int32_t half = kMostBlocks[size_class];
   FreeBlock* last = magazine->head;
   for (int32_t i = 1; i < half; ++i) last = last->next;
@@ -494,7 +508,7 @@ void ThreadCache::Split(Magazine* magazine, SizeClass size_class) {
 }
 
 void ThreadCache::FlushNotes() {
-  LockHolder hold(lock_);
+  OwnerLockHolder hold(lock_);
   FlushCold();
 }
 
@@ -621,7 +635,7 @@ void ThreadCache::FlushAll() {
 void ThreadCache::FlushThread() {
   ThreadCache* cache = thread_state.cache;
   if (cache == &no_cache) return;
-  LockHolder hold(cache->lock_);
+  OwnerLockHolder hold(cache->lock_);
   cache->was_used_ = true;
   cache->FlushAll();
   cache->DrainPending();
@@ -788,13 +802,13 @@ void ThreadCache::ForEachSlab(Visit visit) {
 // --- For any thread. ---
 
 ThreadCache::Counters ThreadCache::counters() {
-  LockHolder hold(lock_);
+  BiasedLockHolder hold(lock_);
   return counters_;
 }
 
 void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses],
                                 bool with_magazines) {
-  LockHolder hold(lock_);
+  BiasedLockHolder hold(lock_);
   // Marks of others that nobody may have seen yet.
   if (with_magazines && !pending_.IsEmpty()) DrainPending();
   ForEachSlab([&](Slab* slab) {
@@ -810,7 +824,7 @@ void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses],
 }
 
 void ThreadCache::Verify(bool with_magazines) {
-  LockHolder hold(lock_);
+  BiasedLockHolder hold(lock_);
   ForEachSlab([&](Slab* slab) {
     slab->Verify();
     QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);

@@ -62,6 +62,7 @@
 #include "arena/arena.h"
 #include "arena/lock.h"
 #include "arena/page_map.h"
+#include "tcache/biased_lock.h"
 #include "tcache/magazine.h"
 #include "tcache/pending_stack.h"
 #include "tcache/remote_batch.h"
@@ -245,7 +246,15 @@ class alignas(64) ThreadCache {
   // A page run of the thread's arena that it keeps, of exactly `bytes` bytes, and
   // where it starts; nullptr if there is none. What it holds is not known.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t bytes, void** start) {
-    return thread_state.cache->runs_.Take(bytes, start);
+    ThreadCache* const cache = thread_state.cache;
+    const size_t slot = cache->runs_.Find(bytes);
+    if (slot == RunCache::kSlots) return nullptr;
+    if (ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
+      return cache->TakeRunUnbiased(slot, start);
+    }
+    Run* const run = cache->runs_.Take(slot, start);
+    cache->lock_.ReleaseByBias();
+    return run;
   }
 
   // Frees the run that starts at `p`, for which HomeTagOf() told kRunTag, by
@@ -254,9 +263,19 @@ class alignas(64) ThreadCache {
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepRun(void* p) {
     ThreadCache* cache = thread_state.cache;
     Run* run = Arena::RunStartingAt(p, PageMap::HomeDescriptorOf(p));
-    return ABSL_PREDICT_TRUE(run != nullptr && thread_state.tag != 0 &&
-                             run->arena() == cache->arena_) &&
-           cache->runs_.TryPut(run, p);
+    if (ABSL_PREDICT_FALSE(run == nullptr || thread_state.tag == 0 ||
+                           run->arena() != cache->arena_)) {
+      return false;
+    }
+    const size_t bytes = run->bytes();
+    const size_t slot = cache->runs_.FindRoom(bytes);
+    if (slot == RunCache::kSlots ||
+        ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
+      return false;
+    }
+    cache->runs_.PutIn(slot, run, p, bytes);
+    cache->lock_.ReleaseByBias();
+    return true;
   }
 
   // Frees a run in use: keeps it, or gives it to its arena.
@@ -317,7 +336,7 @@ class alignas(64) ThreadCache {
   PendingStack& pending() { return pending_; }
   // The owner's, but for frees().
   RemoteBatch& remote_batch() { return remote_batch_; }
-  Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
+  BiasedLock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
   Tag tag() const { return tag_; }
   Arena* arena() const { return arena_; }
 
@@ -436,6 +455,9 @@ class alignas(64) ThreadCache {
     return static_cast<SizeClass>(magazine - magazines_);
   }
 
+  // Does not wait: the maintenance thread may be at work on all slabs.
+  Run* TakeRunUnbiased(size_t slot, void** start) ABSL_LOCKS_EXCLUDED(lock_);
+  void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void* TakeOne(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
@@ -486,7 +508,7 @@ class alignas(64) ThreadCache {
   template <typename Visit>
   void ForEachSlab(Visit visit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
-  Lock lock_;
+  BiasedLock lock_;
   Tag tag_ = 0;
   Arena* arena_ = nullptr;
   Counters counters_ ABSL_GUARDED_BY(lock_);

@@ -11,6 +11,7 @@
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
 #include "tcache/orphans.h"
+#include "tcache/process_fence.h"
 
 namespace quarry {
 namespace {
@@ -27,9 +28,12 @@ void OnThreadExit(void*) { EndThread(); }
 // the registry and of the making of arenas, under which no other thread makes a
 // lock.
 template <typename Visit>
-void ForEachLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+void ForEachCacheLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   cache_registry.ForEachLocked(
       [&](ThreadCache* cache) { visit(cache->lock()); });
+}
+template <typename Visit>
+void ForEachLaterLock(Visit visit) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   for (size_t i = 0; i < ArenasMade(); ++i) visit(OrphansOf(i).lock());
   visit(huge_blocks.purge_lock());
   visit(huge_blocks.lock());
@@ -45,7 +49,16 @@ void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   if (ArenasMade() != 0 && CurrentCache() == nullptr) (void)StrayCache();
   cache_registry.lock().AcquireForFork();
   ArenasLock().AcquireForFork();
-  ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  bool any_was_biased = false;
+  ForEachCacheLock([&](BiasedLock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    any_was_biased |= lock.AcquireForFork();
+  });
+  // Before the later locks, for which the owner of a cache may wait inside.
+  if (any_was_biased) {
+    FenceAllThreads();
+    ForEachCacheLock([](BiasedLock& lock) { lock.AwaitOwner(); });
+  }
+  ForEachLaterLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.AcquireForFork();
   });
   has_every_lock = true;
@@ -53,18 +66,22 @@ void BeforeFork() ABSL_NO_THREAD_SAFETY_ANALYSIS {
 
 void AfterForkInParent() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   has_every_lock = false;
-  ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  const auto release = [](auto& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.ReleaseAfterFork();
-  });
+  };
+  ForEachCacheLock(release);
+  ForEachLaterLock(release);
   ArenasLock().ReleaseAfterFork();
   cache_registry.lock().ReleaseAfterFork();
 }
 
 void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   has_every_lock = false;
-  ForEachLock([](Lock& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  const auto reset = [](auto& lock) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     lock.ResetAfterFork();
-  });
+  };
+  ForEachCacheLock(reset);
+  ForEachLaterLock(reset);
   ArenasLock().ResetAfterFork();
   cache_registry.lock().ResetAfterFork();
   maintenance_signal.ResetAfterFork();
@@ -116,6 +133,7 @@ ThreadCache* MakeCurrentCache() {
       settings.perturb_byte.load(std::memory_order_relaxed) == 0;
   thread_state.cache = cache;
   thread_state.SetTag(takes_fast_path ? cache->tag() : 0);
+  cache->lock().GiveBias();
   // The C library may allocate in these calls, and finds the cache in place.
   RegisterHandlers();
   if (has_exit_key) (void)pthread_setspecific(exit_key, cache);

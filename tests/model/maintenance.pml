@@ -7,11 +7,12 @@
  *   tcache/maintenance.cc            Maintain, Sleep, MaintenanceTick as far as
  *                                    it asks what is left, MaintainOnSlowPath
  * Work is made in three ways:
- *   DIRTY    under a lock that the look takes: runs of an arena, huge blocks,
- *            the depots of a cache
+ *   DIRTY    under a lock that the look takes: runs of an arena, huge blocks
  *   PENDING  by a sequentially consistent push on a cache's stack
- *   RUNS     by a plain store of the owner's: cached_bytes_ of a RunCache. It waits in the owner's store buffer until some later time, and
- *            the state is loaded past it.
+ *   CACHED   by a cache's owner under its biased lock: depots, and page runs. The
+ *            store waits in the owner's buffer until some later time, and the state
+ *            is loaded past it; but the look takes the lock, too, and not as the
+ *            owner, so it has all threads fenced.
  * Two threads make work of any kind, any number of times, and start the thread
  * when that is wanted, which may fail. A fork may come at any time: the child
  * has the memory, but neither the thread nor what other threads were about to
@@ -31,7 +32,7 @@
  * Mutants, each of which must fail:
  *   SLEEP_WITHOUT_LOOKING  FallAsleep, then WaitForWork at once
  *   LOOK_BEFORE_ASLEEP     the look, then FallAsleep
- *   LOOK_WITHOUT_FENCE     no membarrier between FallAsleep and the look
+ *   LOOK_WITHOUT_FENCE     the look has no thread fenced
  *   NOTE_BEFORE_WORK       a room calls NoteWork, then makes the work
  *   NO_WAKE                NoteWork changes the state, and wakes nobody
  *   WAIT_WITHOUT_VALUE     the futex does not compare the state
@@ -47,8 +48,8 @@
 #define OFF 4
 
 byte state = NO_THREAD;
-bit dirty, pending, runs; /* work */
-bit buffered[2];          /* `runs` in the store buffer of a room */
+bit dirty, pending, cached; /* work */
+bit buffered[2];          /* `cached` in the store buffer of a room */
 bit sleeping;             /* the thread is in the futex */
 byte threads;             /* that run Maintain() */
 byte busy;                /* rooms in the midst of something */
@@ -60,7 +61,7 @@ bit epoch;                /* the thread of an older one has vanished */
 /* A store that waited reaches memory. */
 inline Flush(room) {
   if
-  :: buffered[room] -> buffered[room] = 0; runs = 1
+  :: buffered[room] -> buffered[room] = 0; cached = 1
   :: else
   fi
 }
@@ -109,9 +110,9 @@ end_awake:
      :: atomic { ALIVE && !pending }
      fi;
      if
-     :: atomic { ALIVE && runs -> runs = 0; dirty = 1 }
-     :: atomic { ALIVE && runs -> left = 1 }
-     :: atomic { ALIVE && !runs }
+     :: atomic { ALIVE && cached -> cached = 0; dirty = 1 }
+     :: atomic { ALIVE && cached -> left = 1 }
+     :: atomic { ALIVE && !cached }
      fi;
      if
      :: atomic { ALIVE && dirty -> dirty = 0 }
@@ -127,7 +128,8 @@ end_awake:
 #ifndef LOOK_BEFORE_ASLEEP
      atomic { ALIVE -> falling = 1; state = ASLEEP };
 #ifndef LOOK_WITHOUT_FENCE
-     /* Each room's stores leave its buffer at some moment of the call. */
+     /* Tidy() takes the lock of each cache, whose owner's stores leave its buffer at
+      * some moment of that. */
      atomic { ALIVE -> Flush(0) };
      atomic { ALIVE -> Flush(1) };
 #endif
@@ -140,8 +142,8 @@ end_awake:
      :: atomic { ALIVE && !pending }
      fi;
      if
-     :: atomic { ALIVE && runs -> left = 1 }
-     :: atomic { ALIVE && !runs }
+     :: atomic { ALIVE && cached -> left = 1 }
+     :: atomic { ALIVE && !cached }
      fi;
      if
      :: atomic { ALIVE && dirty -> left = 1 }
@@ -241,7 +243,7 @@ proctype Fork() {
   }
 }
 
-#define WORK (dirty || pending || runs || buffered[0] || buffered[1])
+#define WORK (dirty || pending || cached || buffered[0] || buffered[1])
 #define IS_SEEN_TO \
   (state == WANTED || state == OFF || \
    (state == AWAKE && threads == 1 && !sleeping))

@@ -24,7 +24,7 @@ ALL = "THREADS=2 FREERS=2 SLAB_BLOCKS=2 NO_ALLOCATION ONE_LIFE"
 # What is visited whole.
 RUNS = [
     ("lock", ""),
-    ("run_cache", ""),
+    ("biased_lock", ""),
     ("maintenance", ""),
     *(("remote_free", sizes)
       for sizes in (LOCAL, BATCH, STACK, TIDY, ADOPT, ALL)),
@@ -36,9 +36,9 @@ MUTANTS = {
         "": "WAITER_SEIZES WAIT_WITHOUT_VALUE WAKE_BEFORE_FREE "
             "SEIZE_IN_TWO_STEPS",
     },
-    "run_cache": {
-        "": "NO_MEMBARRIER LOOK_BEFORE_BUSY OPEN_TOO_EARLY TAKE_UNASKED "
-            "LEAVE_TOO_EARLY",
+    "biased_lock": {
+        "": "NO_FENCE LOOK_BEFORE_ENTER NO_WAIT TRY_IS_BLIND BIAS_BEFORE_WORK "
+            "BIAS_IS_KEPT END_KEEPS_BIAS LEAVE_BEFORE_WORK",
     },
     "maintenance": {
         "": "SLEEP_WITHOUT_LOOKING LOOK_BEFORE_ASLEEP LOOK_WITHOUT_FENCE "

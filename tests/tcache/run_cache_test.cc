@@ -2,13 +2,10 @@
 
 #include <array>
 #include <atomic>
-#include <random>
 #include <set>
-#include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "tests/arena/test_seed.h"
 
 namespace quarry {
 namespace {
@@ -27,10 +24,19 @@ class RunCacheTest : public testing::Test {
   }
 
   PageRun* Take(size_t pages) {
+    const size_t slot = cache_.Find(pages * PageBytes());
+    if (slot == RunCache::kSlots) return nullptr;
     void* start = nullptr;
-    PageRun* const run = cache_.Take(pages * PageBytes(), &start);
-    EXPECT_TRUE(run == nullptr || start == run->start);
+    PageRun* const run = cache_.Take(slot, &start);
+    EXPECT_EQ(start, run->start);
     return run;
+  }
+
+  bool PutInRoom(PageRun* run) {
+    const size_t slot = cache_.FindRoom(run->bytes());
+    if (slot == RunCache::kSlots) return false;
+    cache_.PutIn(slot, run, run->start, run->bytes());
+    return true;
   }
 
   std::vector<PageRun*> Steal() {
@@ -65,13 +71,23 @@ TEST_F(RunCacheTest, TheShortWayKeepsOnlyAFew) {
     Make(&run, static_cast<uint32_t>(RunCache::kFewBytes / 2 / PageBytes()));
     run.state = PageRun::kInUse;
   }
-  EXPECT_TRUE(cache_.TryPut(&runs[0], runs[0].start));
+  EXPECT_TRUE(PutInRoom(&runs[0]));
   EXPECT_EQ(runs[0].state, PageRun::kCached);
-  EXPECT_TRUE(cache_.TryPut(&runs[1], runs[1].start));
-  EXPECT_FALSE(cache_.TryPut(&runs[2], runs[2].start));
-  EXPECT_EQ(runs[2].state, PageRun::kInUse);
+  EXPECT_TRUE(PutInRoom(&runs[1]));
+  EXPECT_FALSE(PutInRoom(&runs[2]));
   EXPECT_NE(cache_.PopAbove(0), nullptr);
   EXPECT_NE(cache_.PopAbove(0), nullptr);
+}
+
+TEST_F(RunCacheTest, TheShortWayEvictsNone) {
+  std::array<PageRun, RunCache::kSlots + 1> runs;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    Make(&runs[i], 1);
+    runs[i].state = PageRun::kInUse;
+    EXPECT_EQ(PutInRoom(&runs[i]), i < RunCache::kSlots);
+  }
+  EXPECT_EQ(runs.back().state, PageRun::kInUse);
+  EXPECT_EQ(cache_.PopAbove(0), &runs[0]);
 }
 
 TEST_F(RunCacheTest, KeepsNoRunThatIsTooLarge) {
@@ -158,76 +174,15 @@ TEST_F(RunCacheTest, WhatIsUrgentIsStolenAtOnce) {
   EXPECT_EQ(stolen, &run);
 }
 
-// The owner and a thief at work at once: no run is ever with both, and none is
-// lost. The thief returns what it stole through a mailbox.
-TEST_F(RunCacheTest, OwnerAndThiefNeverHoldTheSameRun) {
-  constexpr int kRuns = 12;
-  constexpr int kSteps = 200'000;
-  std::array<PageRun, kRuns> runs;
-  std::array<std::atomic<int>, kRuns> holders = {};
-  std::atomic<PageRun*> mailbox{nullptr};
-  std::atomic<bool> done{false};
-  std::vector<PageRun*> kept_by_thief;
-  const auto hold = [&](PageRun* run) {
-    EXPECT_EQ(holders[static_cast<size_t>(run - runs.data())].fetch_add(1), 0);
-  };
-  const auto let_go = [&](PageRun* run) {
-    EXPECT_EQ(holders[static_cast<size_t>(run - runs.data())].fetch_sub(1), 1);
-  };
-
-  std::thread thief([&] {
-    while (!done.load(std::memory_order_relaxed)) {
-      cache_.StealIdle(false, [&](PageRun* run) {
-        hold(run);
-        kept_by_thief.push_back(run);
-      });
-      if (!kept_by_thief.empty() &&
-          mailbox.load(std::memory_order_relaxed) == nullptr) {
-        PageRun* const run = kept_by_thief.back();
-        kept_by_thief.pop_back();
-        let_go(run);
-        mailbox.store(run, std::memory_order_release);
-      }
-    }
-  });
-
-  std::mt19937 random(TestSeed());
-  std::vector<PageRun*> mine;
-  for (int i = 0; i < kRuns; ++i) {
-    Make(&runs[static_cast<size_t>(i)], static_cast<uint32_t>(3 + i % 3));
-    mine.push_back(&runs[static_cast<size_t>(i)]);
-    hold(mine.back());
-  }
-  for (int step = 0; step < kSteps; ++step) {
-    if (PageRun* run = mailbox.exchange(nullptr, std::memory_order_acquire)) {
-      hold(run);
-      mine.push_back(run);
-    }
-    if (!mine.empty() && random() % 2 == 0) {
-      PageRun* const run = mine.back();
-      mine.pop_back();
-      let_go(run);
-      run->state.store(PageRun::kCached, std::memory_order_relaxed);
-      if (PageRun* evicted = cache_.Put(run)) {
-        hold(evicted);
-        mine.push_back(evicted);
-      }
-    } else if (PageRun* const idle = random() % 4 == 0 ? cache_.PopIdle() : nullptr) {
-      hold(idle);
-      mine.push_back(idle);
-    } else if (PageRun* const run = Take(static_cast<uint32_t>(3 + random() % 3))) {
-      hold(run);
-      mine.push_back(run);
-    }
-    // Now and then long enough for the thief to find the owner idle.
-    if (step % 1000 == 0) std::this_thread::yield();
-  }
-  done = true;
-  thief.join();
-  size_t found = mine.size() + kept_by_thief.size();
-  if (mailbox.load() != nullptr) ++found;
-  while (cache_.PopAbove(0) != nullptr) ++found;
-  EXPECT_EQ(found, size_t{kRuns});
+TEST_F(RunCacheTest, WhatWasFoundMayBeGone) {
+  PageRun run;
+  Make(&run, 7);
+  EXPECT_EQ(cache_.Put(&run), nullptr);
+  const size_t slot = cache_.Find(7 * PageBytes());
+  ASSERT_LT(slot, RunCache::kSlots);
+  EXPECT_FALSE(cache_.StealIdle(true, [](PageRun*) {}));
+  void* start;
+  EXPECT_EQ(cache_.Take(slot, &start), nullptr);
 }
 
 }  // namespace
