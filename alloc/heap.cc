@@ -603,8 +603,8 @@ HeapStatistics GatherStatistics() {
 
   size_t cached_run_bytes = 0;
   cache_registry.ForEach([&](ThreadCache* cache) {
-    cache->AddStatistics(classes, cache == mine || cache->is_parked);
-    const ThreadCache::Counters counters = cache->counters();
+    const ThreadCache::Counters counters =
+        cache->AddStatistics(classes, cache == mine || cache->is_parked);
     s.refills += counters.refills;
     s.flushes += counters.flushes;
     s.drained_blocks += counters.drained_blocks;

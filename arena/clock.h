@@ -1,8 +1,8 @@
-// The time by which free memory ages.
+// The time by which free memory ages, and waiting.
 //
-// Thread-safety: any thread.
-// Cost: a few nanoseconds and no system call where the kernel offers its clock
-//   to user space.
+// Thread-safety: any thread. errno is preserved.
+// Cost: NowMs() a few nanoseconds and no system call where the kernel offers its
+//   clock to user space.
 #ifndef QUARRY_ARENA_CLOCK_H_
 #define QUARRY_ARENA_CLOCK_H_
 
@@ -25,6 +25,11 @@ inline uint32_t NowMs() {
 constexpr uint32_t AgeMs(uint32_t then_ms, uint32_t now_ms) {
   return now_ms - then_ms;
 }
+
+// Returns when so many nanoseconds have passed, whatever signals come meanwhile.
+// Unlike the C library's calls it is no place where a thread is cancelled: locks
+// may be held.
+void SleepNs(uint32_t nanoseconds);
 
 }  // namespace quarry
 

@@ -1,7 +1,8 @@
 #include "tcache/biased_lock.h"
 
-#include <time.h>
+#include <cstdint>
 
+#include "arena/clock.h"
 #include "tcache/process_fence.h"
 
 namespace quarry {
@@ -46,11 +47,9 @@ void BiasedLock::AwaitOwner() const {
   // The owner does not wake anyone. It may wait for the system, or for a
   // processor, so its time must not be taken by asking; and a sleep is long
   // beside most of its stays.
-  constexpr timespec kPause = {0, 20'000};
+  constexpr uint32_t kPauseNs = 20'000;
   // Acquire pairs with the release in Leave().
-  while (is_inside_.load(std::memory_order_acquire)) {
-    (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &kPause, nullptr);
-  }
+  while (is_inside_.load(std::memory_order_acquire)) SleepNs(kPauseNs);
 }
 
 }  // namespace quarry

@@ -22,6 +22,7 @@
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
 #include "tcache/orphans.h"
+#include "tcache/process_fence.h"
 #include "tcache/thread_cache.h"
 
 namespace quarry {
@@ -126,7 +127,12 @@ uint32_t DueBeforeMs(uint32_t now_ms) {
 bool TidySlabs(size_t most_steps, bool* gave_back) {
   const bool is_urgent = AboveSoftLimit();
   bool is_left = cache_registry.CloseParked(is_urgent);
+  // One fence for all caches, of which most have nothing to do. Tidy() has one of its
+  // own each time that it takes the lock of a cache.
+  const bool asks_first = !is_urgent && CanFenceAllThreads();
+  if (asks_first) FenceAllThreads();
   cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
+    if (asks_first && cache->IsTidy()) return;
     if (cache->Tidy(is_urgent, gave_back, most_steps)) is_left = true;
   });
   for (size_t i = 0; i < ArenasMade(); ++i) {

@@ -2,11 +2,11 @@
 
 #include <linux/membarrier.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
 
+#include "arena/clock.h"
 #include "arena/errno_saver.h"
 
 namespace quarry {
@@ -41,8 +41,7 @@ void FenceAllThreads() {
   // A filter of system calls that was put in place since then. A processor keeps
   // a store to itself for less than a microsecond, and when it turns to another
   // thread not at all.
-  const timespec pause = {0, 1'000'000};
-  (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, nullptr);
+  SleepNs(1'000'000);
 }
 
 }  // namespace quarry

@@ -92,10 +92,9 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
 void ThreadCache::Close() {
   Slab* others = nullptr;
   SlabList empty;
+  lock_.AcquireAndEndBias();
+  FlushAll();
   {
-    BiasedLockHolder hold(lock_);
-    lock_.EndBias();
-    FlushAll();
     Orphans& orphans = OrphansOf(arena_->index());
     LockHolder hold_orphans(orphans.lock());
     // Closed under the orphans' lock, which is released only when no slab has
@@ -125,6 +124,7 @@ void ThreadCache::Close() {
       }
     }
   }
+  lock_.Release();
   while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
   PassTokens(others);
 }
@@ -211,7 +211,7 @@ void* ThreadCache::Allocate(SizeClass size_class) {
 }
 
 void* ThreadCache::Refill(SizeClass size_class) {
-  was_used_ = true;
+  SetUsed(true);
   Magazine& magazine = magazines_[size_class];
   if (TakeFromDepot(size_class)) return magazine.Pop();
   Shelf& shelf = shelves_[size_class];
@@ -253,7 +253,7 @@ void* ThreadCache::Refill(SizeClass size_class) {
 }
 
 void* ThreadCache::TakeOne(SizeClass size_class) {
-  was_used_ = true;
+  SetUsed(true);
   if (!pending_.IsEmpty()) DrainPending();
   Slab* slab = BestSlab(size_class);
   if (slab == nullptr) slab = AcquireSlab(size_class);
@@ -402,7 +402,7 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
       ReportDoubleFree(p, slab->block_bytes(), slab->start());
     }
     if (thread_state.tag == 0) {
-      was_used_ = true;
+      SetUsed(true);
       QUARRY_CHECK(slab->PutBlock(index));
       Relist(slab);
       maintenance_signal.NoteWork();
@@ -463,7 +463,7 @@ void ThreadCache::Overflow(Magazine* magazine) {
   };
   if (spare == nullptr) return move_to_spare();
   OwnerLockHolder hold(cache->lock_);
-  cache->was_used_ = true;
+  cache->SetUsed(true);
   Shelf& shelf = cache->shelves_[size_class];
   if (shelf.depot_count == kMostMagazines[size_class] ||
       cache->depot_bytes_ >= kMostDepotBytes) {
@@ -515,7 +515,7 @@ void ThreadCache::FlushNotes() {
 void ThreadCache::FlushCold() {
   const uint32_t count = notes_count_;
   if (count == 0) return;
-  was_used_ = true;
+  SetUsed(true);
   notes_[count + 1] = nullptr;  // Near no block.
   void** const end = notes_ + count + 1;
   Tag offset = 0;
@@ -636,7 +636,7 @@ void ThreadCache::FlushThread() {
   ThreadCache* cache = thread_state.cache;
   if (cache == &no_cache) return;
   OwnerLockHolder hold(cache->lock_);
-  cache->was_used_ = true;
+  cache->SetUsed(true);
   cache->FlushAll();
   cache->DrainPending();
   cache->ReturnEmptySlabs();
@@ -662,6 +662,11 @@ void ThreadCache::MoveToItsList(Slab* slab) {
   list.PushFront(slab);
 }
 
+bool ThreadCache::IsTidy() const {
+  return !WasUsed() && !IsUntidy() && pending_.IsEmpty() &&
+         runs_.cached_bytes() == 0;
+}
+
 bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
   // The owner is at work, and will be asked again.
   if (!lock_.TryAcquire()) return true;
@@ -670,33 +675,33 @@ bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
     lock_.Release();
     return false;
   }
-  if (was_used_) slab_pass_.LookAgain();
+  if (WasUsed()) slab_pass_.LookAgain();
   if (!pending_.IsEmpty()) {
     DrainPending();
     slab_pass_.LookAgain();
-    is_untidy_ = true;
+    SetUntidy(true);
   }
   if (is_urgent) {
     slab_pass_.Restart();
     for (Shelf& shelf : shelves_) shelf.depot_unused = shelf.depot_count;
-    was_used_ = false;
-    is_untidy_ = true;
+    SetUsed(false);
+    SetUntidy(true);
   }
-  const bool was_quiet = !was_used_;
-  const bool looks_at_slabs = !was_quiet || is_untidy_;
+  const bool was_quiet = !WasUsed();
+  const bool looks_at_slabs = !was_quiet || IsUntidy();
   if (looks_at_slabs) {
     if (FlushUnusedDepots()) *gave_back = true;
     if (was_quiet) {
       for (Shelf& shelf : shelves_) shelf.was_idle = true;
       if (ReturnEmptySlabs()) *gave_back = true;
     }
-    is_untidy_ = true;
+    SetUntidy(true);
   }
   const bool has_runs = runs_.StealIdle(is_urgent, [&](Run* run) {
     run->arena()->Deallocate(run);
     *gave_back = true;
   });
-  was_used_ = false;
+  SetUsed(false);
   lock_.Release();
   if (!looks_at_slabs) return has_runs;
 
@@ -708,10 +713,10 @@ bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
     const SlabPass::State state = pending_.IsClosed()
                                       ? SlabPass::State::kSomeAreYoung
                                       : PassOverSlabs(looks, gave_back);
-    if (state == SlabPass::State::kAllAreDone && was_quiet && !was_used_) {
-      is_untidy_ = false;
+    if (state == SlabPass::State::kAllAreDone && was_quiet && !WasUsed()) {
+      SetUntidy(false);
     }
-    const bool more = has_runs || is_untidy_;
+    const bool more = has_runs || IsUntidy();
     // A sleeping owner would not get the lock before us.
     const bool is_wanted = lock_.IsContended();
     lock_.Release();
@@ -806,8 +811,8 @@ ThreadCache::Counters ThreadCache::counters() {
   return counters_;
 }
 
-void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses],
-                                bool with_magazines) {
+ThreadCache::Counters ThreadCache::AddStatistics(
+    ClassStatistics (&classes)[kClasses], bool with_magazines) {
   BiasedLockHolder hold(lock_);
   // Marks of others that nobody may have seen yet.
   if (with_magazines && !pending_.IsEmpty()) DrainPending();
@@ -821,6 +826,7 @@ void ThreadCache::AddStatistics(ClassStatistics (&classes)[kClasses],
     classes[c].depot_blocks += shelves_[c].depot_count * DepotBlocks(c);
     if (with_magazines) classes[c].magazine_blocks += MagazineBlocks(c);
   }
+  return counters_;
 }
 
 void ThreadCache::Verify(bool with_magazines) {

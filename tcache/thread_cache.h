@@ -18,7 +18,7 @@
 //                            | not ours
 //    FreeRemotelyLater -> remote batch, and from there to bitmaps of slabs
 //
-//   TakeRun, FreeRun -> a few page runs  . . . . . no lock, no atomic
+//   TakeRun, FreeRun -> a few page runs  . . . . . the cache's own lock
 //
 // Blocks of slabs that the thread does not own never enter its magazines, so
 // that two threads do not share a cache line because one freed what the other
@@ -43,9 +43,9 @@
 // been used up.
 //
 // Thread-safety: magazines and spares belong to the owner thread. All else is
-//   guarded by the cache's lock, which only the owner takes, but for fork,
-//   statistics, Verify() and Tidy(): it is free when it is asked for, and costs
-//   one exchange for each refill. The pending stack takes pushes of any thread.
+//   guarded by the cache's lock, which is biased towards the owner: others are
+//   fork, statistics, Verify() and Tidy(), which have all threads fenced for it.
+//   The pending stack takes pushes of any thread.
 // Invariant: each slab in the lists has this cache as its owner.
 // Source: Bonwick and Adams 2001 (magazines, depot); Evans 2006 (thread cache).
 #ifndef QUARRY_TCACHE_THREAD_CACHE_H_
@@ -327,6 +327,10 @@ class alignas(64) ThreadCache {
   // others, and page runs. When it `is_urgent`, as if the owner had been idle for
   // long. Takes so many steps over the slabs at most. Sets *gave_back if it gave
   // anything back, and returns whether there may be more at the next call.
+  //
+  // IsTidy() says that it would find nothing to do, nor have anything for the next
+  // call, if nothing is urgent: for any thread, after a FenceAllThreads().
+  bool IsTidy() const;
   bool Tidy(bool is_urgent, bool* gave_back,
             size_t most_steps = SlabPass::kMostSteps)
       ABSL_LOCKS_EXCLUDED(lock_);
@@ -341,10 +345,10 @@ class alignas(64) ThreadCache {
   Arena* arena() const { return arena_; }
 
   Counters counters() ABSL_LOCKS_EXCLUDED(lock_);
-  // Counts blocks in magazines, and takes in remote frees, only if told that the
-  // owner is the caller or is not running.
-  void AddStatistics(ClassStatistics (&classes)[kClasses], bool with_magazines)
-      ABSL_LOCKS_EXCLUDED(lock_);
+  // Returns counters(). Counts blocks in magazines, and takes in remote frees, only
+  // if told that the owner is the caller or is not running.
+  Counters AddStatistics(ClassStatistics (&classes)[kClasses],
+                         bool with_magazines) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Blocks in the magazine and its spare. The owner thread, or while it is not
   // running.
@@ -458,6 +462,16 @@ class alignas(64) ThreadCache {
   // Does not wait: the maintenance thread may be at work on all slabs.
   Run* TakeRunUnbiased(size_t slot, void** start) ABSL_LOCKS_EXCLUDED(lock_);
   void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Relaxed: set under the lock; IsTidy() has its fence from the caller.
+  bool WasUsed() const { return was_used_.load(std::memory_order_relaxed); }
+  bool IsUntidy() const { return is_untidy_.load(std::memory_order_relaxed); }
+  void SetUsed(bool was_used) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    was_used_.store(was_used, std::memory_order_relaxed);
+  }
+  void SetUntidy(bool is_untidy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    is_untidy_.store(is_untidy, std::memory_order_relaxed);
+  }
+
   void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void* TakeOne(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
@@ -519,8 +533,8 @@ class alignas(64) ThreadCache {
   static constexpr uint32_t kMostUndrained = 16;
   // Whether the owner used what the lock guards since the last Tidy(), and whether
   // there was more to give back then.
-  bool was_used_ ABSL_GUARDED_BY(lock_) = false;
-  bool is_untidy_ ABSL_GUARDED_BY(lock_) = false;
+  std::atomic<bool> was_used_{false};
+  std::atomic<bool> is_untidy_{false};
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
 
   // Of each class a second magazine, of DepotBlocks(), or nullptr. The owner's.

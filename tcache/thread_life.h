@@ -10,7 +10,8 @@
 // fork() copies one thread of many. All locks are taken before it, in the order
 // of their ranks, so that the child finds nothing half changed but what a
 // thread changes without a lock: its magazines, their spares, its notes of cold
-// blocks, and its remote batch. Every intermediate state of the lists is a list,
+// blocks, its remote batch, and whether it is about to take the lock of its cache.
+// Every intermediate state of the lists is a list,
 // or one list in two places, which the child sees
 // (ThreadCache::DrainAllAfterFork): at most the one block that a vanished thread
 // was about to push or note is lost, and the blocks of one word that it was

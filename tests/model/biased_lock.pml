@@ -3,8 +3,8 @@
  *
  * Models tcache/biased_lock.{h,cc}: Enter, Leave, AcquireAsOwner,
  * TryAcquireAsOwner, ReleaseAsOwner, Acquire, TryAcquire, Release, AwaitOwner,
- * GiveBias, EndBias; the fork's functions are parts of these. The lock inside is
- * one step (tests/model/lock.pml has its own).
+ * GiveBias, AcquireAndEndBias, AcquireForFork, ResetAfterFork. The lock inside is one
+ * step (tests/model/lock.pml has its own).
  *
  * The owner has a store buffer, as on x86: its plain stores reach memory later,
  * in order; its own loads see them at once; locked instructions empty it, and so
@@ -12,7 +12,8 @@
  * matter follow, or are followed by, a locked instruction or that call.
  *
  * Two others take the lock in any number of rounds, one of which waits, and one
- * of which only tries. The owner may go: then the next one comes.
+ * of which only tries. The owner may go: then the next one comes. At a fork it
+ * vanishes wherever it is, with what is in its buffer; the others may go on.
  *
  * Abstracted: orders weaker than x86's; the checks of a hint before TryAcquire.
  *
@@ -29,6 +30,8 @@
  *   BIAS_IS_KEPT       Release gives no bias back
  *   END_KEEPS_BIAS     after EndBias the bias is given back all the same
  *   LEAVE_BEFORE_WORK  the owner leaves, then works
+ *   FORK_KEEPS_INSIDE  the child believes that the owner is where it was
+ *   FORK_DOES_NOT_WAIT the fork takes the lock inside, and has the owner fenced
  */
 
 #define INSIDE 0
@@ -46,6 +49,7 @@ bit held;  /* the lock inside */
 bit has_bias, is_owned;
 byte holders;
 byte last; /* what the last holder left */
+bit has_vanished; /* the owner, in the child of a fork */
 byte passing; /* others between taking the lock inside and giving it back */
 
 #define SEEN(variable) \
@@ -106,6 +110,7 @@ inline Leave() { Store(INSIDE, 0) }
 proctype Owner() {
   byte variable, what;
   bit entered, has_it;
+  {
 end_at_rest:
   do
   /* AcquireAsOwner, or TryAcquireAsOwner, which does not wait. */
@@ -148,15 +153,13 @@ end_at_rest:
      :: else
      fi;
      atomic { has_it = 0; entered = 0 }
-  /* The thread ends, as which whoever comes next has all its stores, and EndBias.
-   * It has the lock as any thread, and is not inside. */
+  /* The thread ends: AcquireAndEndBias, and Release. It is not inside. */
   :: atomic { is_owned && !held -> held = 1; passing++ };
      EmptyBuffer();
-     has_bias = 0;
-     OtherWorks();
      is_owned = 0;
-#ifdef END_KEEPS_BIAS
-     has_bias = 1;
+     OtherWorks();
+#ifndef END_KEEPS_BIAS
+     has_bias = 0;
 #endif
      atomic { held = 0; passing-- }
   /* GiveBias. */
@@ -166,6 +169,38 @@ end_at_rest:
      has_bias = 1;
      atomic { held = 0; passing-- }
   od
+  } unless { has_vanished }
+}
+
+/* One fork, of which the child is what goes on; its caller is none of the others. */
+proctype Fork() {
+  byte variable, what;
+  atomic { !held -> held = 1; passing++ };
+  has_bias = 0;
+  EmptyBuffer();
+#ifndef FORK_DOES_NOT_WAIT
+  memory[INSIDE] == 0;
+#endif
+  atomic {
+    has_vanished = 1;
+    do
+    :: nempty(stores) -> stores?variable, what; view.waiting[variable]--
+    :: empty(stores) -> break
+    od;
+    variable = 0;
+    what = 0;
+    view.value[INSIDE] = 0;
+    view.value[WORK] = 0;
+    /* The lock guards what is whole. */
+    assert(holders == 0 && memory[WORK] == last);
+    /* ResetAfterFork. */
+#ifndef FORK_KEEPS_INSIDE
+    memory[INSIDE] = 0;
+#endif
+    has_bias = is_owned;
+    held = 0;
+    passing--
+  }
 }
 
 inline Release() {
@@ -231,6 +266,7 @@ init {
     run Owner();
     run Other(1);
     run Other(0);
+    run Fork();
     run Check()
   }
 }

@@ -11,8 +11,7 @@
  *   PENDING  by a sequentially consistent push on a cache's stack
  *   CACHED   by a cache's owner under its biased lock: depots, and page runs. The
  *            store waits in the owner's buffer until some later time, and the state
- *            is loaded past it; but the look takes the lock, too, and not as the
- *            owner, so it has all threads fenced.
+ *            is loaded past it; but the look has all threads fenced first.
  * Two threads make work of any kind, any number of times, and start the thread
  * when that is wanted, which may fail. A fork may come at any time: the child
  * has the memory, but neither the thread nor what other threads were about to
@@ -128,8 +127,7 @@ end_awake:
 #ifndef LOOK_BEFORE_ASLEEP
      atomic { ALIVE -> falling = 1; state = ASLEEP };
 #ifndef LOOK_WITHOUT_FENCE
-     /* Tidy() takes the lock of each cache, whose owner's stores leave its buffer at
-      * some moment of that. */
+     /* In TidySlabs(): each owner's stores leave its buffer at some moment of it. */
      atomic { ALIVE -> Flush(0) };
      atomic { ALIVE -> Flush(1) };
 #endif

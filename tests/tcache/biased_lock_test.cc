@@ -1,5 +1,7 @@
 #include "tcache/biased_lock.h"
 
+#include <pthread.h>
+
 #include <atomic>
 #include <chrono>
 #include <random>
@@ -72,8 +74,8 @@ TEST_F(BiasedLockTest, OthersKeepTheOwnerOut) ABSL_NO_THREAD_SAFETY_ANALYSIS {
 TEST_F(BiasedLockTest, AfterTheOwnerItIsALockAgain)
 ABSL_NO_THREAD_SAFETY_ANALYSIS {
   lock_.GiveBias();
-  lock_.Acquire();
-  lock_.EndBias();
+  lock_.AcquireAndEndBias();
+  EXPECT_FALSE(IsFreeForOthers());
   lock_.Release();
   ASSERT_TRUE(lock_.TryAcquire());
   EXPECT_FALSE(lock_.TryAcquireAsOwner());
@@ -118,43 +120,58 @@ TEST_F(BiasedLockTest, TheOwnerWaitsForOthers) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   other.join();
 }
 
-// One owner and two others, at work and in all ways: a counter that nothing else
-// guards loses no addition, and ThreadSanitizer sees no race.
+// Adds one, in a way that takes a while, so that whoever else comes in meanwhile
+// makes it lose an addition.
+void AddSlowly(long* value, int turns) {
+  const long before = *value;
+  for (int i = 0; i < turns; ++i) {
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  }
+  *value = before + 1;
+}
+
+// One owner, at work for as long as two others are, and in all ways: a number that
+// nothing else guards loses no addition, and ThreadSanitizer sees no race.
 TEST_F(BiasedLockTest, LetsOneThreadInAtATime) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-  constexpr int kOwnerRounds = 300'000;
-  constexpr int kOtherRounds = 2'000;
+  constexpr int kOtherRounds = 20'000;
+  const uint32_t seed = TestSeed();
   lock_.GiveBias();
   long value = 0;
   std::atomic<long> additions{0};
+  std::atomic<int> running{2};
   std::vector<std::thread> others;
   for (uint32_t i = 0; i < 2; ++i) {
     others.emplace_back([&, i]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-      std::mt19937 random(TestSeed() + i);
+      std::mt19937 random(seed + i);
       for (int round = 0; round < kOtherRounds; ++round) {
         if (random() % 2 == 0) {
           lock_.Acquire();
         } else if (!lock_.TryAcquire()) {
           continue;
         }
-        ++value;
+        AddSlowly(&value, 200);
         additions.fetch_add(1, std::memory_order_relaxed);
         lock_.Release();
       }
+      running.fetch_sub(1);
     });
   }
   long owned = 0;
-  for (int round = 0; round < kOwnerRounds; ++round) {
-    if (round % 4 == 0) {
-      if (!lock_.TryAcquireAsOwner()) continue;
-    } else {
+  for (long round = 0; running.load(std::memory_order_relaxed) > 0; ++round) {
+    if (round % 4 != 0) {
       lock_.AcquireAsOwner();
+    } else if (!lock_.TryAcquireAsOwner()) {
+      continue;
     }
-    ++value;
+    // At times for longer than a fence takes.
+    AddSlowly(&value, round % 16 == 0 ? 40'000 : 200);
     ++owned;
     lock_.ReleaseAsOwner();
   }
   for (std::thread& other : others) other.join();
   EXPECT_EQ(value, owned + additions.load());
+  EXPECT_GT(owned, 0);
+  EXPECT_GT(additions.load(), 0);
 }
 
 // The owner's way is the short one: no locked instruction and no call can be seen,
@@ -185,6 +202,40 @@ ABSL_NO_THREAD_SAFETY_ANALYSIS {
   EXPECT_EQ(lock_.AcquireForFork(), has_bias);
   lock_.ReleaseAfterFork();
   EXPECT_TRUE(IsFreeForOthers());
+}
+
+// The thread of the owner is not in the child, wherever it was.
+TEST_F(BiasedLockTest, AForksChildFindsNobodyInside)
+ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  lock_.GiveBias();
+  std::thread([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    lock_.AcquireAsOwner();
+  }).join();
+  (void)lock_.AcquireForFork();
+  lock_.ResetAfterFork();
+  EXPECT_TRUE(IsFreeForOthers());
+}
+
+// Locks are held where it waits, so nothing may end the thread there.
+TEST_F(BiasedLockTest, NoThreadIsCancelledWhereItWaits)
+ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  lock_.GiveBias();
+  lock_.AcquireAsOwner();
+  std::atomic<bool> is_waiting{false}, has_it{false};
+  std::thread other([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    pthread_cancel(pthread_self());
+    is_waiting = true;
+    lock_.Acquire();
+    has_it = true;
+    lock_.Release();
+    // No more is to be cancelled, and std::thread would not survive it.
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, nullptr);
+  });
+  while (!is_waiting) std::this_thread::yield();
+  std::this_thread::sleep_for(milliseconds(5));
+  lock_.ReleaseAsOwner();
+  other.join();
+  EXPECT_TRUE(has_it);
 }
 
 #ifndef NDEBUG

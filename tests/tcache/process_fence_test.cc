@@ -1,13 +1,23 @@
 #include "tcache/process_fence.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <iterator>
 #include <thread>
 
 #include "gtest/gtest.h"
+#include "tests/arena/in_child.h"
 
 namespace quarry {
 namespace {
@@ -49,17 +59,47 @@ TEST(ProcessFence, IsAFenceInTheOtherThread) {
   other.join();
 }
 
+// Has the system refuse membarrier() from now on. False if it cannot.
+bool RefuseMembarrier() {
+  sock_filter instructions[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program = {std::size(instructions), instructions};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST(ProcessFence, WaitsWhereItIsRefusedLater) {
+  if (!CanFenceAllThreads()) GTEST_SKIP() << "no membarrier()";
+  enum { kDone, kNoFilter, kTooFast, kErrno };
+  const int status = InChild([] {
+    if (!RefuseMembarrier()) _exit(kNoFilter);
+    // A profiler's signals do not cut it short.
+    signal(SIGALRM, [](int) {});
+    const itimerval often = {{0, 100}, {0, 100}};
+    setitimer(ITIMER_REAL, &often, nullptr);
+    errno = 7;
+    const auto start = std::chrono::steady_clock::now();
+    FenceAllThreads();
+    if (errno != 7) _exit(kErrno);
+    const auto taken = std::chrono::steady_clock::now() - start;
+    _exit(taken < std::chrono::milliseconds(1) ? kTooFast : kDone);
+  });
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == kNoFilter) GTEST_SKIP() << "no seccomp()";
+  EXPECT_EQ(WEXITSTATUS(status), kDone);
+}
+
 TEST(ProcessFence, WorksInTheChildOfAFork) {
   if (!CanFenceAllThreads()) GTEST_SKIP() << "no membarrier()";
-  const pid_t child = fork();
-  if (child == 0) {
-    if (!CanFenceAllThreads()) _exit(1);
-    FenceAllThreads();
-    _exit(0);
-  }
-  int status = 0;
-  ASSERT_EQ(waitpid(child, &status, 0), child);
-  EXPECT_EQ(status, 0);
+  EXPECT_EQ(InChild([] {
+              if (!CanFenceAllThreads()) _exit(1);
+              FenceAllThreads();
+            }),
+            0);
 }
 
 }  // namespace

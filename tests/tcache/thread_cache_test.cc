@@ -5,12 +5,14 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <random>
 #include <set>
+#include <thread>
 #include <vector>
 
 #include "arena/settings.h"
@@ -681,6 +683,76 @@ TEST_F(ThreadCacheTest, AFreedRunComesBackToTheNextRequestOfItsSize) {
   ThreadCache::FlushThread();
   EXPECT_EQ(thread_state.cache->CachedRunBytes(), 0u);
   EXPECT_EQ(arena->statistics().in_use_bytes, SlabBytesInUse());
+}
+
+// The maintenance thread holds the lock for as long as it is at the slabs.
+TEST_F(ThreadCacheTest, RunsDoNotWaitForTheLock) {
+  Arena& arena = *thread_state.cache->arena();
+  auto* const kept = arena.Allocate(20, PageBytes());
+  auto* const run = arena.Allocate(21, PageBytes());
+  ASSERT_TRUE(kept != nullptr && run != nullptr);
+  ThreadCache::FreeRun(kept);
+  ASSERT_EQ(thread_state.cache->CachedRunBytes(), kept->bytes());
+  const size_t free_bytes = arena.statistics().free_bytes;
+  const size_t run_bytes = run->bytes();
+  std::atomic<bool> is_held{false}, is_done{false};
+  std::thread holder([&, cache = thread_state.cache] {
+    BiasedLockHolder hold(cache->lock());
+    is_held = true;
+    while (!is_done) std::this_thread::yield();
+  });
+  while (!is_held) std::this_thread::yield();
+  void* start;
+  EXPECT_EQ(ThreadCache::TakeRun(kept->bytes(), &start), nullptr);
+  EXPECT_FALSE(ThreadCache::TryKeepRun(run->start));
+  ThreadCache::FreeRun(run);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), kept->bytes());
+  EXPECT_EQ(arena.statistics().free_bytes, free_bytes + run_bytes);
+  is_done = true;
+  holder.join();
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes(), &start), kept);
+  arena.Deallocate(kept);
+}
+
+// As where the system has no fence for all threads.
+TEST_F(ThreadCacheTest, WithoutABiasAllIsAsWithOne)
+ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  ThreadCache* const cache = thread_state.cache;
+  cache->lock().AcquireAndEndBias();
+  cache->lock().Release();
+  ASSERT_FALSE(cache->lock().TryAcquireByBias());
+  auto* const run = cache->arena()->Allocate(20, PageBytes());
+  ASSERT_NE(run, nullptr);
+  ThreadCache::FreeRun(run);
+  void* start;
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes(), &start), run);
+  cache->arena()->Deallocate(run);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 10'000; ++i) blocks.push_back(Allocate(kBytes));
+  for (void* block : blocks) Free(block);
+  cache->lock().GiveBias();
+}
+
+TEST_F(ThreadCacheTest, IsTidyWhenThereIsNothingToDo) {
+  ThreadCache* const cache = thread_state.cache;
+  ThreadCache::FlushThread();
+  EXPECT_FALSE(cache->IsTidy()) << "it was just used";
+  const auto tidy = [&] {
+    for (int i = 0; i < 10 && cache->Tidy(false, &gave_back_); ++i) {
+    }
+    return cache->IsTidy();
+  };
+  EXPECT_TRUE(tidy());
+  auto* const run = cache->arena()->Allocate(20, PageBytes());
+  ThreadCache::FreeRun(run);
+  EXPECT_FALSE(cache->IsTidy()) << "it has a run";
+  EXPECT_TRUE(tidy());
+  void* const p = Allocate(kBytes);
+  EXPECT_TRUE(tidy());
+  // Enough for a remote mark.
+  OnAnotherThread([&] { Free(p); });
+  EXPECT_FALSE(cache->IsTidy()) << "another thread has freed a block";
+  EXPECT_TRUE(tidy());
 }
 
 TEST_F(ThreadCacheTest, ANewSlabGivesAnIdleRunBackFirst) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <cstring>
 #include <random>
@@ -16,6 +17,7 @@
 
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tcache/process_fence.h"
 #include "tests/arena/test_seed.h"
 #include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
@@ -607,6 +609,44 @@ TEST_F(ThreadLifeTest, AForksChildOfASmallHeapFreesAsEver) {
 }
 
 // The child of a child inherits from both.
+TEST_F(ThreadLifeTest, AThreadOwnsTheLockOfItsCache)
+ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  if (!CanFenceAllThreads()) GTEST_SKIP() << "no membarrier()";
+  ThreadCache* cache = nullptr;
+  // Without a pause, in which it may be parked.
+  const size_t parked_caches = settings.parked_caches.exchange(0);
+  OnAnotherThread([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    Free(Allocate(kBytes));
+    cache = thread_state.cache;
+    EXPECT_TRUE(cache->lock().TryAcquireByBias());
+    cache->lock().ReleaseByBias();
+  });
+  EXPECT_FALSE(cache->lock().TryAcquireByBias()) << "it was closed";
+  EXPECT_FALSE(StrayCache()->lock().TryAcquireByBias()) << "many use it";
+  settings.parked_caches = parked_caches;
+}
+
+TEST_F(ThreadLifeTest, AForkWaitsForTheOwnersOfCaches)
+ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  std::atomic<bool> is_inside{false};
+  std::thread owner([&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    Free(Allocate(kBytes));
+    BiasedLock& lock = thread_state.cache->lock();
+    lock.AcquireAsOwner();
+    is_inside = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    is_inside = false;
+    lock.ReleaseAsOwner();
+  });
+  while (!is_inside) std::this_thread::yield();
+  EXPECT_EQ(InChild([&] {
+              if (is_inside) _exit(1);
+              Free(Allocate(kBytes));
+            }),
+            0);
+  owner.join();
+}
+
 TEST_F(ThreadLifeTest, AForksChildForks) {
   std::vector<void*> first;
   for (int i = 0; i < 50000; ++i) first.push_back(Allocate(kBytes));
