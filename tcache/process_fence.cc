@@ -1,6 +1,7 @@
 #include "tcache/process_fence.h"
 
 #include <linux/membarrier.h>
+#include <sys/single_threaded.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,6 +33,8 @@ bool CanFenceAllThreads() {
 }
 
 void FenceAllThreads() {
+  // Nor is a filter of system calls met in a process that has shut itself in.
+  if (__libc_single_threaded) return;
   // The child of a fork may have to register anew, which does no harm.
   if (Membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) ||
       (Membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) &&

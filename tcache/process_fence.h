@@ -17,7 +17,8 @@ namespace quarry {
 // fast while the process has one thread.
 bool CanFenceAllThreads();
 
-// Requires CanFenceAllThreads(), in this process or in a parent of it.
+// Requires CanFenceAllThreads(), in this process or in a parent of it. No system call
+// where there is one thread.
 void FenceAllThreads();
 
 }  // namespace quarry

@@ -327,13 +327,12 @@ class alignas(64) ThreadCache {
   // others, and page runs. When it `is_urgent`, as if the owner had been idle for
   // long. Takes so many steps over the slabs at most. Sets *gave_back if it gave
   // anything back, and returns whether there may be more at the next call.
-  //
-  // IsTidy() says that it would find nothing to do, nor have anything for the next
-  // call, if nothing is urgent: for any thread, after a FenceAllThreads().
-  bool IsTidy() const;
   bool Tidy(bool is_urgent, bool* gave_back,
             size_t most_steps = SlabPass::kMostSteps)
       ABSL_LOCKS_EXCLUDED(lock_);
+  // Whether it would find nothing to do, nor have anything for the next call, if
+  // nothing is urgent. Any thread, after a FenceAllThreads().
+  bool IsTidy() const;
 
   // --- For any thread. ---
 
@@ -462,7 +461,7 @@ class alignas(64) ThreadCache {
   // Does not wait: the maintenance thread may be at work on all slabs.
   Run* TakeRunUnbiased(size_t slot, void** start) ABSL_LOCKS_EXCLUDED(lock_);
   void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Relaxed: set under the lock; IsTidy() has its fence from the caller.
+  // Relaxed: under the lock, but for IsTidy(), whose caller has had a fence.
   bool WasUsed() const { return was_used_.load(std::memory_order_relaxed); }
   bool IsUntidy() const { return is_untidy_.load(std::memory_order_relaxed); }
   void SetUsed(bool was_used) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
