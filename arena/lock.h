@@ -96,13 +96,24 @@ class ABSL_LOCKABLE Lock {
     state_.store(kFree, std::memory_order_relaxed);  // One thread exists.
   }
 
+  // What Acquire() and Release() check and note of the order, for who has what a
+  // lock of this rank guards by other means. Nothing where nothing checks it.
+#ifdef NDEBUG
+  static constexpr bool kChecksOrder = false;
+  void CheckOrder() const {}
+  void NoteAcquired() const {}
+  void NoteReleased() const {}
+#else
+  static constexpr bool kChecksOrder = true;
+  void CheckOrder() const;
+  void NoteAcquired() const;
+  void NoteReleased() const;
+#endif
+
   // Tells clang, and in debug builds checks, that some thread holds the lock.
   void AssertHeld() const ABSL_ASSERT_EXCLUSIVE_LOCK();
 
  private:
-  // Notes in debug builds that its owner has it, who does not come here for it.
-  friend class BiasedLock;
-
   static constexpr uint32_t kFree = 0;
   static constexpr uint32_t kHeld = 1;
   static constexpr uint32_t kContended = 2;  // Held, and perhaps waited for.
@@ -124,18 +135,6 @@ class ABSL_LOCKABLE Lock {
 
   void AcquireContended();
   void WakeOne();
-
-#ifdef NDEBUG
-  static constexpr bool kChecksOrder = false;
-  void CheckOrder() const {}
-  void NoteAcquired() const {}
-  void NoteReleased() const {}
-#else
-  static constexpr bool kChecksOrder = true;
-  void CheckOrder() const;
-  void NoteAcquired() const;
-  void NoteReleased() const;
-#endif
 
   std::atomic<uint32_t> state_;
   [[maybe_unused]] const LockRank rank_;

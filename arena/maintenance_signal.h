@@ -18,7 +18,8 @@
 // kAsleep. Where it is made without a lock, the same holds if it is made and
 // looked for by sequentially consistent operations, as the state is stored and
 // loaded here: in their one order the store of kAsleep or the making of the
-// work is first.
+// work is first. And it holds where work is made by plain stores, as by the owner
+// of a cache under its biased lock, if the look begins with a fence in all threads.
 //
 // Thread-safety: any thread. NoteWork() may be called with any lock held; it
 //   never allocates and never waits.

@@ -23,6 +23,7 @@ void BiasedLock::ReleaseUnbiased() { lock_.Release(); }
 
 void BiasedLock::Acquire() {
   lock_.Acquire();
+  // Relaxed: who writes it holds lock_.
   if (!has_bias_.load(std::memory_order_relaxed)) return;
   Revoke();
   FenceAllThreads();
@@ -34,6 +35,7 @@ bool BiasedLock::TryAcquire() {
   if (is_inside_.load(std::memory_order_relaxed) || !lock_.TryAcquire()) {
     return false;
   }
+  // As above.
   if (!has_bias_.load(std::memory_order_relaxed)) return true;
   Revoke();
   FenceAllThreads();

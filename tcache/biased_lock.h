@@ -152,14 +152,17 @@ class ABSL_LOCKABLE BiasedLock {
 
   // Relaxed: FenceAllThreads() follows.
   void Revoke() { has_bias_.store(false, std::memory_order_relaxed); }
-  void RestoreBias() { has_bias_.store(is_owned_, std::memory_order_release); }
+  // Pairs with the acquire in TryAcquireByBias().
+  void RestoreBias() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    has_bias_.store(is_owned_, std::memory_order_release);
+  }
 
   Lock lock_;
   // Written by the owner alone.
   std::atomic<bool> is_inside_{false};
-  // Written under lock_, as is_owned_ is.
+  // Written under lock_: is_owned_, but false while another thread holds this lock.
   std::atomic<bool> has_bias_{false};
-  bool is_owned_ = false;
+  bool is_owned_ ABSL_GUARDED_BY(lock_) = false;
 };
 
 static_assert(sizeof(BiasedLock) == 12);

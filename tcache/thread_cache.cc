@@ -664,7 +664,7 @@ void ThreadCache::MoveToItsList(Slab* slab) {
 
 bool ThreadCache::IsTidy() const {
   return !WasUsed() && !IsUntidy() && pending_.IsEmpty() &&
-         runs_.cached_bytes() == 0;
+         CachedRunBytes() == 0;
 }
 
 bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {

@@ -131,7 +131,7 @@ class alignas(64) ThreadCache {
   };
 
   // Bytes of page runs that are kept.
-  size_t CachedRunBytes() const { return runs_.cached_bytes(); }
+  size_t CachedRunBytes() const { return runs_unlocked().cached_bytes(); }
 
   constexpr ThreadCache() : lock_(LockRank::kCache) {}
   ThreadCache(const ThreadCache&) = delete;
@@ -247,7 +247,7 @@ class alignas(64) ThreadCache {
   // where it starts; nullptr if there is none. What it holds is not known.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t bytes, void** start) {
     ThreadCache* const cache = thread_state.cache;
-    const size_t slot = cache->runs_.Find(bytes);
+    const size_t slot = cache->runs_unlocked().Find(bytes);
     if (slot == RunCache::kSlots) return nullptr;
     if (ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
       return cache->TakeRunUnbiased(slot, start);
@@ -268,7 +268,7 @@ class alignas(64) ThreadCache {
       return false;
     }
     const size_t bytes = run->bytes();
-    const size_t slot = cache->runs_.FindRoom(bytes);
+    const size_t slot = cache->runs_unlocked().FindRoom(bytes);
     if (slot == RunCache::kSlots ||
         ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
       return false;
@@ -458,6 +458,10 @@ class alignas(64) ThreadCache {
     return static_cast<SizeClass>(magazine - magazines_);
   }
 
+  // For what RunCache allows without the lock.
+  const RunCache& runs_unlocked() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return runs_;
+  }
   // Does not wait: the maintenance thread may be at work on all slabs.
   Run* TakeRunUnbiased(size_t slot, void** start) ABSL_LOCKS_EXCLUDED(lock_);
   void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -541,7 +545,7 @@ class alignas(64) ThreadCache {
   // there is none, it may be twice that.
   FreeBlock* spares_[kClasses] = {};
 
-  RunCache runs_;
+  RunCache runs_ ABSL_GUARDED_BY(lock_);
 
   // Blocks of cold classes that are not in their slabs' bitmaps yet. The
   // owner's, as the magazines are.
