@@ -32,6 +32,7 @@ void Orphans::Add(Slab* slab) {
   PageMap::Set(slab->start(), SlabBytes(slab->size_class()),
                SlowTag(slab->size_class()), slab);
   PutIntoList(slab);
+  had_any_.store(true, std::memory_order_relaxed);
   untold_free_bytes_ += slab->free_blocks() * slab->block_bytes();
   if (untold_free_bytes_ >= kNotedFreeBytes) {
     untold_free_bytes_ = 0;
@@ -43,6 +44,9 @@ void Orphans::Add(Slab* slab) {
 }
 
 Slab* Orphans::Adopt(SizeClass size_class, ThreadCache* cache) {
+  // Relaxed: who misses the first one does without it. Most processes never have
+  // one, and never write to the page where this is.
+  if (!had_any_.load(std::memory_order_relaxed)) return nullptr;
   LockHolder hold(lock_);
   Slab* slab = partial_[size_class].PopFront();
   // Release pairs with the acquire in PassToken(): who sees the new owner also

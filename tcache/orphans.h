@@ -15,6 +15,7 @@
 #ifndef QUARRY_TCACHE_ORPHANS_H_
 #define QUARRY_TCACHE_ORPHANS_H_
 
+#include <atomic>
 #include <cstddef>
 
 #include "absl/base/thread_annotations.h"
@@ -96,6 +97,8 @@ class Orphans {
   SlabList full_[kClasses] ABSL_GUARDED_BY(lock_);
   SlabList partial_[kClasses] ABSL_GUARDED_BY(lock_);
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
+  // Whether there ever was one.
+  std::atomic<bool> had_any_{false};
   // Free bytes of slabs that were added since the maintenance thread was told.
   size_t untold_free_bytes_ ABSL_GUARDED_BY(lock_) = 0;
 };

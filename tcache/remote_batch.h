@@ -71,7 +71,7 @@ struct RemoteBlock {
 
 class RemoteBatch {
  public:
-  static constexpr int32_t kMostBytes = 64 * 1024;
+  static constexpr size_t kMostBytes = 64 * 1024;
 
   // Adds the block if others of its word are held. False, with nothing changed,
   // if none is, or it is one of them.
@@ -98,7 +98,7 @@ class RemoteBatch {
     return true;
   }
 
-  bool IsFull() const { return room_bytes_ <= 0; }
+  bool IsFull() const { return held_bytes_ >= kMostBytes; }
 
   // How many blocks of other owners the threads with this batch have freed, those
   // included that were not added to it.
@@ -112,26 +112,25 @@ class RemoteBatch {
   // Calls mark(word) for each word, which the batch then does not hold any more.
   template <typename Mark>
   void Empty(Mark mark) {
-    if (room_bytes_ == kMostBytes) return;
+    if (held_bytes_ == 0) return;
     for (BlockWord& entry : entries_) {
       if (entry.bits == 0) continue;
       const BlockWord word = entry;
       Clear(&entry);
       mark(word);
     }
-    room_bytes_ = kMostBytes;
+    held_bytes_ = 0;
   }
 
   // In the child of a fork, whatever the thread was in the midst of.
   void RepairAfterFork() {
-    room_bytes_ = kMostBytes;
+    held_bytes_ = 0;
     for (BlockWord& entry : entries_) {
       if (entry.bits == 0) {
         Clear(&entry);
       } else {
-        room_bytes_ -= static_cast<int32_t>(
-            static_cast<size_t>(std::popcount(entry.bits)) *
-            BlockBytes(entry.size_class()));
+        held_bytes_ += static_cast<size_t>(std::popcount(entry.bits)) *
+                       BlockBytes(entry.size_class());
       }
     }
   }
@@ -159,7 +158,7 @@ class RemoteBatch {
 
   ABSL_ATTRIBUTE_ALWAYS_INLINE void Count(const RemoteBlock& block) {
     CountFree();
-    room_bytes_ -= static_cast<int32_t>(block.geometry().block_bytes);
+    held_bytes_ += block.geometry().block_bytes;
   }
 
   static void Clear(BlockWord* entry) {
@@ -168,8 +167,8 @@ class RemoteBatch {
     entry->place = 0;
   }
 
-  // Until it is full: what was displaced since it was last emptied counts, too.
-  int32_t room_bytes_ = kMostBytes;
+  // What was displaced since it was last emptied counts, too.
+  size_t held_bytes_ = 0;
   std::atomic<uint64_t> frees_{0};
   BlockWord entries_[kEntries] = {};
 };
