@@ -1,7 +1,7 @@
 // The heap: which room serves a request, and which one a pointer came from.
 //
 //   bytes           room
-//   0 .. 32 KiB     thread cache (slabs)
+//   0 .. 16 KiB     thread cache (slabs)
 //   .. threshold    arena (page runs); settings.mmap_threshold_bytes
 //   more            huge blocks (mappings of their own)
 //

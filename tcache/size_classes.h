@@ -1,7 +1,7 @@
 // Which block sizes exist, and which of them serves a request.
 //
-//   class   1      2    3         9   10         17   18            73
-//   bytes   8     16   32  ...  128  144  ...   256  288  ...    32768
+//   class   1      2    3         9   10         17   18            65
+//   bytes   8     16   32  ...  128  144  ...   256  288  ...    16384
 //           |      `-- 16 apart --'   `- 8 for each doubling ----------'
 //           `-- only for callers who state an alignment of 8 or less
 //
@@ -34,7 +34,7 @@ constexpr SizeClass kClassesPerDoubling = 8;
 constexpr size_t kMinAlignmentBytes = 16;
 constexpr size_t kLinearMaxBytes = 128;
 constexpr size_t kFastMaxBytes = 8 * 1024;
-constexpr size_t kSmallMaxBytes = 32 * 1024;
+constexpr size_t kSmallMaxBytes = 16 * 1024;
 
 constexpr SizeClass kLastLinearClass =
     kFirstClass + kLinearMaxBytes / kMinAlignmentBytes - 1;

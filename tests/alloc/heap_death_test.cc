@@ -94,7 +94,8 @@ void FreeAll(const std::vector<char*>& blocks) {
 }
 
 // Classes that the fast path serves, and one that it does not.
-constexpr size_t kSmallBytes[] = {16, 48, 1000, 8192, 10000, 32768};
+constexpr size_t kSmallBytes[] = {16,   48,    1000,
+                                  8192, 10000, kSmallMaxBytes};
 constexpr size_t kRunBytes = 400000;
 constexpr size_t kHugeBytes = 8 * kMiB;
 
@@ -253,7 +254,7 @@ TEST(HeapDeathTest, InteriorPointerOfALargeBlock) {
 
 // What is left of a slab behind its last block.
 TEST(HeapDeathTest, PointerBehindTheLastBlockOfASlab) {
-  for (const size_t bytes : {size_t{48}, size_t{1280}, size_t{20000}}) {
+  for (const size_t bytes : {size_t{48}, size_t{1280}, size_t{10000}}) {
     char* const p = Allocate(bytes);
     const Slab* const slab = Slab::Of(p);
     char* const tail = slab->BlockAt(slab->blocks());
@@ -284,7 +285,7 @@ TEST(HeapDeathTest, PointerIntoTheRestOfASlabOfTheSmallestBlocks) {
 }
 
 TEST(HeapDeathTest, ABlockThatWasNeverGivenOut) {
-  for (const size_t bytes : {48, 20000}) {
+  for (const size_t bytes : {48, 10000}) {
     char* const p = Allocate(bytes);
     const Slab* const slab = Slab::Of(p);
     char* const fresh = slab->BlockAt(slab->blocks() - 1);

@@ -411,7 +411,7 @@ TEST_F(ThreadCacheTest, AgreesWithAModel) {
   for (int step = 0; step < 60000; ++step) {
     if (step % 3000 == 0) {
       goal = random() % 3000;
-      most_bytes = size_t{16} << (random() % 12);
+      most_bytes = kSmallMaxBytes >> (random() % 11);
     }
     if (random() % 4000 == 0) ThreadCache::FlushThread();
     if (in_use.empty() || in_use.size() + random() % 200 < goal) {

@@ -393,7 +393,7 @@ TEST_F(ThreadLifeTest, NoBlockIsLostInAStormOfThreads) {
       if (random() % 3 == 0) {
         discard(slot.exchange(nullptr, std::memory_order_acq_rel));
       } else {
-        const size_t bytes = random() % 8 == 0 ? 10000 + random() % 20000
+        const size_t bytes = random() % 8 == 0 ? 10000 + random() % 6000
                                                : 16 + random() % 600;
         discard(slot.exchange(make(bytes), std::memory_order_acq_rel));
       }
@@ -704,7 +704,7 @@ void UseHeapInForkHandler() {
   if (thread_state.cache == &no_cache) fork_handlers_find_cache = false;
   void* blocks[300];
   for (size_t i = 0; i < 300; ++i) blocks[i] = Allocate(i % 3 * 1000 + 16);
-  Free(Allocate(20000));
+  Free(Allocate(kSmallMaxBytes));
   for (void* p : blocks) Free(p);
   ThreadCache::FlushThread();
 }
@@ -771,7 +771,7 @@ void HelpInScene(ForkScene* scene, size_t helper, uint64_t seed) {
     const auto work = [&] {
       for (int i = 0; i < 200; ++i) {
         std::atomic<void*>& slot = scene->slots[random() % 64];
-        const size_t bytes = i % 16 == 0 ? 20000 : random() % 100;
+        const size_t bytes = i % 16 == 0 ? kSmallMaxBytes : random() % 100;
         void* const p =
             slot.exchange(Allocate(bytes), std::memory_order_acq_rel);
         if (p != nullptr) Free(p);
