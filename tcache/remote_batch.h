@@ -71,7 +71,7 @@ struct RemoteBlock {
 
 class RemoteBatch {
  public:
-  static constexpr size_t kMostBytes = 64 * 1024;
+  static constexpr size_t kMostBytes = 128 * 1024;
 
   // Adds the block if others of its word are held. False, with nothing changed,
   // if none is, or it is one of them.

@@ -219,36 +219,42 @@ TEST(HeapThreads, AThreadThatOnlyFreesGetsACacheLate) {
 
 // What a thread frees of others it holds, and marks when it is so many bytes.
 TEST(HeapThreads, WhatAThreadHoldsOfOthersIsBounded) {
-  constexpr size_t kBytes = 1024;
-  constexpr size_t kMost = RemoteBatch::kMostBytes / kBytes;
-  static_assert(SlabBlocks(ClassOf(kBytes)) == kMost && kMost <= 64,
-                "a slab is one word, so that none is displaced");
+  // Of one slab each, and each slab one word, so that none is displaced.
   std::vector<char*> blocks;
-  std::map<Slab*, std::vector<char*>> by_slab;
-  const std::vector<char*>* whole = nullptr;
-  while (whole == nullptr) {
-    blocks.push_back(Allocate(kBytes));
-    std::vector<char*>& of_slab = by_slab[Slab::Of(blocks.back())];
-    of_slab.push_back(blocks.back());
-    if (of_slab.size() == kMost) whole = &of_slab;
+  std::vector<char*> whole;
+  size_t whole_bytes = 0;
+  for (const size_t bytes : {1024, 2048}) {
+    const size_t most = SlabBlocks(ClassOf(bytes));
+    ASSERT_LE(most, 64u);
+    std::map<Slab*, std::vector<char*>> by_slab;
+    std::vector<char*>* of_slab;
+    do {
+      char* const p = Allocate(bytes);
+      of_slab = &by_slab[Slab::Of(p)];
+      of_slab->push_back(p);
+    } while (of_slab->size() < most);
+    whole.insert(whole.end(), of_slab->begin(), of_slab->end());
+    whole_bytes += most * bytes;
+    of_slab->clear();
+    for (const auto& [slab, others] : by_slab) {
+      blocks.insert(blocks.end(), others.begin(), others.end());
+    }
   }
+  ASSERT_EQ(whole_bytes, RemoteBatch::kMostBytes);
   const auto is_marked = [](char* p) {
     const Slab* const slab = Slab::Of(p);
     return slab->remote.IsMarked(slab->IndexOf(p));
   };
   std::thread([&] {
-    Deallocate(Allocate(kBytes));  // Now it has a cache.
-    for (char* p : *whole) {
-      EXPECT_FALSE(is_marked(whole->front()));
+    Deallocate(Allocate(1024));  // Now it has a cache.
+    for (char* p : whole) {
+      EXPECT_FALSE(is_marked(whole.front()));
       Deallocate(p);
     }
-    for (char* p : *whole) EXPECT_TRUE(is_marked(p));
+    for (char* p : whole) EXPECT_TRUE(is_marked(p));
   }).join();
-  for (char* p : blocks) {
-    if (Slab::Of(p) != Slab::Of(whole->front())) Deallocate(p);
-  }
+  for (char* p : blocks) Deallocate(p);
   FlushThread();
-  VerifyHeap();
 }
 
 TEST(HeapThreads, AThreadThatGaveItsCacheUpStillAllocatesAndFrees) {

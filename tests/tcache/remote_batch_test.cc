@@ -189,35 +189,42 @@ TEST_F(RemoteBatchTest, OwnersHaveDifferentPlacesForAClass) {
 }
 
 TEST_F(RemoteBatchTest, IsFullWithItsMostBytes) {
-  const SizeClass c = ClassOf(1024);
-  const FakeSlab slab(3, c);
-  const size_t most = RemoteBatch::kMostBytes / BlockBytes(c);
-  ASSERT_EQ(most, 64u);
-  Add(slab, 0);
-  for (size_t block = 1; block < most; ++block) {
+  size_t blocks = 0;
+  for (const FakeSlab& slab :
+       {FakeSlab(3, ClassOf(1024)), FakeSlab(4, ClassOf(2048))}) {
+    const size_t most = RemoteBatch::kMostBytes / 2 / BlockBytes(slab.size_class);
     EXPECT_FALSE(batch_.IsFull());
-    ASSERT_TRUE(TryAddToWord(slab, block));
+    Add(slab, 0);
+    for (size_t block = 1; block < most; ++block) {
+      EXPECT_FALSE(batch_.IsFull());
+      ASSERT_TRUE(TryAddToWord(slab, block));
+    }
+    blocks += most;
   }
   EXPECT_TRUE(batch_.IsFull());
-  EXPECT_EQ(TakeAll().size(), most);
+  EXPECT_EQ(TakeAll().size(), blocks);
   EXPECT_FALSE(batch_.IsFull());
 }
 
 TEST_F(RemoteBatchTest, ARepairKeepsWhatIsHeldAndCountsItAnew) {
-  const SizeClass c = ClassOf(1024);
+  const FakeSlab last(123, ClassOf(1024));
+  const FakeSlab other(124, ClassOf(2048));
   BlockWord displaced;
-  for (size_t number = 64; number < 64 + 60; ++number) {
-    EXPECT_TRUE(Add(FakeSlab(number, c), 0, &displaced));
+  for (size_t number = 64; number <= 123; ++number) {
+    EXPECT_TRUE(Add(FakeSlab(number, last.size_class), 0, &displaced));
   }
   batch_.RepairAfterFork();
   // Of what was displaced nothing counts any more.
-  for (size_t block = 1; block < 63; ++block) {
-    ASSERT_TRUE(TryAddToWord(FakeSlab(123, c), block));
-    EXPECT_FALSE(batch_.IsFull());
+  for (size_t block = 1; block < 64; ++block) {
+    ASSERT_TRUE(TryAddToWord(last, block));
   }
-  EXPECT_TRUE(TryAddToWord(FakeSlab(123, c), 63));
+  Add(other, 0);
+  for (size_t block = 1; block < 32; ++block) {
+    EXPECT_FALSE(batch_.IsFull());
+    ASSERT_TRUE(TryAddToWord(other, block));
+  }
   EXPECT_TRUE(batch_.IsFull());
-  EXPECT_EQ(TakeAll().size(), 64u);
+  EXPECT_EQ(TakeAll().size(), 64u + 32u);
   batch_.RepairAfterFork();
   EXPECT_TRUE(TakeAll().empty());
 }

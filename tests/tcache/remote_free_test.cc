@@ -86,6 +86,26 @@ TEST(RemoteFree, IsDrainedSeldomWhileOtherBlocksAreFree) {
   EXPECT_EQ(SlabBytesInUse(), 0u);
 }
 
+TEST(RemoteFree, IsDrainedBeforeBlocksAreFresh) {
+  // A page of them, with which the magazine is empty.
+  const size_t bytes = 1024;
+  std::set<void*> blocks;
+  do {
+    blocks.insert(Allocate(bytes));
+  } while (thread_state.cache->MagazineBlocks(ClassOf(bytes)) > 0);
+  OnAnotherThread([&] {
+    for (void* p : blocks) Free(p);
+  });
+  std::vector<void*> again;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    again.push_back(Allocate(bytes));
+    EXPECT_TRUE(blocks.contains(again.back())) << i;
+  }
+  for (void* p : again) Free(p);
+  ThreadCache::FlushThread();
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+}
+
 TEST(RemoteFree, WorksForEveryClass) {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     std::vector<void*> blocks;
