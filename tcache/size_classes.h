@@ -5,7 +5,7 @@
 //           |      `-- 16 apart --'   `- 8 for each doubling ----------'
 //           `-- only for callers who state an alignment of 8 or less
 //
-// Class 0 is no class. A request above 128 bytes wastes at most an eighth of
+// Class 0 is no class. Above 128 bytes a class wastes at most an eighth of
 // the request, since a class is at most an eighth of a power of two above the
 // one before it. Every class above 8 bytes is a multiple of 16, so that blocks
 // have the alignment that malloc() owes.
@@ -99,8 +99,9 @@ constexpr size_t MinRequestBytes(SizeClass size_class) {
 }
 
 // What a request above kSmallMaxBytes gets: whole pages, in steps of eight for
-// each doubling as the classes above, so that a size which varies a little
-// meets runs of its size again, and a block that grows a little stays.
+// each doubling as the classes above, or of a page where that is more. So a size
+// which varies a little meets runs of its size again, and a block that grows a
+// little stays.
 inline size_t MediumBytes(size_t bytes, size_t page_bytes = PageBytes()) {
   const size_t step = std::bit_floor(bytes - 1) / kClassesPerDoubling;
   return RoundUp(bytes, step > page_bytes ? step : page_bytes);

@@ -175,8 +175,8 @@ class alignas(64) Slab {
   size_t blocks() const { return blocks_; }
   size_t used() const { return used_; }
   size_t free_blocks() const { return blocks_ - used_; }
-  // Whether no block is free that was given out before.
-  bool HasOnlyFresh() const { return used_ == fresh_; }
+  // Whether the next free block was given out before, as far as that is known.
+  bool NextIsResident() const { return used_ < fresh_ || fresh_ < resident_; }
   // Of the free blocks that were given out before. At least; purged pages among
   // them count, too.
   size_t ResidentFreeBytes() const {

@@ -217,11 +217,11 @@ void* ThreadCache::Refill(SizeClass size_class) {
   Shelf& shelf = shelves_[size_class];
   if (shelf.is_cold) TurnWarm(size_class);
   if (notes_count_ > 0) FlushCold();
-  // Seldom while there are free blocks that are resident: each drain takes lines away
-  // from the threads that are freeing, and a later one finds more on them.
+  // Seldom while the next free blocks are resident: each drain takes lines away from
+  // the threads that are freeing, and a later one finds more on them.
   Slab* slab = BestSlab(size_class);
   if (slab == nullptr || ++refills_undrained_ >= kMostUndrained ||
-      slab->HasOnlyFresh()) {
+      !slab->NextIsResident()) {
     refills_undrained_ = 0;
     if (!pending_.IsEmpty()) {
       DrainPending();

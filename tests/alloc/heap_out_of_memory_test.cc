@@ -254,7 +254,7 @@ void LimitAddressSpace(size_t bytes) {
 // Fills what there is, which is more than `least_bytes`, with blocks of each of
 // several sizes, and empties it again.
 void FillAndEmpty(size_t least_bytes) {
-  for (const size_t bytes : {100, 1000, 30000, 100000}) {
+  for (const size_t bytes : {100, 1000, 12000, 100000}) {
     // Linked through their first words: a vector would need memory itself.
     char* newest = nullptr;
     size_t count = 0;

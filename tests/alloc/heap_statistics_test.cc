@@ -267,7 +267,7 @@ TEST(HeapPerturbation, FreshBlocksHoldTheComplement) {
 
 TEST(HeapPerturbation, FreedBlocksHoldTheByte) {
   WithPerturbation(0x5a, [] {
-    for (const size_t bytes : {8, 100, 5000, 30000, 500000}) {
+    for (const size_t bytes : {8, 100, 5000, 12000, 500000}) {
       char* const keep = Allocate(bytes);  // So that no memory is given back.
       char* const block = Allocate(bytes);
       const size_t usable = UsableBytes(block);

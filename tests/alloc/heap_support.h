@@ -111,7 +111,7 @@ inline void ExpectBalanced(const HeapStatistics& s) {
 inline constexpr size_t kSizes[] = {
     0,         1,         8,          9,          16,         17,
     100,       128,       129,        1000,       4096,       8192,
-    8193,      20000,     32768,      32769,      65536,      100000,
+    8193,      12000,     16384,      16385,      32768,      100000,
     kMiB,      3 * kMiB,  4 * kMiB - 1, 4 * kMiB, 4 * kMiB + 1,
     9 * kMiB,  33 * kMiB};
 

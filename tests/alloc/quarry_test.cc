@@ -64,7 +64,7 @@ const bool no_thread = (settings.maintenance = false, true);
 TEST(Quarry, AlignmentsThatAreNoPowersOfTwoCountAsTheNextOne) {
   for (const size_t alignment : {size_t{0}, size_t{3}, size_t{24}, size_t{100},
                                  size_t{5000}}) {
-    for (const size_t bytes : {0, 1, 100, 1000, 20000}) {
+    for (const size_t bytes : {0, 1, 100, 1000, 12000, 20000}) {
       void* const p = quarry_memalign(alignment, bytes);
       ASSERT_NE(p, nullptr);
       quarry_free_aligned_sized(p, alignment, bytes);

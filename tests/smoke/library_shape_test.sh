@@ -43,11 +43,12 @@ if [[ -n $is_optimised ]]; then
   ((${#code[@]} == 2)) || fail "${#code[@]} segments of code, and not two"
   ((code[0] <= 65536)) || fail "$((code[0])) bytes of code for all"
   for program in cat "grep ^" "awk {print}"; do
-    resident=$(LD_PRELOAD=$PWD/$library $program /proc/self/smaps |
-      awk '/^[0-9a-f]+-/ { is_code = /r-xp .*libquarry/ }
-           is_code && $1 == "Rss:" { print $2 }')
-    [[ $resident == [1-9]*$'\n'0 ]] ||
-      fail "$program has KiB of code resident: ${resident/$'\n'/ and }"
+    smaps=$(env -u QUARRY_OPTIONS LD_PRELOAD="$PWD/$library" $program \
+      /proc/self/smaps) || fail "$program does not run"
+    resident=$(awk '/^[0-9a-f]+-/ { is_code = /r-xp .*libquarry/ }
+                    is_code && $1 == "Rss:" { print $2 }' <<<"$smaps")
+    [[ $resident =~ ^[1-9][0-9]*$'\n'0$ ]] ||
+      fail "$program has KiB of code resident: ${resident//$'\n'/ and }"
   done
 fi
 

@@ -45,6 +45,9 @@ QUARRY_TEST_COPTS = _COMMON_COPTS + [
 QUARRY_SHARED_LINKOPTS = [
     # It knows the script that puts sections in order.
     "-fuse-ld=bfd",
+    # On a machine with another default the segments would not be apart.
+    "-Wl,-z,separate-code",
+    "-Wl,-z,max-page-size=4096",
     "-Wl,--as-needed",
     "-Wl,--gc-sections",
     "-Wl,--no-undefined",
