@@ -255,6 +255,7 @@ TEST(HeapThreads, WhatAThreadHoldsOfOthersIsBounded) {
   }).join();
   for (char* p : blocks) Deallocate(p);
   FlushThread();
+  VerifyHeap();
 }
 
 TEST(HeapThreads, AThreadThatGaveItsCacheUpStillAllocatesAndFrees) {

@@ -165,6 +165,22 @@ TEST_P(EveryClass, ThePagesBehindTheLastUsedBlockCanGoBack) {
   slab->Verify();
 }
 
+TEST_P(EveryClass, KnowsWhetherItsNextBlockIsResident) {
+  TestSlab slab(GetParam());
+  EXPECT_FALSE(slab->NextIsResident()) << "nothing was ever given out";
+  const std::vector<char*> blocks = {slab.Take(1).front(), slab.Take(1).front()};
+  EXPECT_FALSE(slab->NextIsResident());
+  ASSERT_TRUE(slab->PutBlock(slab->IndexOf(blocks[0])));
+  EXPECT_TRUE(slab->NextIsResident());
+  // Empty, so that both are fresh again, and still resident.
+  ASSERT_TRUE(slab->PutBlock(slab->IndexOf(blocks[1])));
+  for (char* block : blocks) {
+    EXPECT_TRUE(slab->NextIsResident());
+    EXPECT_EQ(slab.Take(1).front(), block);
+  }
+  EXPECT_FALSE(slab->NextIsResident());
+}
+
 TEST_P(EveryClass, KnowsItsBlocks) {
   TestSlab slab(GetParam());
   const std::vector<char*> first = slab.Take(1);
