@@ -97,7 +97,7 @@ class Orphans {
   SlabList full_[kClasses] ABSL_GUARDED_BY(lock_);
   SlabList partial_[kClasses] ABSL_GUARDED_BY(lock_);
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
-  // Whether there ever was one.
+  // Whether there ever was one. Written under the lock, and asked without it.
   std::atomic<bool> had_any_{false};
   // Free bytes of slabs that were added since the maintenance thread was told.
   size_t untold_free_bytes_ ABSL_GUARDED_BY(lock_) = 0;
