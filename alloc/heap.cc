@@ -604,7 +604,7 @@ HeapStatistics GatherStatistics() {
   size_t cached_run_bytes = 0;
   cache_registry.ForEach([&](ThreadCache* cache) {
     const ThreadCache::Counters counters =
-        cache->AddStatistics(classes, cache == mine || cache->is_parked);
+        cache->AddStatistics(classes, cache == mine || cache->is_parked());
     s.refills += counters.refills;
     s.flushes += counters.flushes;
     s.drained_blocks += counters.drained_blocks;
@@ -614,7 +614,7 @@ HeapStatistics GatherStatistics() {
     s.remote_frees += cache->remote_batch().frees();
     s.cached_bytes += cache->CachedRunBytes();
     cached_run_bytes += cache->CachedRunBytes();
-    if (cache->is_open && !cache->is_parked) ++s.threads;
+    if (cache->is_open && !cache->is_parked()) ++s.threads;
   });
   s.remote_frees += RemoteFreesWithoutCache();
   for (size_t i = 0; i < ArenasMade(); ++i) {
@@ -679,7 +679,7 @@ HeapStatistics GatherStatistics() {
 void VerifyHeap() {
   ThreadCache* const mine = thread_state.cache;
   cache_registry.ForEach([&](ThreadCache* cache) {
-    cache->Verify(cache == mine || cache->is_parked);
+    cache->Verify(cache == mine || cache->is_parked());
   });
   for (size_t i = 0; i < ArenasMade(); ++i) {
     OrphansOf(i).ForEach([](Slab* slab) { slab->Verify(); });

@@ -13,26 +13,31 @@ constinit CacheRegistry cache_registry;
 ThreadCache* CacheRegistry::Unpark(ThreadCache** link) {
   ThreadCache* const cache = *link;
   *link = cache->next_closed;
-  cache->is_parked = false;
+  cache->SetParked(false);
   --parked_count_;
   ++open_;
   return cache;
 }
 
-ThreadCache* CacheRegistry::TakeForThread() {
-  {
-    LockHolder hold(lock_);
-    ThreadCache** link = &parked_;
-    while (*link != nullptr && !IsNear(*(*link)->arena())) {
-      link = &(*link)->next_closed;
-    }
-    // A thread that looks at settings.perturb_byte has empty magazines.
-    if (*link != nullptr &&
-        settings.perturb_byte.load(std::memory_order_relaxed) == 0) {
-      return Unpark(link);
-    }
+template <typename IsWanted>
+ThreadCache* CacheRegistry::TryTakeParked(IsWanted is_wanted) {
+  // A thread that looks at it has empty magazines.
+  if (settings.perturb_byte.load(std::memory_order_relaxed) != 0) return nullptr;
+  LockHolder hold(lock_);
+  for (ThreadCache** link = &parked_; *link != nullptr;
+       link = &(*link)->next_closed) {
+    if (is_wanted(*link) && IsNear(*(*link)->arena())) return Unpark(link);
   }
-  return Take();
+  return nullptr;
+}
+
+ThreadCache* CacheRegistry::TakeForThread() {
+  ThreadCache* const parked = TryTakeParked([](ThreadCache*) { return true; });
+  return parked != nullptr ? parked : Take();
+}
+
+ThreadCache* CacheRegistry::TakeParked(ThreadCache* cache) {
+  return TryTakeParked([cache](ThreadCache* parked) { return parked == cache; });
 }
 
 ThreadCache* CacheRegistry::Take() {
@@ -85,7 +90,7 @@ void CacheRegistry::Park(ThreadCache* cache) {
     const size_t held_bytes = cache->Rest();
     LockHolder hold(lock_);
     if (held_bytes <= ThreadCache::kMostRestingBytes && parked_count_ < most) {
-      cache->is_parked = true;
+      cache->SetParked(true);
       cache->parked_looks = 0;
       cache->next_closed = parked_;
       parked_ = cache;

@@ -9,6 +9,10 @@
 // back and take again the same slabs each time. To all others a parked cache is
 // that of an idle thread. The maintenance thread closes it after a while.
 //
+// Of several the next thread gets the one that was parked last, unless it begins by
+// freeing a block of a parked cache: it has taken over what the thread before it
+// worked on, and so gets that thread's cache, and the rest of its frees are local.
+//
 // Thread-safety: all functions on any thread.
 #ifndef QUARRY_TCACHE_CACHE_REGISTRY_H_
 #define QUARRY_TCACHE_CACHE_REGISTRY_H_
@@ -30,6 +34,11 @@ class CacheRegistry {
   // what the second returns is empty.
   [[nodiscard]] ThreadCache* TakeForThread() ABSL_LOCKS_EXCLUDED(lock_);
   [[nodiscard]] ThreadCache* Take() ABSL_LOCKS_EXCLUDED(lock_);
+
+  // `cache` for a thread that has found blocks of it, if it is parked and near; else
+  // nullptr.
+  [[nodiscard]] ThreadCache* TakeParked(ThreadCache* cache)
+      ABSL_LOCKS_EXCLUDED(lock_);
 
   // A tag for a cache, that no other has or had; kNoTag after a million of them.
   [[nodiscard]] Tag NewTag() ABSL_LOCKS_EXCLUDED(lock_);
@@ -83,6 +92,11 @@ class CacheRegistry {
 
  private:
   Tag MakeTag() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  // The one parked last of those that are near and for which is_wanted(cache);
+  // nullptr if there is none, or threads may have none as it is.
+  template <typename IsWanted>
+  ThreadCache* TryTakeParked(IsWanted is_wanted) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Takes the parked cache that *link leads to out of the list.
   ThreadCache* Unpark(ThreadCache** link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);

@@ -69,6 +69,17 @@ ThreadCache* CacheOfFreeingThread() {
   return MakeCurrentCache();
 }
 
+// A thread that begins with blocks of one that is gone has most likely taken over what
+// that one worked on: with its cache, too, their frees are local, and what was free
+// beside them is used next. Returns whether the thread has it now.
+bool TakeOverCacheOf(const Slab* slab) {
+  // Relaxed: what counts is what the registry finds.
+  ThreadCache* const owner = slab->owner.load(std::memory_order_relaxed);
+  if (owner == nullptr || !owner->is_parked()) return false;
+  ErrnoSaver saver;
+  return TakeCacheOver(owner) != nullptr;
+}
+
 }  // namespace
 
 uint64_t RemoteFreesWithoutCache() {
@@ -98,14 +109,20 @@ void FreeRemotely(Slab* slab, void* p) {
 }
 
 bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache) {
-  // A thread whose frees are to be seen one by one, as was just decided, gets a cache
-  // without a tag.
-  if (may_make_cache && CacheOfFreeingThread() != nullptr &&
-      ABSL_PREDICT_TRUE(thread_state.tag != 0)) {
-    return FreeRemotelyLater(p, block);  // Its batch is empty.
+  auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
+  if (may_make_cache) {
+    if (TakeOverCacheOf(slab)) {
+      ThreadCache::Free(slab, p);
+      return false;
+    }
+    // A thread whose frees are to be seen one by one, as was just decided, gets a
+    // cache without a tag.
+    if (CacheOfFreeingThread() != nullptr &&
+        ABSL_PREDICT_TRUE(thread_state.tag != 0)) {
+      return FreeRemotelyLater(p, block);  // Its batch is empty.
+    }
   }
-  return MarkBlock(static_cast<Slab*>(PageMap::HomeDescriptorOf(p)),
-                   ClassOfTag(block.tag), block.index);
+  return MarkBlock(slab, ClassOfTag(block.tag), block.index);
 }
 
 bool FlushRemoteFrees(ThreadCache* cache) {

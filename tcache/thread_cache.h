@@ -366,10 +366,16 @@ class alignas(64) ThreadCache {
   ThreadCache* next_in_registry = nullptr;
   ThreadCache* next_closed = nullptr;  // Or the next parked.
   bool is_open = false;
-  bool is_parked = false;
+  // Relaxed: who reads it without the lock takes it for a hint.
+  bool is_parked() const { return is_parked_.load(std::memory_order_relaxed); }
+  void SetParked(bool is_parked) {
+    is_parked_.store(is_parked, std::memory_order_relaxed);
+  }
   uint8_t parked_looks = 0;
 
  private:
+  std::atomic<bool> is_parked_{false};
+
   static constexpr size_t kMostMagazineBytes = 32 * 1024;
   static constexpr int32_t kMostMagazineBlocks = 128;
   // What a refill takes from slabs, if that is a block at all. A thread that only

@@ -119,15 +119,8 @@ void RegisterHandlersOnce() {
   (void)pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
 }
 
-}  // namespace
-
-void RegisterHandlers() {
-  pthread_once(&handlers_once, RegisterHandlersOnce);
-}
-
-ThreadCache* MakeCurrentCache() {
-  if (thread_state.exited) return nullptr;
-  ThreadCache* cache = cache_registry.TakeForThread();
+// Returns `cache`, which may be nullptr, as the calling thread's.
+ThreadCache* BeginThread(ThreadCache* cache) {
   if (cache == nullptr) return nullptr;
   const bool takes_fast_path =
       settings.perturb_byte.load(std::memory_order_relaxed) == 0;
@@ -138,6 +131,22 @@ ThreadCache* MakeCurrentCache() {
   RegisterHandlers();
   if (has_exit_key) (void)pthread_setspecific(exit_key, cache);
   return cache;
+}
+
+}  // namespace
+
+void RegisterHandlers() {
+  pthread_once(&handlers_once, RegisterHandlersOnce);
+}
+
+ThreadCache* MakeCurrentCache() {
+  if (thread_state.exited) return nullptr;
+  return BeginThread(cache_registry.TakeForThread());
+}
+
+ThreadCache* TakeCacheOver(ThreadCache* cache) {
+  if (thread_state.exited) return nullptr;
+  return BeginThread(cache_registry.TakeParked(cache));
 }
 
 ThreadCache* StrayCache() {

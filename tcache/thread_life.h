@@ -1,7 +1,7 @@
 // Where threads and processes begin and end, as far as caches are concerned.
 //
 // A thread gets its cache with its first allocation, or when it has freed many
-// blocks of others, and gives it up in the destructor of a pthread key: the next
+// blocks of others or one of a thread that is gone, and gives it up in the destructor of a pthread key: the next
 // thread has it as it is, or it is closed (cache_registry.h). Destructors of
 // other keys, and what libc frees after them, may still allocate and free. Such
 // a thread has no cache again: it allocates from the stray cache, which all of
@@ -39,6 +39,10 @@ inline ThreadCache* CurrentCache() {
   ThreadCache* cache = thread_state.cache;
   return ABSL_PREDICT_TRUE(cache != &no_cache) ? cache : MakeCurrentCache();
 }
+
+// The same for a thread that has no cache yet and has found blocks of `cache`: that
+// one, if a thread has parked it; else nullptr, with nothing changed.
+ThreadCache* TakeCacheOver(ThreadCache* cache);
 
 // The cache of threads that have none; its lock is held for each use. nullptr
 // when there is no memory for it.

@@ -8,6 +8,7 @@
 #include "arena/numa.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tcache/thread_life.h"
 #include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
 
@@ -142,8 +143,21 @@ class ParkedCacheTest : public testing::Test {
   static size_t CountParked() {
     size_t count = 0;
     cache_registry.ForEach(
-        [&](ThreadCache* cache) { count += cache->is_parked; });
+        [&](ThreadCache* cache) { count += cache->is_parked(); });
     return count;
+  }
+
+  // A block of a cache that is parked, and one of a cache that was parked later.
+  void ParkTwo(void** first, void** second) {
+    Worker worker;
+    worker.Do([&] { *first = Allocate(kBytes); });
+    Worker other;
+    other.Do([&] { *second = Allocate(kBytes); });
+    worker.End();
+    other.End();
+    ASSERT_TRUE(OwnerOf(*first)->is_parked());
+    ASSERT_TRUE(OwnerOf(*second)->is_parked());
+    ASSERT_NE(OwnerOf(*first), OwnerOf(*second));
   }
 
   // The cache of a thread that allocates a block and ends.
@@ -164,18 +178,74 @@ class ParkedCacheTest : public testing::Test {
 TEST_F(ParkedCacheTest, TheNextThreadGetsTheCacheAsItWas) {
   const size_t open = cache_registry.OpenCaches();
   ThreadCache* const cache = CacheOfOneThread();
-  EXPECT_TRUE(cache->is_parked);
+  EXPECT_TRUE(cache->is_parked());
   EXPECT_EQ(cache_registry.OpenCaches(), open);
   const uint64_t slabs = cache->counters().slabs_made;
   OnAnotherThread([&] {
     EXPECT_EQ(Allocate(kBytes), last_freed_);
     EXPECT_EQ(thread_state.cache, cache);
     EXPECT_EQ(thread_state.tag, cache->tag());
-    EXPECT_FALSE(cache->is_parked);
+    EXPECT_FALSE(cache->is_parked());
     EXPECT_EQ(cache_registry.OpenCaches(), open + 1);
     Free(last_freed_);
   });
   EXPECT_EQ(cache->counters().slabs_made, slabs);
+}
+
+TEST_F(ParkedCacheTest, WhoFreesABlockOfOneGetsIt) {
+  void* p = nullptr;
+  void* last = nullptr;
+  ParkTwo(&p, &last);
+  ThreadCache* const cache = OwnerOf(p);
+  const size_t open = cache_registry.OpenCaches();
+  const size_t kept = cache->MagazineBlocks(ClassOf(kBytes));
+  OnAnotherThread([&] {
+    FreeLater(p);
+    EXPECT_EQ(thread_state.cache, cache) << "though the other was the last";
+    EXPECT_EQ(thread_state.tag, cache->tag());
+    EXPECT_FALSE(cache->is_parked());
+    EXPECT_EQ(cache_registry.OpenCaches(), open + 1);
+    EXPECT_EQ(cache->MagazineBlocks(ClassOf(kBytes)), kept + 1);
+    EXPECT_EQ(Allocate(kBytes), p) << "freed locally";
+    Free(p);
+    // The other cache is that of another thread to it.
+    FreeLater(last);
+    EXPECT_EQ(thread_state.cache, cache);
+    EXPECT_TRUE(OwnerOf(last)->is_parked());
+  });
+  EXPECT_EQ(CountParked(), 2u);
+}
+
+TEST_F(ParkedCacheTest, WhoFreesABlockOfOneOfAnotherNodeDoesNot) {
+  numa.Substitute(2, [] { return size_t{0}; });
+  void* p = nullptr;
+  OnAnotherThread([&] { p = Allocate(kBytes); });
+  ThreadCache* const cache = OwnerOf(p);
+  ASSERT_TRUE(cache->is_parked());
+  const bool is_of_first = cache->arena()->index() % 2 == 0;
+  numa.Substitute(2, is_of_first ? +[] { return size_t{1}; }
+                                 : +[] { return size_t{0}; });
+  OnAnotherThread([&] {
+    FreeLater(p);
+    EXPECT_EQ(thread_state.cache, &no_cache);
+  });
+  EXPECT_TRUE(cache->is_parked());
+  EXPECT_TRUE(Slab::Of(p)->remote.IsMarked(Slab::Of(p)->IndexOf(p)));
+  numa.Substitute(0, nullptr);
+}
+
+TEST_F(ParkedCacheTest, WhoHasGivenItsOwnUpGetsNone) {
+  void* p = nullptr;
+  void* q = nullptr;
+  ParkTwo(&p, &q);
+  OnAnotherThread([&] {
+    FreeLater(p);
+    EndThread();
+    FreeLater(q);
+    EXPECT_EQ(thread_state.cache, &no_cache);
+  });
+  EXPECT_EQ(CountParked(), 2u);
+  EXPECT_TRUE(Slab::Of(q)->remote.IsMarked(Slab::Of(q)->IndexOf(q)));
 }
 
 TEST_F(ParkedCacheTest, OnlySoManyWait) {
@@ -229,7 +299,7 @@ TEST_F(ParkedCacheTest, RemoteFreesWaitForTheNextThread) {
   void* p = nullptr;
   OnAnotherThread([&] { p = Allocate(kBytes); });
   ThreadCache* const cache = OwnerOf(p);
-  ASSERT_TRUE(cache->is_parked);
+  ASSERT_TRUE(cache->is_parked());
   Free(p);
   EXPECT_FALSE(cache->pending().IsEmpty());
   OnAnotherThread([&] {
@@ -248,7 +318,7 @@ TEST_F(ParkedCacheTest, RemoteFreesAreTidiedUp) {
   bool gave_back = false;
   (void)cache->Tidy(/*is_urgent=*/false, &gave_back);
   EXPECT_TRUE(cache->pending().IsEmpty());
-  EXPECT_TRUE(cache->is_parked);
+  EXPECT_TRUE(cache->is_parked());
 }
 
 TEST_F(ParkedCacheTest, IsClosedAfterSomeLooks) {
@@ -257,10 +327,10 @@ TEST_F(ParkedCacheTest, IsClosedAfterSomeLooks) {
   ThreadCache* const cache = OwnerOf(p);
   for (int look = 0; look < 4; ++look) {
     EXPECT_TRUE(cache_registry.CloseParked(/*all=*/false));
-    EXPECT_TRUE(cache->is_parked);
+    EXPECT_TRUE(cache->is_parked());
   }
   EXPECT_FALSE(cache_registry.CloseParked(/*all=*/false));
-  EXPECT_FALSE(cache->is_parked);
+  EXPECT_FALSE(cache->is_parked());
   EXPECT_FALSE(cache->is_open);
   EXPECT_TRUE(IsOrphan(Slab::Of(p)));
   Free(p);
@@ -276,14 +346,20 @@ TEST_F(ParkedCacheTest, AThreadThatCameInBetweenBeginsAnew) {
 }
 
 TEST_F(ParkedCacheTest, NoneWhileBlocksArePerturbed) {
-  ThreadCache* const cache = CacheOfOneThread();
-  ASSERT_TRUE(cache->is_parked);
+  void* p = nullptr;
+  OnAnotherThread([&] { p = Allocate(kBytes); });
+  ThreadCache* const cache = OwnerOf(p);
+  ASSERT_TRUE(cache->is_parked());
   settings.perturb_byte = 1;
   ThreadCache* const other = CacheOfOneThread();
+  OnAnotherThread([&] {
+    FreeLater(p);
+    EXPECT_EQ(thread_state.cache, &no_cache);
+  });
   settings.perturb_byte = 0;
   EXPECT_NE(other, cache);
-  EXPECT_FALSE(other->is_parked);
-  EXPECT_TRUE(cache->is_parked);
+  EXPECT_FALSE(other->is_parked());
+  EXPECT_TRUE(cache->is_parked());
 }
 
 TEST_F(ParkedCacheTest, AThreadGetsOneOfItsNode) {
