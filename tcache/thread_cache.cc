@@ -246,7 +246,8 @@ void* ThreadCache::Refill(SizeClass size_class) {
     taken += static_cast<int32_t>(
         slab->TakeBlocks(static_cast<size_t>(wanted - taken), &list));
     Relist(slab);
-  } while (taken * 2 < wanted && (slab = BestSlab(size_class)) != nullptr);
+  } while (taken * 2 < wanted && (slab = BestSlab(size_class)) != nullptr &&
+           (slab->NextIsResident() || taken * kFewForRefill < wanted));
   magazine.room = magazine.capacity - taken;
   magazine.head = list.Finish();
   ++counters_.refills;

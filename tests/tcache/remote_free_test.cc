@@ -106,6 +106,30 @@ TEST(RemoteFree, IsDrainedBeforeBlocksAreFresh) {
   EXPECT_EQ(SlabBytesInUse(), 0u);
 }
 
+TEST(RemoteFree, SomeBlocksAreARefillWithoutFreshOnes) {
+  // Until a refill takes 64 blocks, most of the slab fresh.
+  std::vector<void*> blocks;
+  while (blocks.size() < 200) blocks.push_back(Allocate(kBytes));
+  const auto drain_by_refill = [&](size_t freed) {
+    while (thread_state.cache->MagazineBlocks(ClassOf(kBytes)) > 0) {
+      blocks.push_back(Allocate(kBytes));
+    }
+    OnAnotherThread([&] {
+      for (size_t i = 0; i < freed; ++i) {
+        Free(blocks.back());
+        blocks.pop_back();
+      }
+    });
+    blocks.push_back(Allocate(kBytes));
+    return thread_state.cache->MagazineBlocks(ClassOf(kBytes)) + 1;
+  };
+  EXPECT_EQ(drain_by_refill(8), 8u);
+  EXPECT_GT(drain_by_refill(7), 7u) << "too few";
+  for (void* p : blocks) Free(p);
+  ThreadCache::FlushThread();
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+}
+
 TEST(RemoteFree, WorksForEveryClass) {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     std::vector<void*> blocks;
