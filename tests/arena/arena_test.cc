@@ -1289,6 +1289,12 @@ TEST(ArenaWithoutMemory, WhatIsFreeGoesBackWithoutMemoryForARecord) {
   Arena arena(source, metadata);
   constexpr size_t kFreed = 2 * kMiB;
   PageRun* const first = arena.Allocate(kFreed / PageBytes() + 1, 1);
+  // It stays at an end of its segment, wherever the kernel places the next mapping:
+  // what lies below that is taken, if it was not before.
+  void* const below = first->start - PageBytes();
+  const bool took_page =
+      mmap(below, PageBytes(), PROT_NONE,
+           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == below;
   std::vector<PageRun*> runs;
   metadata_source.RefuseFrom(1);
   while (PageRun* const run = arena.Allocate(1, 1)) runs.push_back(run);
@@ -1302,6 +1308,7 @@ TEST(ArenaWithoutMemory, WhatIsFreeGoesBackWithoutMemoryForARecord) {
   for (PageRun* run : runs) arena.Deallocate(run);
   arena.Purge(0);
   EXPECT_EQ(source.statistics().mapped_bytes, 0u);
+  if (took_page) munmap(below, PageBytes());
 }
 
 // Random operations against a model of live intervals: no overlap, alignment,
