@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "arena/report.h"
 
@@ -59,6 +60,7 @@ bool MetadataPool::Reserve(size_t bytes) {
   size_t chunk_bytes;
   char* const chunk = MapChunk(bytes, &chunk_bytes);
   if (chunk == nullptr) return false;
+  GiveUp(bump_, end_);
   bump_ = chunk;
   end_ = chunk + chunk_bytes;
   return true;
@@ -79,24 +81,39 @@ void MetadataPool::Deallocate(void* record, size_t bytes) {
 }
 
 void* MetadataPool::Bump(size_t record_bytes) {
+  const bool is_small = record_bytes <= kLargestSmall;
+  if (is_small && record_bytes <= static_cast<size_t>(gap_end_ - gap_)) {
+    char* const record = gap_;
+    gap_ += record_bytes;
+    return record;
+  }
   // Large records are whole pages, so that they can be purged.
-  const size_t alignment =
-      record_bytes <= kLargestSmall ? kRecordAlignment : PageBytes();
+  const size_t alignment = is_small ? kRecordAlignment : PageBytes();
   const size_t skipped = -reinterpret_cast<uintptr_t>(bump_) & (alignment - 1);
   if (skipped + record_bytes <= static_cast<size_t>(end_ - bump_)) {
     char* const record = bump_ + skipped;
+    GiveUp(bump_, record);
     bump_ = record + record_bytes;
     return record;
   }
   size_t chunk_bytes;
   char* const chunk = MapChunk(record_bytes, &chunk_bytes);
   if (chunk == nullptr) return nullptr;
-  // The rest of one of the two chunks is given up: the smaller.
-  if (chunk_bytes - record_bytes > static_cast<size_t>(end_ - bump_)) {
-    bump_ = chunk + record_bytes;
-    end_ = chunk + chunk_bytes;
+  // Of the rests of the two chunks the larger is bumped off.
+  char* rest = chunk + record_bytes;
+  char* rest_end = chunk + chunk_bytes;
+  if (rest_end - rest > end_ - bump_) {
+    std::swap(bump_, rest);
+    std::swap(end_, rest_end);
   }
+  GiveUp(rest, rest_end);
   return chunk;
+}
+
+void MetadataPool::GiveUp(char* start, char* end) {
+  if (end - start <= gap_end_ - gap_) return;
+  gap_ = start;
+  gap_end_ = end;
 }
 
 char* MetadataPool::MapChunk(size_t least_bytes, size_t* chunk_bytes) {

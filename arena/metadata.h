@@ -15,10 +15,13 @@ namespace quarry {
 // into a record. Records are bumped off the newest chunk, and once freed are
 // kept in one list per size; a chunk is never unmapped, and never on huge pages.
 //
-//   +-------+----------------------------+- - - - - - - - -+-------+
-//   | guard | record | record |  record  |    untouched    | guard |
-//   +-------+----------------------------+- - - - - - - - -+-------+
-//                                        ^ bump_           ^ end_
+//   +-------+------------------+- - - +------------+- - - - - - - -+-------+
+//   | guard | record | record  | gap  |   record   |   untouched   | guard |
+//   +-------+------------------+- - - +------------+- - - - - - - -+-------+
+//                              ^gap_  ^gap_end_    ^ bump_         ^ end_
+//
+// Large records begin on a page. What is left of the page before one, or of a chunk
+// when there is a new one, serves small records first.
 //
 // Thread-safety: any thread.
 // Invariant: in_use_bytes() + bytes in free lists <= mapped_bytes().
@@ -66,6 +69,8 @@ class MetadataPool {
   static size_t ListOf(size_t record_bytes);
 
   void* Bump(size_t record_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // What is not bumped off any more is the gap now, if it is the larger of both.
+  void GiveUp(char* start, char* end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   char* MapChunk(size_t least_bytes, size_t* chunk_bytes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
@@ -73,6 +78,8 @@ class MetadataPool {
   mutable Lock lock_{LockRank::kMetadata};
   char* bump_ ABSL_GUARDED_BY(lock_) = nullptr;
   char* end_ ABSL_GUARDED_BY(lock_) = nullptr;
+  char* gap_ ABSL_GUARDED_BY(lock_) = nullptr;
+  char* gap_end_ ABSL_GUARDED_BY(lock_) = nullptr;
   size_t next_chunk_bytes_ ABSL_GUARDED_BY(lock_) = kFirstChunkBytes;
   size_t mapped_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   size_t in_use_bytes_ ABSL_GUARDED_BY(lock_) = 0;

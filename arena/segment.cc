@@ -35,21 +35,34 @@ Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
   const uint32_t reach = static_cast<uint32_t>(RoundUp(wanted, kWordBits));
   // Most of the reach lies below, where the kernel places the next mapping.
   const uintptr_t address = reinterpret_cast<uintptr_t>(start);
-  const uint32_t below = static_cast<uint32_t>(
+  uint32_t below = static_cast<uint32_t>(
       std::min<uintptr_t>((reach - pages) / 4 * 3, address / PageBytes()));
+  // Such that what follows their tags begins on a page, where the mapping's own take
+  // one, and else on a line.
+  const uint32_t tags_per_page =
+      static_cast<uint32_t>(PageBytes() / sizeof(std::atomic<Run*>));
+  below -= below % (pages >= tags_per_page
+                        ? tags_per_page
+                        : alignof(Segment) / sizeof(std::atomic<Run*>));
 
   void* const record = metadata.Allocate(RecordBytes(reach));
   if (record == nullptr) return nullptr;
   // All arrays are zero already, and most of them is never touched.
+  char* const states =
+      static_cast<char*>(record) + below * sizeof(std::atomic<Run*>);
   Segment* const segment =
-      new (static_cast<char*>(record) + StateBytes(reach))
+      new (states + StateBytes(reach))
           Segment(arena, address - below * PageBytes(), reach, below, pages);
-  segment->states_ = static_cast<States*>(record);
+  segment->states_ = reinterpret_cast<States*>(states);
   return segment;
 }
 
 void Segment::Discard(MetadataPool& metadata, Segment* segment) {
-  metadata.Deallocate(segment->states_, RecordBytes(segment->reach_pages_));
+  // Which begins with the tag of the first page.
+  metadata.Deallocate(
+      reinterpret_cast<char*>(segment->states_) -
+          segment->middle_ * sizeof(std::atomic<Run*>),
+      RecordBytes(segment->reach_pages_));
 }
 
 bool Segment::TryExtend(const char* start, uint32_t pages) {

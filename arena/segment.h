@@ -20,11 +20,15 @@ class Arena;
 // table reaches farther than the first mapping, since the kernel places the
 // next one beside it, as a rule below: that one extends the segment, and a run
 // may lie across the border. Nothing of the table moves, so it is read without
-// a lock. Pages are numbered from the start of the table:
+// a lock. Pages are numbered from the start of the reach:
 //
-//   metadata: [ state: 2 bits per page | Segment | tag: 8 bytes per page ]
-//   pages:    [   reach    | run | run |   run   | ...  |    reach    ]
-//             0            first_page()                 end_page()
+//   pages:    [    reach    | first mapping: run | run | run  |   reach    ]
+//             0             middle_, where first_page() is at first
+//   metadata: [ tags of     | state: 2 bits | Segment | tags of all pages  ]
+//             [ pages below |   per page    |         | from middle_ on    ]
+//
+// So a small heap's tags, its states and the record are on one page of metadata,
+// and the tag where the first mapping ends is on another.
 //
 // tag(i) is the run whose first or last page is i, and nullptr for the pages
 // between and outside. A page has two bits:
@@ -93,7 +97,7 @@ class alignas(64) Segment {
   // is written before the run is handed out and not again before it is freed.
   Run* TagAt(uint32_t page) const {
     // Relaxed: the lock orders all readers but that one.
-    return tags()[page].load(std::memory_order_relaxed);
+    return TagOf(page).load(std::memory_order_relaxed);
   }
 
   // Writes or clears the tags of the run's first and last page.
@@ -159,31 +163,35 @@ class alignas(64) Segment {
       : reach_start_(reach_start),
         arena_(arena),
         reach_pages_(reach_pages),
+        middle_(first_page),
         first_page_(first_page),
         end_page_(first_page + pages) {}
 
-  // Of what lies before the record, and of all.
   static size_t StateBytes(uint32_t reach_pages);
+  // Of all.
   static size_t RecordBytes(uint32_t reach_pages);
 
   template <typename Visitor>
   static void ForEachWord(uint32_t first, uint32_t pages, Visitor visit);
 
-  // The tags follow the record.
-  std::atomic<Run*>* tags() {
-    return reinterpret_cast<std::atomic<Run*>*>(this + 1);
-  }
-  const std::atomic<Run*>* tags() const {
-    return reinterpret_cast<const std::atomic<Run*>*>(this + 1);
+  // Those of the pages from the middle on follow the record, and those below it end
+  // where the states begin.
+  std::atomic<Run*>& TagOf(uint32_t page) const {
+    const int32_t from_middle = static_cast<int32_t>(page - middle_);
+    const void* const middle = from_middle >= 0
+                                   ? static_cast<const void*>(this + 1)
+                                   : static_cast<const void*>(states_);
+    return static_cast<std::atomic<Run*>*>(const_cast<void*>(middle))[from_middle];
   }
   void SetTag(uint32_t page, Run* run) {
-    tags()[page].store(run, std::memory_order_relaxed);
+    TagOf(page).store(run, std::memory_order_relaxed);
   }
 
   const uintptr_t reach_start_;
   Arena* const arena_;
   States* states_ = nullptr;  // reach_pages_ / kWordBits of them.
   const uint32_t reach_pages_;
+  const uint32_t middle_;
   uint32_t first_page_;
   uint32_t end_page_;
 };

@@ -57,6 +57,34 @@ TEST(MetadataPool, ReusesARecordOfTheSameSizeOnly) {
   EXPECT_EQ(pool.Allocate(100001), large);
 }
 
+// Or a small heap's records would be on more pages than they take.
+TEST(MetadataPool, SmallRecordsLieBeforeAndAfterALargeOne) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  char* const first = static_cast<char*>(pool.Allocate(128));
+  char* const large = static_cast<char*>(pool.Allocate(10000));
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(large) % PageBytes(), 0u);
+  char* last = first;
+  for (size_t bytes = 256; bytes <= PageBytes(); bytes += 128) {
+    char* const record = static_cast<char*>(pool.Allocate(128));
+    EXPECT_EQ(record, last + 128);
+    last = record;
+  }
+  EXPECT_EQ(last + 128, large);
+  EXPECT_GT(static_cast<char*>(pool.Allocate(128)), large);
+}
+
+TEST(MetadataPool, SmallRecordsUseUpAChunkThatIsLeftForALargerOne) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  char* const first = static_cast<char*>(pool.Allocate(128));
+  ASSERT_NE(pool.Allocate(4 << 20), nullptr);
+  const size_t maps = source.CountOf(Kind::kMap);
+  ASSERT_TRUE(pool.Reserve(4 << 20));
+  EXPECT_EQ(pool.Allocate(128), first + 128);
+  EXPECT_EQ(source.CountOf(Kind::kMap), maps + 1);
+}
+
 TEST(MetadataPool, WhatIsReservedIsThereWhenTheSourceHasNoMore) {
   ScriptedPageSource source;
   MetadataPool pool(source);

@@ -251,6 +251,35 @@ TEST_F(SegmentTest, TheRecordOfALargeSegmentIsHardlyTouched) {
   Segment::Discard(metadata_, large);
 }
 
+// The first pages of a small heap, and the tag of the last.
+TEST_F(SegmentTest, TheRecordOfASmallHeapHasTwoPages) {
+  constexpr uint32_t kHeapPages = 1024;
+  Segment* const segment = Segment::Make(metadata_, nullptr, start_, kHeapPages);
+  ASSERT_NE(segment, nullptr);
+  const uint32_t first_page = segment->first_page();
+  const auto set_run = [&](PageRun* run, uint32_t first, uint32_t pages) {
+    run->segment = segment;
+    run->start = segment->AddressOf(first_page + first);
+    run->pages = pages;
+    segment->SetTags(run);
+  };
+  PageRun slab, top;
+  set_run(&slab, 0, 256);
+  set_run(&top, 256, kHeapPages - 256);
+  segment->SetDirty(first_page, 256);
+  EXPECT_EQ(segment->After(&slab), &top);
+  EXPECT_EQ(segment->Before(&top), &slab);
+  // Which begins with the tags of the pages below.
+  EXPECT_GE(first_page, kHeapPages);
+  char* const record = reinterpret_cast<char*>(
+      (reinterpret_cast<uintptr_t>(segment) & ~(PageBytes() - 1)) -
+      first_page * sizeof(void*));
+  EXPECT_LE(ResidentPages(record, (first_page + kHeapPages) * sizeof(void*) +
+                                      PageBytes()),
+            2u);
+  Segment::Discard(metadata_, segment);
+}
+
 TEST_F(SegmentDeathTest, VerifyFindsAGap) {
   PageRun first, second;
   MakeRun(&first, 0, 4);
