@@ -24,8 +24,8 @@
 namespace quarry {
 
 struct BlockWord {
-  uint64_t place = 0;  // 0: of no block.
-  uint64_t bits = 0;
+  uint64_t place;  // 0: of no block.
+  uint64_t bits;
 
   // Where block `index` has its bit, of the slab with this tag in which p lies.
   static uint64_t PlaceOf(const void* p, Tag tag, size_t index) {

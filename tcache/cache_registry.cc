@@ -52,7 +52,7 @@ ThreadCache* CacheRegistry::Take() {
     if (tag == kNoTag) return nullptr;
     void* memory = metadata_pool.Allocate(ThreadCache::AllocationBytes());
     if (memory == nullptr) return nullptr;
-    cache = new (memory) ThreadCache;
+    cache = new (memory) ThreadCache(ThreadCache::InZeroMemory());
     cache->next_in_registry = all_;
     all_ = cache;
   }

@@ -73,6 +73,12 @@ class RemoteBatch {
  public:
   static constexpr size_t kMostBytes = 128 * 1024;
 
+  constexpr RemoteBatch() : entries_{} {}
+  // Without a touch of most entries, which a thread without remote frees does not
+  // need.
+  struct InZeroMemory {};
+  explicit RemoteBatch(InZeroMemory) {}
+
   // Adds the block if others of its word are held. False, with nothing changed,
   // if none is, or it is one of them.
   ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryAddToWord(const RemoteBlock& block) {
@@ -170,7 +176,7 @@ class RemoteBatch {
   // What was displaced since it was last emptied counts, too.
   size_t held_bytes_ = 0;
   std::atomic<uint64_t> frees_{0};
-  BlockWord entries_[kEntries] = {};
+  BlockWord entries_[kEntries];
 };
 
 }  // namespace quarry

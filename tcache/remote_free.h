@@ -46,7 +46,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool FreeRemotelyLater(void* p,
                                                            RemoteBlock block) {
   ThreadCache* const cache = thread_state.cache;
   RemoteBatch& batch = cache->remote_batch();
-  BlockWord displaced;
+  BlockWord displaced{};
   if (ABSL_PREDICT_FALSE(!batch.Add(block, &displaced))) ReportHeldTwice(p);
   bool owner_was_told = displaced.bits != 0 && MarkHeld(displaced);
   if (ABSL_PREDICT_FALSE(batch.IsFull())) {

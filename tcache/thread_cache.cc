@@ -295,7 +295,8 @@ void ThreadCache::TurnCold(SizeClass size_class) {
 }
 
 void ThreadCache::TurnWarm(SizeClass size_class) {
-  shelves_[size_class].is_cold = false;
+  // In a cache that begins, the shelf of a class that nobody uses stays untouched.
+  if (shelves_[size_class].is_cold) shelves_[size_class].is_cold = false;
   Magazine& magazine = magazines_[size_class];
   magazine.start_limit = magazine.start_reciprocal;
   magazine.min_request_bytes =

@@ -133,7 +133,12 @@ class alignas(64) ThreadCache {
   // Bytes of page runs that are kept.
   size_t CachedRunBytes() const { return runs_unlocked().cached_bytes(); }
 
-  constexpr ThreadCache() : lock_(LockRank::kCache) {}
+  // One for nobody: no_cache.
+  constexpr ThreadCache() : lock_(LockRank::kCache), notes_{} {}
+  // In memory that is zero, and whose last page this does not touch.
+  using InZeroMemory = RemoteBatch::InZeroMemory;
+  explicit ThreadCache(InZeroMemory in_zero_memory)
+      : lock_(LockRank::kCache), remote_batch_(in_zero_memory) {}
   ThreadCache(const ThreadCache&) = delete;
   ThreadCache& operator=(const ThreadCache&) = delete;
 
@@ -291,7 +296,7 @@ class alignas(64) ThreadCache {
 
   // --- Lifetime; see thread_life.h. ---
 
-  // What a cache takes: it is constructed at the start of so many bytes.
+  // What a cache takes: it is constructed at the start of so many zero bytes.
   static constexpr size_t AllocationBytes() {
     return sizeof(ThreadCache) + kClasses * sizeof(Depot);
   }
@@ -374,8 +379,6 @@ class alignas(64) ThreadCache {
   uint8_t parked_looks = 0;
 
  private:
-  std::atomic<bool> is_parked_{false};
-
   static constexpr size_t kMostMagazineBytes = 32 * 1024;
   static constexpr int32_t kMostMagazineBlocks = 128;
   // What a refill takes from slabs, if that is a block at all. A thread that only
@@ -534,20 +537,28 @@ class alignas(64) ThreadCache {
   template <typename Visit>
   void ForEachSlab(Visit visit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
+  // In the order in which a thread that has just begun needs it: what it does not, it
+  // does not touch, and a page here is a page for each thread. The magazines and what
+  // follows them up to the shelves of small blocks are on the first, other shelves on
+  // the second, and on the third what is for remote and cold frees and the depots.
+
   BiasedLock lock_;
   Tag tag_ = 0;
-  Arena* arena_ = nullptr;
-  Counters counters_ ABSL_GUARDED_BY(lock_);
-  Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
-  size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
-  // Refills since the last drain, and how many there may be.
-  uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
-  static constexpr uint32_t kMostUndrained = 16;
+  std::atomic<bool> is_parked_{false};
   // Whether the owner used what the lock guards since the last Tidy(), and whether
   // there was more to give back then.
   std::atomic<bool> was_used_{false};
   std::atomic<bool> is_untidy_{false};
+  Arena* arena_ = nullptr;
+  Counters counters_ ABSL_GUARDED_BY(lock_);
+  size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  // Refills since the last drain, and how many there may be.
+  uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
+  static constexpr uint32_t kMostUndrained = 16;
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
+
+  // How many of notes_ there are.
+  uint32_t notes_count_ = 0;
 
   // Of each class a second magazine, of DepotBlocks(), or nullptr. The owner's.
   // Where there is one, the capacity of the magazine is kMostBlocks; only where
@@ -556,17 +567,18 @@ class alignas(64) ThreadCache {
 
   RunCache runs_ ABSL_GUARDED_BY(lock_);
 
+  // On a line of its own: other threads write it.
+  alignas(64) PendingStack pending_;
+
+  alignas(64) Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
+
+  RemoteBatch remote_batch_;
+
   // Blocks of cold classes that are not in their slabs' bitmaps yet. The
   // owner's, as the magazines are.
   //
   //   notes_   | nullptr | block | ... | block notes_count_ | nullptr in a flush |
-  uint32_t notes_count_ = 0;
-  void* notes_[1 + kMostNotes + 1] = {};
-
-  RemoteBatch remote_batch_;
-
-  // On a line of its own: other threads write it.
-  alignas(64) PendingStack pending_;
+  void* notes_[1 + kMostNotes + 1];  // Zero: see the constructors.
 };
 
 // What a thread without a cache has. Never written.

@@ -58,7 +58,7 @@ TEST(BlockWord, NoPlaceIsThatOfNoBlock) {
 }
 
 TEST(BlockWord, ABlockIsAddedOnce) {
-  BlockWord word;
+  BlockWord word{};
   for (size_t index : {64, 127, 70}) {
     EXPECT_TRUE(word.Add(index));
     EXPECT_FALSE(word.Add(index));

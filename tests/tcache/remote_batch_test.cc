@@ -77,7 +77,7 @@ class RemoteBatchTest : public testing::Test {
   }
   // Expects that no word has to make way.
   void Add(const FakeSlab& to, size_t block) {
-    BlockWord displaced;
+    BlockWord displaced{};
     EXPECT_TRUE(Add(to, block, &displaced));
     EXPECT_EQ(displaced.bits, 0u);
   }
@@ -131,7 +131,7 @@ TEST_F(RemoteBatchTest, AnotherWordOfTheSlabTakesThePlace) {
   Add(small_, 64);
   EXPECT_FALSE(TryAddToWord(small_, 63));
   EXPECT_FALSE(TryAddToWord(small_, 128));
-  BlockWord displaced;
+  BlockWord displaced{};
   EXPECT_TRUE(Add(small_, 128, &displaced));
   EXPECT_EQ(BlocksOf(displaced), (Held{small_.At(64)}));
   EXPECT_EQ(TakeAll(), (Held{small_.At(128)}));
@@ -141,7 +141,7 @@ TEST_F(RemoteBatchTest, AnotherSlabOfTheClassTakesThePlace) {
   const FakeSlab other(8, small_.size_class);
   Add(small_, 5);
   EXPECT_FALSE(TryAddToWord(other, 5));
-  BlockWord displaced;
+  BlockWord displaced{};
   EXPECT_TRUE(Add(other, 5, &displaced));
   EXPECT_EQ(BlocksOf(displaced), (Held{small_.At(5)}));
   EXPECT_EQ(TakeAll(), (Held{other.At(5)}));
@@ -150,7 +150,7 @@ TEST_F(RemoteBatchTest, AnotherSlabOfTheClassTakesThePlace) {
 TEST_F(RemoteBatchTest, AHeldBlockIsRefused) {
   Add(small_, 5);
   EXPECT_FALSE(TryAddToWord(small_, 5));
-  BlockWord displaced;
+  BlockWord displaced{};
   EXPECT_FALSE(Add(small_, 5, &displaced));
   EXPECT_EQ(displaced.bits, 0u);
   EXPECT_EQ(batch_.frees(), 1u);
@@ -209,7 +209,7 @@ TEST_F(RemoteBatchTest, IsFullWithItsMostBytes) {
 TEST_F(RemoteBatchTest, ARepairKeepsWhatIsHeldAndCountsItAnew) {
   const FakeSlab last(123, ClassOf(1024));
   const FakeSlab other(124, ClassOf(2048));
-  BlockWord displaced;
+  BlockWord displaced{};
   for (size_t number = 64; number <= 123; ++number) {
     EXPECT_TRUE(Add(FakeSlab(number, last.size_class), 0, &displaced));
   }
@@ -245,7 +245,7 @@ TEST_F(RemoteBatchTest, AgreesWithASet) {
       ASSERT_FALSE(is_held);
       held.insert(p);
     } else {
-      BlockWord displaced;
+      BlockWord displaced{};
       ASSERT_EQ(Add(slab, block, &displaced), !is_held);
       for (void* other : BlocksOf(displaced)) ASSERT_EQ(held.erase(other), 1u);
       if (!is_held) held.insert(p);
