@@ -346,6 +346,17 @@ ABSL_ATTRIBUTE_NOINLINE void FlushRemoteBatch(const void* caller) {
   if (FlushRemoteFrees(thread_state.cache)) StartMaintenanceIfWanted(caller);
 }
 
+// A block that is not of a fast class, or not of the one for `bytes`.
+ABSL_ATTRIBUTE_NOINLINE void DeallocateSizedUncommon(void* p, size_t bytes) {
+  if (p == nullptr) return;
+  const size_t usable = UsableBytesFor(kSizedFree, p);
+  const bool fits = RoomOf(PageMap::TagOf(p)) == Room::kSlab
+                        ? BlockServes(usable, bytes)
+                        : LargeBlockServes(p, usable, bytes);
+  if (ABSL_PREDICT_FALSE(!fits)) ReportSizeMismatch(p, bytes, usable);
+  Deallocate(p);
+}
+
 // Out of line, or Reallocate() would save registers for it before it has looked
 // at the block.
 ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
@@ -513,19 +524,25 @@ void DeallocateNotPushed(void* p, const Magazine* magazine,
 }
 
 void DeallocateSizedSlow(void* p, size_t bytes) {
-  if (p == nullptr) return;
-  const Tag tag = PageMap::TagOf(p);
-  const bool fits_slab =
-      bytes <= kFastMaxBytes &&
-      (tag & (kOwnerUnit - 1)) == MagazineOffset(ClassOf(bytes));
-  if (ABSL_PREDICT_FALSE(!fits_slab)) {
-    const size_t usable = UsableBytesFor(kSizedFree, p);
-    const bool fits = RoomOf(tag) == Room::kSlab
-                          ? BlockServes(usable, bytes)
-                          : LargeBlockServes(p, usable, bytes);
-    if (ABSL_PREDICT_FALSE(!fits)) ReportSizeMismatch(p, bytes, usable);
+  Tag tag;
+  if (ABSL_PREDICT_TRUE(PageMap::HomeTagOf(p, &tag) && bytes <= kFastMaxBytes &&
+                        (tag & (kOwnerUnit - 1)) ==
+                            ThreadCache::MagazineOffsetFor(bytes))) {
+    return DeallocateForeign(p, ThreadCache::OffsetOf(tag),
+                             __builtin_return_address(0));
   }
-  Deallocate(p);
+  return DeallocateSizedUncommon(p, bytes);
+}
+
+void DeallocateSizedNotPushed(void* p, size_t bytes, const Magazine* magazine) {
+  // Of a cold class, as a rule.
+  if (ABSL_PREDICT_TRUE(
+          bytes <= kFastMaxBytes &&
+          magazine ==
+              ThreadCache::MagazineAt(ThreadCache::MagazineOffsetFor(bytes)))) {
+    return DeallocateNotPushed(p, magazine, __builtin_return_address(0));
+  }
+  return DeallocateSizedUncommon(p, bytes);
 }
 
 void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment) {

@@ -122,6 +122,7 @@ ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller);
 void DeallocateForeign(void* p, Tag offset, const void* caller);
 void DeallocateNotPushed(void* p, const Magazine* magazine, const void* caller);
 void DeallocateSizedSlow(void* p, size_t bytes);
+void DeallocateSizedNotPushed(void* p, size_t bytes, const Magazine* magazine);
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
   Tag tag;
@@ -141,11 +142,11 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateSized(void* p,
                                                          size_t bytes) {
   Magazine* magazine;
-  if (ABSL_PREDICT_TRUE(ThreadCache::FindMagazine(p, &magazine) &&
-                        ThreadCache::TryPushSized(magazine, p, bytes))) {
-    return;
+  if (ABSL_PREDICT_FALSE(!ThreadCache::FindMagazine(p, &magazine))) {
+    return DeallocateSizedSlow(p, bytes);
   }
-  return DeallocateSizedSlow(p, bytes);
+  if (ABSL_PREDICT_TRUE(ThreadCache::TryPushSized(magazine, p, bytes))) return;
+  return DeallocateSizedNotPushed(p, bytes, magazine);
 }
 
 // The same for a block from AllocateAligned().

@@ -147,10 +147,15 @@ class alignas(64) ThreadCache {
   // A block of at least `bytes`, or nullptr if there is none at hand.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPop(size_t bytes) {
     if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes)) return nullptr;
-    Magazine* magazine = MagazineAt(
-        magazine_offsets[(bytes + kMinAlignmentBytes - 1) / kMinAlignmentBytes]);
+    Magazine* magazine = MagazineAt(MagazineOffsetFor(bytes));
     if (ABSL_PREDICT_FALSE(magazine->head == nullptr)) return nullptr;
     return magazine->Pop();
+  }
+
+  // MagazineOffset() of the class that serves `bytes`, at most kFastMaxBytes.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static Tag MagazineOffsetFor(size_t bytes) {
+    return magazine_offsets[(bytes + kMinAlignmentBytes - 1) /
+                            kMinAlignmentBytes];
   }
 
   // Below kOwnerUnit if the thread owns the slabs with this tag, and their class is
@@ -215,10 +220,7 @@ class alignas(64) ThreadCache {
   // nullptr if that is empty, too.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPopSpare(size_t bytes) {
     if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes)) return nullptr;
-    const size_t offset =
-        magazine_offsets[(bytes + kMinAlignmentBytes - 1) / kMinAlignmentBytes];
-    return thread_state.cache->TakeSpare(
-        ClassOfTag(static_cast<Tag>(offset)));
+    return thread_state.cache->TakeSpare(ClassOfTag(MagazineOffsetFor(bytes)));
   }
 
   // Frees `p`, whose magazine this is, if it is the start of a block and the class

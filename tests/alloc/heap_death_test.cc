@@ -375,6 +375,23 @@ TEST(HeapDeathTest, WrongSizeOfASmallBlock) {
   }
 }
 
+// So many frees in a row that the class turns cold, and no size passes at once.
+TEST(HeapDeathTest, WrongSizeOfABlockOfAColdClass) {
+  constexpr size_t kBytes = 48;
+  std::vector<char*> blocks;
+  for (int i = 0; i < 100000; ++i) blocks.push_back(Allocate(kBytes));
+  char* const p = blocks.front();
+  for (size_t i = 1; i < blocks.size(); ++i) DeallocateSized(blocks[i], kBytes);
+  ASSERT_EQ(ThreadCache::WarmMagazineOf(p), nullptr) << "not cold";
+  for (const size_t given : {size_t{0}, kBytes + 1, kBytes - 16, 100 * kMiB}) {
+    EXPECT_REPORT(DeallocateSized(p, given), WrongSize(p, given, kBytes));
+  }
+  EXPECT_REPORT((DeallocateSized(p, kBytes), DeallocateSized(p, kBytes)),
+                DoubleFree(p));
+  DeallocateSized(p, kBytes);
+  FlushThread();
+}
+
 TEST(HeapDeathTest, WrongSizeOfABlockWithAnAlignmentOf8) {
   char* const p = static_cast<char*>(AllocateUnaligned8(8));
   EXPECT_REPORT(DeallocateSized(p, 9), WrongSize(p, 9, 8));
