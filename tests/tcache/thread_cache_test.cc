@@ -18,6 +18,7 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/thread_life.h"
+#include "tests/arena/resident_pages.h"
 #include "tests/arena/test_seed.h"
 #include "tests/tcache/blocks.h"
 
@@ -69,6 +70,19 @@ TEST_F(ThreadCacheTest, AThreadWithoutACacheHasNothingAtHand) {
     EXPECT_EQ(thread_state.cache, &no_cache);
   });
   Free(p);
+}
+
+// Each thread pays for what it touches.
+TEST_F(ThreadCacheTest, ANewCacheTouchesTwoPages) {
+  const size_t bytes = RoundUp(ThreadCache::AllocationBytes(), PageBytes());
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  auto* const cache = new (memory) ThreadCache(ThreadCache::InZeroMemory());
+  cache->Open(thread_state.cache->tag(), thread_state.cache->arena());
+  EXPECT_LE(ResidentPages(memory, bytes), 2u);
+  cache->Verify(/*with_magazines=*/true);
+  munmap(memory, bytes);
 }
 
 // The tag of what is not Quarry's is that of a thread without a cache.
