@@ -73,6 +73,8 @@ ThreadCache* CacheOfFreeingThread() {
 // that one worked on: with its cache, too, their frees are local, and what was free
 // beside them is used next. Returns whether the thread has it now.
 bool TakeOverCacheOf(const Slab* slab) {
+  // First, since the owner writes to the line that tells whether it is parked.
+  if (thread_state.exited) return false;
   // Relaxed: what counts is what the registry finds.
   ThreadCache* const owner = slab->owner.load(std::memory_order_relaxed);
   if (owner == nullptr || !owner->is_parked()) return false;
@@ -113,7 +115,7 @@ bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache) {
   if (may_make_cache) {
     if (TakeOverCacheOf(slab)) {
       ThreadCache::Free(slab, p);
-      return false;
+      return true;  // As far as is known here.
     }
     // A thread whose frees are to be seen one by one, as was just decided, gets a
     // cache without a tag.

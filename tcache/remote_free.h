@@ -36,9 +36,9 @@ bool MarkHeld(BlockWord word);
 // Aborts with a report on a block that is in the thread's batch already.
 [[noreturn]] void ReportHeldTwice(const void* p);
 
-// Frees `p`, which is `block`, for a thread without a cache: marks it at once. If it may
-// have one, the thread gets the cache that owns the block, where that is parked, or
-// another after some calls, and then holds the block.
+// Frees `p`, which is `block`, for a thread without a cache: marks it at once. But if the
+// thread may have one, it gets the cache that owns the block, where that is parked, and
+// the block is freed locally; or another after some calls, and then holds the block.
 bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache);
 
 // Holds it, for a thread with a cache, after RemoteBatch::TryAddToWord() did not.

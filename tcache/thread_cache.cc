@@ -246,6 +246,8 @@ void* ThreadCache::Refill(SizeClass size_class) {
     taken += static_cast<int32_t>(
         slab->TakeBlocks(static_cast<size_t>(wanted - taken), &list));
     Relist(slab);
+    // The fullest comes first also where only a slab that is less full has blocks that
+    // were given out.
   } while (taken * 2 < wanted && (slab = BestSlab(size_class)) != nullptr &&
            (slab->NextIsResident() || taken * kFewForRefill < wanted));
   magazine.room = magazine.capacity - taken;

@@ -135,7 +135,9 @@ class alignas(64) ThreadCache {
 
   // One for nobody: no_cache.
   constexpr ThreadCache() : lock_(LockRank::kCache), notes_{} {}
-  // In memory that is zero, and whose last page this does not touch.
+  // In memory that is zero, and whose last page this does not touch: what gets no value
+  // here has the one that it is to begin with. The compiler must not see where the zeros
+  // come from, or it may take the stores of them for dead.
   using InZeroMemory = RemoteBatch::InZeroMemory;
   explicit ThreadCache(InZeroMemory in_zero_memory)
       : lock_(LockRank::kCache), remote_batch_(in_zero_memory) {}
@@ -542,7 +544,8 @@ class alignas(64) ThreadCache {
   // In the order in which a thread that has just begun needs it: what it does not, it
   // does not touch, and a page here is a page for each thread. The magazines and what
   // follows them up to the shelves of small blocks are on the first, other shelves on
-  // the second, and on the third what is for remote and cold frees and the depots.
+  // the second, and on the third most of what is for remote and cold frees and the
+  // depots.
 
   BiasedLock lock_;
   Tag tag_ = 0;

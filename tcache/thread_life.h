@@ -1,11 +1,12 @@
 // Where threads and processes begin and end, as far as caches are concerned.
 //
 // A thread gets its cache with its first allocation, or when it has freed many
-// blocks of others or one of a thread that is gone, and gives it up in the destructor of a pthread key: the next
-// thread has it as it is, or it is closed (cache_registry.h). Destructors of
-// other keys, and what libc frees after them, may still allocate and free. Such
-// a thread has no cache again: it allocates from the stray cache, which all of
-// them share under its lock, and its frees are remote.
+// blocks of others or one of a thread that is gone, and gives it up in the
+// destructor of a pthread key: the next thread has it as it is, or it is closed
+// (cache_registry.h). Destructors of other keys, and what libc frees after them,
+// may still allocate and free. Such a thread has no cache again: it allocates from
+// the stray cache, which all of them share under its lock, and its frees are
+// remote.
 //
 // fork() copies one thread of many. All locks are taken before it, in the order
 // of their ranks, so that the child finds nothing half changed but what a

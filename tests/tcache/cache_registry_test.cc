@@ -408,13 +408,14 @@ TEST_F(ParkedCacheTest, NoBlockIsLostWhileThreadsRace) {
       for (int life = 0; life < 300; ++life) {
         OnAnotherThread([&] {
           for (void*& p : left) {
-            if (p != nullptr) Free(p);
+            // The first gets the thread a cache, if that is still parked.
+            if (p != nullptr) FreeHereOrLater(p);
             p = Allocate(kBytes);
             Free(Allocate(2 * kBytes));
           }
         });
       }
-      for (void* p : left) Free(p);
+      for (void* p : left) FreeHereOrLater(p);
     });
   }
   for (std::thread& line : lines) line.join();
