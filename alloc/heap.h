@@ -121,6 +121,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
 ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller);
 void DeallocateForeign(void* p, Tag offset, const void* caller);
 void DeallocateNotPushed(void* p, const Magazine* magazine, const void* caller);
+// For a caller who knows the size: the first two, and the third.
 void DeallocateSizedSlow(void* p, size_t bytes);
 void DeallocateSizedNotPushed(void* p, size_t bytes, const Magazine* magazine);
 

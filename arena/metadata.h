@@ -12,8 +12,8 @@ namespace quarry {
 // Memory for the allocator's own records: slabs, runs, page tables, caches.
 //
 // A chunk is a mapping of its own, so that no overflow of a user's block runs
-// into a record. Records are bumped off the chunk with the most left, and once freed are
-// kept in one list per size; a chunk is never unmapped, and never on huge pages.
+// into a record. Records are bumped off the chunk with the most left, and once freed
+// are kept in one list per size; a chunk is never unmapped, and never on huge pages.
 //
 //   +-------+------------------+- - - +------------+- - - - - - - -+-------+
 //   | guard | record | record  | gap  |   record   |   untouched   | guard |
