@@ -48,7 +48,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPop(size_t bytes) {
 // The same at a multiple of `alignment`, a power of two; else AllocateAligned().
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPopAligned(size_t bytes,
                                                         size_t alignment) {
-  if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes || alignment > kFastMaxBytes)) {
+  if (ABSL_PREDICT_FALSE(bytes > kEvenMaxBytes || alignment > kEvenMaxBytes)) {
     return nullptr;
   }
   return ThreadCache::TryPop(AlignedBytes(bytes, alignment));
@@ -157,7 +157,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateAlignedSized(
     void* p, size_t bytes, size_t alignment) {
   Magazine* magazine;
   if (ABSL_PREDICT_TRUE(
-          bytes <= kFastMaxBytes && alignment <= kFastMaxBytes &&
+          bytes <= kEvenMaxBytes && alignment <= kEvenMaxBytes &&
           ThreadCache::FindMagazine(p, &magazine) &&
           ThreadCache::TryPushSized(magazine, p,
                                     AlignedBytes(bytes, alignment)))) {

@@ -1,14 +1,24 @@
 // Which block sizes exist, and which of them serves a request.
 //
-//   class   1      2    3         9   10         17   18            65
+//   class   1      2    3         9   10         17   18            67
 //   bytes   8     16   32  ...  128  144  ...   256  288  ...    16384
-//           |      `-- 16 apart --'   `- 8 for each doubling ----------'
+//           |      `-- 16 apart --'   `- 8 for each doubling, or 9 ----'
 //           `-- only for callers who state an alignment of 8 or less
 //
-// Class 0 is no class. Above 128 bytes a class wastes at most an eighth of
-// the request, since a class is at most an eighth of a power of two above the
-// one before it. Every class above 8 bytes is a multiple of 16, so that blocks
-// have the alignment that malloc() owes.
+// Class 0 is no class. Above 128 bytes a class is an eighth of a power of two above
+// the one before it, with two exceptions.
+//
+// Requests just above a power of two are common: a buffer and the header that its
+// library puts before it. Above 1 and 2 KiB there is one class more for them, at
+// 17/16.
+//
+// From 4 to 8 KiB eighths would waste what is left behind a slab's last block: as
+// many blocks of 6.5 KiB fit into 64 KiB as of 7. There the classes are a fifteenth to
+// an eighth of a slab, in multiples of 128; but the first is exactly a fifteenth, so
+// that it holds a database's page of 4 KiB and what is kept with it.
+//
+// Every class above 8 bytes is a multiple of 16, so that blocks have the alignment
+// that malloc() owes.
 //
 // Fast classes are those whose slabs are one granule, so that an offset within
 // a slab is the low 16 bits of an address and free() can check in three
@@ -19,6 +29,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 #include "arena/page_map.h"
 #include "arena/page_source.h"
@@ -30,14 +41,32 @@ using SizeClass = uint32_t;
 constexpr SizeClass kNoClass = 0;
 constexpr SizeClass kEightByteClass = 1;
 constexpr SizeClass kFirstClass = 2;
-constexpr SizeClass kClassesPerDoubling = 8;
 constexpr size_t kMinAlignmentBytes = 16;
 constexpr size_t kLinearMaxBytes = 128;
 constexpr size_t kFastMaxBytes = 8 * 1024;
 constexpr size_t kSmallMaxBytes = 16 * 1024;
+// The classes from kLinearMaxBytes on for each doubling, but for what the above says.
+constexpr size_t kStepsPerDoubling = 8;
 
-constexpr SizeClass kLastLinearClass =
-    kFirstClass + kLinearMaxBytes / kMinAlignmentBytes - 1;
+// The smallest class of more than kLinearMaxBytes, and of more than twice, four
+// times as much and so on.
+constexpr uint8_t kFirstOfDoubling[] = {10, 18, 26, 34, 43, 52, 60};
+
+// Of each class.
+constexpr uint16_t kBlockBytes[] = {
+    0,    8,    16,   32,   48,   64,   80,    96,    112,   128,
+    144,  160,  176,  192,  208,  224,  240,   256,           // By 16.
+    288,  320,  352,  384,  416,  448,  480,   512,           // By 32.
+    576,  640,  704,  768,  832,  896,  960,   1024,          // By 64.
+    1088, 1152, 1280, 1408, 1536, 1664, 1792,  1920,  2048,   // By 128, the first 64.
+    2176, 2304, 2560, 2816, 3072, 3328, 3584,  3840,  4096,   // By 256, the first 128.
+    4368, 4608, 4992, 5376, 5888, 6528, 7168,  8192,          // 15 to 8 in a slab.
+    9216, 10240, 11264, 12288, 13312, 14336, 15360, 16384};   // By 1024.
+
+// The size of the blocks of `size_class`. Requires 0 < size_class < kClasses.
+constexpr size_t BlockBytes(SizeClass size_class) {
+  return kBlockBytes[size_class];
+}
 
 // The smallest class whose blocks hold `bytes`, aligned to 16.
 // Requires bytes <= kSmallMaxBytes.
@@ -46,28 +75,19 @@ constexpr SizeClass ClassOf(size_t bytes) {
     const size_t last = bytes == 0 ? 0 : bytes - 1;
     return kFirstClass + static_cast<SizeClass>(last / kMinAlignmentBytes);
   }
-  // The top four bits of `bytes - 1` say which eighth of which doubling.
+  // The top four bits of `bytes - 1` say which eighth of which doubling; the class is
+  // that one or a little above.
   const int doubling = std::bit_width(bytes - 1) - 8;
   const size_t eighth = ((bytes - 1) >> (doubling + 4)) & 7;
-  return kLastLinearClass + 1 +
-         static_cast<SizeClass>(doubling) * kClassesPerDoubling +
-         static_cast<SizeClass>(eighth);
-}
-
-// The size of the blocks of `size_class`. Requires 0 < size_class < kClasses.
-constexpr size_t BlockBytes(SizeClass size_class) {
-  if (size_class == kEightByteClass) return 8;
-  if (size_class <= kLastLinearClass) {
-    return (size_class - kFirstClass + 1) * kMinAlignmentBytes;
-  }
-  const SizeClass above = size_class - kLastLinearClass - 1;
-  const SizeClass doubling = above / kClassesPerDoubling;
-  const SizeClass eighth = above % kClassesPerDoubling;
-  return size_t{9 + eighth} << (doubling + 4);
+  SizeClass size_class =
+      kFirstOfDoubling[doubling] + static_cast<SizeClass>(eighth);
+  while (BlockBytes(size_class) < bytes) ++size_class;
+  return size_class;
 }
 
 constexpr SizeClass kFastClasses = ClassOf(kFastMaxBytes) + 1;
 constexpr SizeClass kClasses = ClassOf(kSmallMaxBytes) + 1;
+static_assert(kClasses == std::size(kBlockBytes));
 
 // std::has_single_bit() counts bits, with a call where the processor may lack the
 // instruction.
@@ -76,21 +96,27 @@ constexpr bool IsPowerOfTwo(size_t number) {
 }
 
 // The request without an alignment that gets what one of `bytes` with `alignment`,
-// a power of two, needs. Blocks follow each other from a slab's start, so their
-// size must be a multiple of it; and the smallest class for a multiple of a power
-// of two is one, since classes up to the next doubling are multiples of an eighth
-// of the last: of the alignment, or else so close that one is the request itself.
+// a power of two, needs, where the result is at most kEvenMaxBytes. Blocks follow
+// each other from a slab's start, so their size must be a multiple of it; and the
+// smallest class for a multiple of a power of two is one, since a class up to there is
+// a multiple of what it is above the class before: of the alignment, or else so close
+// to that one that it is the request itself.
 // Requires bytes and alignment of at most kSmallMaxBytes.
 constexpr size_t AlignedBytes(size_t bytes, size_t alignment) {
   return RoundUp(bytes == 0 ? 1 : bytes, alignment);
 }
+constexpr size_t kEvenMaxBytes = 4 * 1024;
 
 // The smallest class whose blocks hold `bytes` and start at multiples of
 // `alignment`, a power of two; kNoClass when there is none.
 constexpr SizeClass ClassOf(size_t bytes, size_t alignment) {
   if (bytes > kSmallMaxBytes || alignment > kSmallMaxBytes) return kNoClass;
   const size_t aligned_bytes = AlignedBytes(bytes, alignment);
-  return aligned_bytes <= kSmallMaxBytes ? ClassOf(aligned_bytes) : kNoClass;
+  if (aligned_bytes > kSmallMaxBytes) return kNoClass;
+  SizeClass size_class = ClassOf(aligned_bytes);
+  // Ends with kSmallMaxBytes.
+  while (BlockBytes(size_class) % alignment != 0) ++size_class;
+  return size_class;
 }
 
 // The fewest bytes that a request served by this class may have.
@@ -98,12 +124,12 @@ constexpr size_t MinRequestBytes(SizeClass size_class) {
   return size_class <= kFirstClass ? 0 : BlockBytes(size_class - 1) + 1;
 }
 
-// What a request above kSmallMaxBytes gets: whole pages, in steps of eight for
-// each doubling as the classes above, or of a page where that is more. So a size
+// What a request above kSmallMaxBytes gets: whole pages, in eight steps for
+// each doubling as most classes, or of a page where that is more. So a size
 // which varies a little meets runs of its size again, and a block that grows a
 // little stays.
 inline size_t MediumBytes(size_t bytes, size_t page_bytes = PageBytes()) {
-  const size_t step = std::bit_floor(bytes - 1) / kClassesPerDoubling;
+  const size_t step = std::bit_floor(bytes - 1) / kStepsPerDoubling;
   return RoundUp(bytes, step > page_bytes ? step : page_bytes);
 }
 
@@ -167,15 +193,6 @@ static_assert(kGranuleBytes * kFastMaxBytes <= uint64_t{1} << 32,
 
 static_assert(BlockBytes(ClassOf(kSmallMaxBytes)) == kSmallMaxBytes);
 static_assert(BlockBytes(ClassOf(kFastMaxBytes)) == kFastMaxBytes);
-
-constexpr bool WasteIsAtMostAnEighth() {
-  for (SizeClass c = kLastLinearClass + 1; c < kClasses; ++c) {
-    const size_t fewest = MinRequestBytes(c);
-    if ((BlockBytes(c) - fewest) * 8 > fewest) return false;
-  }
-  return true;
-}
-static_assert(WasteIsAtMostAnEighth());
 
 }  // namespace quarry
 

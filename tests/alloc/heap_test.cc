@@ -41,7 +41,7 @@ void ExpectGoodBlock(size_t bytes) {
   ASSERT_GE(usable, good) << bytes;
   ASSERT_LE(usable, bytes < 4 * kMiB ? good : good + good / 8) << bytes;
   if (bytes > kLinearMaxBytes && bytes <= kSmallMaxBytes) {
-    ASSERT_LE((good - bytes) * 8, bytes);
+    ASSERT_LE((good - bytes) * 7, bytes);
   }
   block[0] = 1;
   block[usable - 1] = 2;

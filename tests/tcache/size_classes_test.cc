@@ -43,9 +43,26 @@ TEST(SizeClasses, WasteIsBounded) {
     if (bytes <= kLinearMaxBytes) {
       ASSERT_LT(waste, kMinAlignmentBytes) << bytes;
     } else {
-      ASSERT_LE(waste * 8, bytes) << bytes;
+      ASSERT_LE(waste * 7, bytes) << bytes;
     }
   }
+}
+
+// Of what a block takes of its slab.
+TEST(SizeClasses, NoClassUpToAGranulesEighthHoldsAsManyAsTheNext) {
+  for (SizeClass c = kFirstClass; c < kFastClasses - 1; ++c) {
+    EXPECT_GT(SlabBlocks(c), SlabBlocks(c + 1)) << BlockBytes(c);
+  }
+}
+
+TEST(SizeClasses, APowerOfTwoAndALittleHasAClassOfItsOwn) {
+  for (size_t power : {1024, 2048, 4096}) {
+    for (size_t header : {8, 16, 32, 64}) {
+      const size_t waste = BlockBytes(ClassOf(power + header)) - power - header;
+      EXPECT_LE(waste * 15, power) << power + header;
+    }
+  }
+  EXPECT_EQ(BlockBytes(ClassOf(4096 + 272)), 4096u + 272u);
 }
 
 // Against a search through all classes, at the sizes where the answer changes.
@@ -69,6 +86,17 @@ TEST(SizeClasses, EveryAlignmentGetsTheSmallestClassThatHasIt) {
            ++bytes) {
         check(bytes, alignment);
       }
+    }
+  }
+}
+
+TEST(SizeClasses, AnAlignedRequestIsOneOfARoundedSize) {
+  for (size_t alignment = 1; alignment <= kEvenMaxBytes; alignment *= 2) {
+    for (size_t bytes = 0; bytes <= kEvenMaxBytes; ++bytes) {
+      const size_t aligned_bytes = AlignedBytes(bytes, alignment);
+      ASSERT_LE(aligned_bytes, kEvenMaxBytes);
+      ASSERT_EQ(ClassOf(aligned_bytes), ClassOf(bytes, alignment))
+          << bytes << " " << alignment;
     }
   }
 }
