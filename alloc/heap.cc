@@ -536,13 +536,14 @@ void DeallocateSizedSlow(void* p, size_t bytes) {
 
 void DeallocateSizedNotPushed(void* p, size_t bytes, const Magazine* magazine) {
   // Of a cold class, as a rule.
-  if (ABSL_PREDICT_TRUE(
-          bytes <= kFastMaxBytes &&
-          magazine ==
-              ThreadCache::MagazineAt(ThreadCache::MagazineOffsetFor(bytes)))) {
-    return DeallocateNotPushed(p, magazine, __builtin_return_address(0));
+  bool notes_are_full;
+  if (ABSL_PREDICT_FALSE(!ThreadCache::TryPushColdSized(magazine, p, bytes,
+                                                        &notes_are_full))) {
+    return DeallocateSizedUncommon(p, bytes);
   }
-  return DeallocateSizedUncommon(p, bytes);
+  if (ABSL_PREDICT_FALSE(notes_are_full)) {
+    return FlushNotes(__builtin_return_address(0));
+  }
 }
 
 void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment) {

@@ -45,7 +45,8 @@ struct Magazine {
   uint32_t start_reciprocal;
   uint32_t start_limit;
   // Sized free: a size belongs to this class when it is one of `request_sizes`
-  // from min_request_bytes on; none does to a cold class, or to no class.
+  // from min_request_bytes on, which in a cold class is kColdShift too much, so that
+  // no size passes. None is of no class.
   uint32_t min_request_bytes;
   uint32_t request_sizes;
   int32_t capacity;
@@ -85,10 +86,18 @@ struct Magazine {
     return size_t{min_request_bytes} + request_sizes - 1;
   }
 
-  // By the low 32 bits of `bytes`, which tell all sizes up to 4 GiB apart.
+  // By the low 32 bits of `bytes`, which tell all sizes up to 2 GiB apart.
   bool ServesRequest(size_t bytes) const {
     return static_cast<uint32_t>(bytes) - min_request_bytes < request_sizes;
   }
+
+  // The same of a class that is cold; of a warm one, false.
+  bool ServesRequestWhenCold(size_t bytes) const {
+    return static_cast<uint32_t>(bytes) - (min_request_bytes - kColdShift) <
+           request_sizes;
+  }
+
+  static constexpr uint32_t kColdShift = uint32_t{1} << 31;
 };
 
 static_assert(sizeof(Magazine) == 32);

@@ -98,7 +98,7 @@ size_t Slab::TakeFresh(size_t wanted, BlockList* list) {
   return count;
 }
 
-size_t Slab::PutWord(size_t index, uint64_t word) {
+void Slab::PutWord(size_t index, uint64_t word, size_t count) {
   // Blocks that are free already, in the bitmap or as fresh ones.
   uint64_t twice = 0;
   if (fresh_ < (index + 1) * 64) {
@@ -113,26 +113,27 @@ size_t Slab::PutWord(size_t index, uint64_t word) {
   }
   local()[index] |= word;
   if (index < first_word_) first_word_ = static_cast<uint16_t>(index);
-  const size_t count = static_cast<size_t>(std::popcount(word));
   used_ = static_cast<uint16_t>(used_ - count);
-  if (ABSL_PREDICT_FALSE(used_ == 0)) Reset();
-  return count;
 }
 
 size_t Slab::Drain() {
-  size_t count = 0;
+  size_t blocks = 0;
   remote.Drain([&](size_t index, uint64_t word) {
-    count += PutWord(index, word);
+    const auto count = static_cast<size_t>(std::popcount(word));
+    PutWord(index, word, count);
+    blocks += count;
   });
-  return count;
+  return blocks;
 }
 
 size_t Slab::DrainAll() {
-  size_t count = 0;
+  size_t blocks = 0;
   remote.DrainAll(words(), [&](size_t index, uint64_t word) {
-    count += PutWord(index, word);
+    const auto count = static_cast<size_t>(std::popcount(word));
+    PutWord(index, word, count);
+    blocks += count;
   });
-  return count;
+  return blocks;
 }
 
 void Slab::Reset() {
@@ -233,6 +234,7 @@ void Slab::SetFullness() {
   size_t to = used_;
   if (used_ == 0) {
     fullness_ = kEmpty;
+    Reset();
   } else if (used_ == blocks) {
     fullness_ = is_inherited_ ? kInheritedFull : kFull;
   } else if (is_inherited_) {

@@ -210,7 +210,7 @@ class alignas(64) Slab {
   size_t TakeBlocks(size_t wanted, BlockList* list);
 
   // One block given back by the owner. False, with nothing changed, when it is
-  // not in use: a double free.
+  // not in use: a double free. UpdateFullness() afterwards.
   [[nodiscard]] bool PutBlock(size_t index) {
     const uint64_t bit = uint64_t{1} << (index % 64);
     uint64_t& word = local()[index / 64];
@@ -219,13 +219,14 @@ class alignas(64) Slab {
     if (index / 64 < first_word_) {
       first_word_ = static_cast<uint16_t>(index / 64);
     }
-    if (ABSL_PREDICT_FALSE(--used_ == 0)) Reset();
+    --used_;
     return true;
   }
 
   // Several blocks given back: those of word `index` of the bitmap whose bits
-  // are set. Returns how many. Reports a block that was free already.
-  size_t PutWord(size_t index, uint64_t word);
+  // are set, which are so many. Reports a block that was free already.
+  // UpdateFullness() afterwards.
+  void PutWord(size_t index, uint64_t word, size_t count);
 
   // Drains all remote frees, with or without a token: see RemoteBitmap.
   size_t Drain();
@@ -251,13 +252,14 @@ class alignas(64) Slab {
   uint8_t pass() const { return pass_; }
   void ForgetPass() { pass_ = 0; }
 
-  // After used() changed: whether the slab belongs in another list, which
-  // UpdateFullness() then says.
-  bool FullnessHasChanged() const {
-    return used_ < fullness_from_ || used_ > fullness_to_;
-  }
+  // After used() became more, or less: whether the slab belongs in another list.
+  bool FullnessHasRisen() const { return used_ > fullness_to_; }
+  bool FullnessHasFallen() const { return used_ < fullness_from_; }
+  // To be called then, or always. Makes a slab without used blocks begin again at its
+  // lowest block: what was given out before is resident, and what was not stays
+  // untouched for longer.
   void UpdateFullness() {
-    if (FullnessHasChanged()) SetFullness();
+    if (FullnessHasRisen() || FullnessHasFallen()) SetFullness();
   }
 
   // Whether the pages are still those of the parent, as far as this process of a
@@ -310,8 +312,6 @@ class alignas(64) Slab {
   uint16_t HashOfFree() const;
   bool PurgeTail();
   size_t TakeFresh(size_t wanted, BlockList* list);
-  // Makes a slab without used blocks begin again at its lowest block: what was
-  // given out before is resident, and what was not stays untouched for longer.
   void Reset();
   void SetFullness();
 };

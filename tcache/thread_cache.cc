@@ -245,7 +245,7 @@ void* ThreadCache::Refill(SizeClass size_class) {
   do {
     taken += static_cast<int32_t>(
         slab->TakeBlocks(static_cast<size_t>(wanted - taken), &list));
-    Relist(slab);
+    RelistAfterTake(slab);
     // The fullest comes first also where only a slab that is less full has blocks that
     // were given out.
   } while (taken * 2 < wanted && (slab = BestSlab(size_class)) != nullptr &&
@@ -264,7 +264,7 @@ void* ThreadCache::TakeOne(SizeClass size_class) {
   if (slab == nullptr) return nullptr;
   BlockList list;
   (void)slab->TakeBlocks(1, &list);
-  Relist(slab);
+  RelistAfterTake(slab);
   return list.Finish();
 }
 
@@ -293,7 +293,8 @@ void ThreadCache::TurnCold(SizeClass size_class) {
   Magazine& magazine = magazines_[size_class];
   // No offset and no size passes.
   magazine.start_limit = 0;
-  magazine.request_sizes = 0;
+  magazine.min_request_bytes =
+      static_cast<uint32_t>(MinRequestBytes(size_class)) + Magazine::kColdShift;
 }
 
 void ThreadCache::TurnWarm(SizeClass size_class) {
@@ -409,7 +410,7 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
     if (thread_state.tag == 0) {
       SetUsed(true);
       QUARRY_CHECK(slab->PutBlock(index));
-      Relist(slab);
+      RelistAfterPut(slab);
       maintenance_signal.NoteWork();
       return;
     }
@@ -523,35 +524,36 @@ void ThreadCache::FlushCold() {
   SetUsed(true);
   notes_[count + 1] = nullptr;  // Near no block.
   void** const end = notes_ + count + 1;
-  Tag offset = 0;
+  // Before its slab may be given back; only to be believed after the loop.
+  const SizeClass last = ClassOfTag(PageMap::SureHomeTagOf(end[-1]));
   for (void** note = notes_ + 1; note != end;) {
     void* const p = *note;
     // By the tag: a slab that was given back after the first of two frees of its
     // block has another.
-    offset = PageMap::SureHomeTagOf(p) - tag_;
+    const Tag offset = PageMap::SureHomeTagOf(p) - tag_;
     if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {
       ReportForeignPointer("free", p);
     }
     auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
-    // By the class and not by the slab, whose line may be a while in coming.
-    const SlabGeometry& geometry = Slab::GeometryOf(offset);
+    // By the magazine and not by the slab, whose line may be a while in coming.
+    const auto* const magazine = reinterpret_cast<const Magazine*>(
+        reinterpret_cast<const char*>(magazines_) + offset);
     const size_t index =
-        BlockOfOffset(OffsetInGranule(p), geometry.start_reciprocal).index();
+        BlockOfOffset(OffsetInGranule(p), magazine->start_reciprocal).index();
     // Blocks that were allocated in a row are often freed in a row, and then
     // whole words of a bitmap come together. Asked by the addresses alone: in a
     // heap that is freed in no order, the loads for one block must not wait for
     // those of the block before it.
     if (IsNear(p, note[1])) {
-      note = PutNotedWord(note, slab, geometry, index);
+      note = PutNotedWord(note, slab, index);
     } else {
       if (ABSL_PREDICT_FALSE(!slab->PutBlock(index))) ReportNote(p);
       ++note;
     }
-    Relist(slab);
+    RelistAfterPut(slab);
   }
   notes_count_ = 0;
   // The depot may have been given back meanwhile, by Tidy().
-  const SizeClass last = ClassOfTag(offset);
   const Shelf& shelf = shelves_[last];
   if (shelf.is_cold && shelf.depot_count <= kMostMagazines[last] / 2 &&
       depot_bytes_ < kMostDepotBytes) {
@@ -559,8 +561,8 @@ void ThreadCache::FlushCold() {
   }
 }
 
-void** ThreadCache::PutNotedWord(void** note, Slab* slab,
-                                 const SlabGeometry& geometry, size_t index) {
+void** ThreadCache::PutNotedWord(void** note, Slab* slab, size_t index) {
+  const SlabGeometry& geometry = Slab::kGeometry[slab->size_class()];
   if (ABSL_PREDICT_FALSE(index >= geometry.blocks)) ReportNote(*note);
   const size_t first = index / 64 * 64;
   const uintptr_t start = reinterpret_cast<uintptr_t>(slab->BlockAt(first));
@@ -569,6 +571,7 @@ void** ThreadCache::PutNotedWord(void** note, Slab* slab,
   const size_t bytes = blocks * geometry.block_bytes;
   uintptr_t offset = reinterpret_cast<uintptr_t>(*note) - start;
   uint64_t word = 0;
+  void** const first_note = note;
   do {
     const size_t bit = BlockOfOffset(offset, geometry.start_reciprocal).index();
     const uint64_t more = word | uint64_t{1} << (bit % 64);
@@ -576,7 +579,7 @@ void** ThreadCache::PutNotedWord(void** note, Slab* slab,
     word = more;
     offset = reinterpret_cast<uintptr_t>(*++note) - start;
   } while (offset < bytes);
-  (void)slab->PutWord(first / 64, word);
+  slab->PutWord(first / 64, word, static_cast<size_t>(note - first_note));
   return note;
 }
 
@@ -609,7 +612,7 @@ void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
       CheckIsBlock("free", slab, block);
       ReportDoubleFree(block, slab->block_bytes(), slab->start());
     }
-    Relist(slab);
+    RelistAfterPut(slab);
     linked_from = block;
     block = next;
   }
@@ -778,7 +781,7 @@ void ThreadCache::DrainPending() {
     Slab* next = slab->pending_next;
     if (slab->owner.load(std::memory_order_relaxed) == this) {
       counters_.drained_blocks += slab->Drain();
-      Relist(slab);
+      RelistAfterPut(slab);
     } else {
       // Pushed by a thread that saw an owner which had this cache's memory
       // before us.

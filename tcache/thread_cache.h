@@ -231,18 +231,18 @@ class alignas(64) ThreadCache {
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushCold(const Magazine* magazine,
                                                        void* p,
                                                        bool* notes_are_full) {
-    if (magazine->start_limit != 0 || !magazine->IsBlockStartWhenWarm(p)) {
-      return false;
-    }
-    ThreadCache* const cache = thread_state.cache;
-    const uint32_t count = cache->notes_count_;
-    if (ABSL_PREDICT_FALSE(cache->notes_[count] == p)) return false;
-    // In this order, for the child of a fork at any moment: see thread_life.h.
-    cache->notes_[count + 1] = p;
-    std::atomic_signal_fence(std::memory_order_release);
-    cache->notes_count_ = count + 1;
-    *notes_are_full = count + 1 == kMostNotes;
-    return true;
+    return ABSL_PREDICT_TRUE(magazine->start_limit == 0 &&
+                             magazine->IsBlockStartWhenWarm(p)) &&
+           TryNote(p, notes_are_full);
+  }
+
+  // The same for a caller who knows the size that was asked for: false also if a
+  // block of the class does not serve such requests.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushColdSized(
+      const Magazine* magazine, void* p, size_t bytes, bool* notes_are_full) {
+    return ABSL_PREDICT_TRUE(magazine->ServesRequestWhenCold(bytes) &&
+                             magazine->IsBlockStartWhenWarm(p)) &&
+           TryNote(p, notes_are_full);
   }
 
   // A block of `size_class`, making a cache for the thread if need be; nullptr
@@ -470,6 +470,20 @@ class alignas(64) ThreadCache {
     return magazine.Pop();
   }
 
+  // Notes that `p` is free, unless it is what was noted last.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryNote(void* p,
+                                                   bool* notes_are_full) {
+    ThreadCache* const cache = thread_state.cache;
+    const uint32_t count = cache->notes_count_;
+    if (ABSL_PREDICT_FALSE(cache->notes_[count] == p)) return false;
+    // In this order, for the child of a fork at any moment: see thread_life.h.
+    cache->notes_[count + 1] = p;
+    std::atomic_signal_fence(std::memory_order_release);
+    cache->notes_count_ = count + 1;
+    *notes_are_full = count + 1 == kMostNotes;
+    return true;
+  }
+
   SizeClass ClassOfMagazine(const Magazine* magazine) const {
     return static_cast<SizeClass>(magazine - magazines_);
   }
@@ -503,8 +517,8 @@ class alignas(64) ThreadCache {
   void FlushCold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Puts the blocks noted from `note` on that are in one word of a slab's bitmap,
   // which the first is in as block `index`; returns where the others begin.
-  void** PutNotedWord(void** note, Slab* slab, const SlabGeometry& geometry,
-                      size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void** PutNotedWord(void** note, Slab* slab, size_t index)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Aborts with a report on a note of what is no block in use.
   [[noreturn]] void ReportNote(void* p);
   void Flush(FreeBlock* first, SizeClass size_class)
@@ -520,10 +534,13 @@ class alignas(64) ThreadCache {
   void TakeOwnership(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The first of these inherited slabs, as one's own.
   Slab* TakeInherited(SlabList* list) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Puts a slab whose used() changed into the list where it belongs, or gives
-  // it back to the arena if it is empty and there is another.
-  void Relist(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
-    if (ABSL_PREDICT_FALSE(slab->FullnessHasChanged())) MoveToItsList(slab);
+  // Put a slab of which blocks were taken, or to which some were given back, into the
+  // list where it belongs; one that is empty goes back to the arena if there is another.
+  void RelistAfterTake(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    if (ABSL_PREDICT_FALSE(slab->FullnessHasRisen())) MoveToItsList(slab);
+  }
+  void RelistAfterPut(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    if (ABSL_PREDICT_FALSE(slab->FullnessHasFallen())) MoveToItsList(slab);
   }
   void MoveToItsList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Returns whether there were any.

@@ -375,19 +375,34 @@ TEST(HeapDeathTest, WrongSizeOfASmallBlock) {
   }
 }
 
-// So many frees in a row that the class turns cold, and no size passes at once.
+// Of so many blocks of `bytes` that the class turns cold with their frees, the one that
+// is left.
+char* OneOfAColdClass(size_t bytes) {
+  std::vector<char*> blocks;
+  for (int i = 0; i < 100000; ++i) blocks.push_back(Allocate(bytes));
+  for (size_t i = 1; i < blocks.size(); ++i) DeallocateSized(blocks[i], bytes);
+  EXPECT_EQ(ThreadCache::WarmMagazineOf(blocks.front()), nullptr) << "not cold";
+  return blocks.front();
+}
+
+// No size passes at once.
 TEST(HeapDeathTest, WrongSizeOfABlockOfAColdClass) {
   constexpr size_t kBytes = 48;
-  std::vector<char*> blocks;
-  for (int i = 0; i < 100000; ++i) blocks.push_back(Allocate(kBytes));
-  char* const p = blocks.front();
-  for (size_t i = 1; i < blocks.size(); ++i) DeallocateSized(blocks[i], kBytes);
-  ASSERT_EQ(ThreadCache::WarmMagazineOf(p), nullptr) << "not cold";
+  char* const p = OneOfAColdClass(kBytes);
   for (const size_t given : {size_t{0}, kBytes + 1, kBytes - 16, 100 * kMiB}) {
     EXPECT_REPORT(DeallocateSized(p, given), WrongSize(p, given, kBytes));
   }
   EXPECT_REPORT((DeallocateSized(p, kBytes), DeallocateSized(p, kBytes)),
                 DoubleFree(p));
+  DeallocateSized(p, kBytes);
+  FlushThread();
+}
+
+TEST(HeapDeathTest, SizedFreeInsideABlockOfAColdClass) {
+  constexpr size_t kBytes = 48;
+  char* const p = OneOfAColdClass(kBytes);
+  EXPECT_REPORT(DeallocateSized(p + 16, kBytes),
+                Interior("sized free", p + 16, p, kBytes));
   DeallocateSized(p, kBytes);
   FlushThread();
 }

@@ -66,14 +66,30 @@ TEST(Magazine, KnowsTheStartsOfBlocksAtEveryAddressOfASlab) {
 TEST(Magazine, OfAColdClassHasBlockStartsOnlyForColdFrees) {
   Magazine magazine = MakeMagazine(ClassOf(48), 1);
   magazine.start_limit = 0;
-  magazine.request_sizes = 0;
   for (size_t offset = 0; offset < kGranuleBytes; ++offset) {
     const void* const p = reinterpret_cast<const void*>(offset);
     ASSERT_FALSE(magazine.IsBlockStart(p));
     ASSERT_EQ(magazine.IsBlockStartWhenWarm(p), offset % 48 == 0);
-    ASSERT_FALSE(magazine.ServesRequest(offset));
   }
-  EXPECT_FALSE(magazine.ServesRequest(~size_t{0}));
+}
+
+TEST(Magazine, OfAColdClassServesItsSizesOnlyForColdFrees) {
+  for (SizeClass c = kFirstClass; c < kFastClasses; ++c) {
+    Magazine magazine = MakeMagazine(c, 1);
+    for (size_t bytes = 0; bytes <= kSmallMaxBytes; ++bytes) {
+      ASSERT_FALSE(magazine.ServesRequestWhenCold(bytes)) << "it is warm";
+    }
+    magazine.min_request_bytes += Magazine::kColdShift;
+    for (size_t bytes = 0; bytes <= kSmallMaxBytes; ++bytes) {
+      ASSERT_FALSE(magazine.ServesRequest(bytes)) << bytes;
+      ASSERT_EQ(magazine.ServesRequestWhenCold(bytes), ClassOf(bytes) == c)
+          << bytes;
+    }
+    for (size_t bytes : {size_t{1} << 30, size_t{~uint32_t{0}}, ~size_t{0}}) {
+      EXPECT_FALSE(magazine.ServesRequest(bytes));
+      EXPECT_FALSE(magazine.ServesRequestWhenCold(bytes));
+    }
+  }
 }
 
 TEST(Magazine, OfNoClassHasNoBlockStartsAndServesNothing) {
@@ -83,6 +99,7 @@ TEST(Magazine, OfNoClassHasNoBlockStartsAndServesNothing) {
     ASSERT_FALSE(magazine.IsBlockStart(p));
     ASSERT_FALSE(magazine.IsBlockStartWhenWarm(p));
     ASSERT_FALSE(magazine.ServesRequest(offset));
+    ASSERT_FALSE(magazine.ServesRequestWhenCold(offset));
   }
   EXPECT_FALSE(magazine.ServesRequest(~size_t{0}));
 }

@@ -173,7 +173,9 @@ TEST_P(EveryClass, KnowsWhetherItsNextBlockIsResident) {
   ASSERT_TRUE(slab->PutBlock(slab->IndexOf(blocks[0])));
   EXPECT_TRUE(slab->NextIsResident());
   // Empty, so that both are fresh again, and still resident.
+  slab->UpdateFullness();
   ASSERT_TRUE(slab->PutBlock(slab->IndexOf(blocks[1])));
+  slab->UpdateFullness();
   for (char* block : blocks) {
     EXPECT_TRUE(slab->NextIsResident());
     EXPECT_EQ(slab.Take(1).front(), block);
@@ -221,8 +223,12 @@ TEST_P(EveryClass, FreedBlocksAreServedAgainLowestFirstBeforeFreshOnes) {
 TEST_P(EveryClass, WhenEmptyBeginsAgainAtItsFirstBlock) {
   TestSlab slab(GetParam());
   const std::vector<char*> all = slab.TakeAll();
-  for (char* block : all) ASSERT_TRUE(slab->PutBlock(slab->IndexOf(block)));
+  for (char* block : all) {
+    slab->UpdateFullness();
+    ASSERT_TRUE(slab->PutBlock(slab->IndexOf(block)));
+  }
   EXPECT_EQ(slab->used(), 0u);
+  slab->UpdateFullness();
   EXPECT_FALSE(slab->IsGivenOut(all[0]));
   slab->Verify();
   EXPECT_EQ(slab.Take(1).front(), slab->start());
@@ -275,11 +281,15 @@ TEST_P(EveryClass, FullnessGoesByFourths) {
   slab->UpdateFullness();
   const auto check = [&] {
     const Slab::Fullness before = slab->fullness();
-    const bool changed = slab->FullnessHasChanged();
+    const bool has_risen = slab->FullnessHasRisen();
+    const bool has_fallen = slab->FullnessHasFallen();
     slab->UpdateFullness();
     ASSERT_EQ(slab->fullness(), expected(slab->used())) << slab->used();
-    ASSERT_EQ(changed, before != slab->fullness()) << slab->used();
-    ASSERT_FALSE(slab->FullnessHasChanged());
+    // The fuller, the lower.
+    ASSERT_EQ(has_risen, before > slab->fullness()) << slab->used();
+    ASSERT_EQ(has_fallen, before < slab->fullness()) << slab->used();
+    ASSERT_FALSE(slab->FullnessHasRisen());
+    ASSERT_FALSE(slab->FullnessHasFallen());
   };
   while (slab->free_blocks() > 0) {
     slab.Take(1);
@@ -338,6 +348,7 @@ TEST_P(EveryClass, AgreesWithAModel) {
   };
   const auto release = [&](const std::set<size_t>& blocks) {
     for (size_t block : blocks) used.erase(block);
+    slab->UpdateFullness();
     if (used.empty()) highest = 0;
   };
   size_t bias = 0;
@@ -359,6 +370,7 @@ TEST_P(EveryClass, AgreesWithAModel) {
       }
       ASSERT_EQ(lowest != 0, any_free);
       if (lowest > highest) highest = lowest;
+      slab->UpdateFullness();
     } else if (choice < 8) {
       for (size_t n = random() % 40; n > 0 && !used.empty(); --n) {
         const size_t block = pick(used);
@@ -442,7 +454,7 @@ TEST(SlabDeathTest, AWordBehindTheLastHoldsNoBlocks) {
   slab.TakeAll();
   const size_t words = kGranuleBytes / BlockBytes(kEightByteClass) / 64;
   ASSERT_LT(slab->blocks(), words * 64);
-  EXPECT_EXIT((void)slab->PutWord(words - 1, 2),
+  EXPECT_EXIT(slab->PutWord(words - 1, 2, 1),
               testing::KilledBySignal(SIGABRT), "double free");
 }
 
