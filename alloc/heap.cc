@@ -404,6 +404,12 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
 }  // namespace
 
 void* AllocateSlow(size_t bytes) {
+  // Most come for a refill, and need not be asked what few are.
+  if (void* block = ThreadCache::TryAllocate(bytes)) {
+    RelievePressure();
+    StartMaintenanceIfWanted();
+    return block;
+  }
   if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
   void* block = bytes <= kSmallMaxBytes
                     ? AllocateBlock(ClassOf(bytes))

@@ -200,21 +200,21 @@ void* ThreadCache::Allocate(SizeClass size_class) {
     BiasedLockHolder hold(cache->lock_);
     return cache->TakeOne(size_class);
   }
-  Magazine& magazine = cache->magazines_[size_class];
-  if (magazine.head != nullptr) return magazine.Pop();
-  if (void* block = cache->TakeSpare(size_class)) return block;
-  OwnerLockHolder hold(cache->lock_);
   if (ABSL_PREDICT_FALSE(thread_state.tag == 0)) {
+    OwnerLockHolder hold(cache->lock_);
     return cache->TakeOne(size_class);
   }
-  return cache->Refill(size_class);
+  return cache->AllocateOwn(size_class);
 }
 
 void* ThreadCache::Refill(SizeClass size_class) {
   SetUsed(true);
   Magazine& magazine = magazines_[size_class];
-  if (TakeFromDepot(size_class)) return magazine.Pop();
   Shelf& shelf = shelves_[size_class];
+  if (shelf.depot_count > 0) {
+    TakeFromDepot(size_class);
+    return magazine.Pop();
+  }
   if (shelf.is_cold) TurnWarm(size_class);
   if (notes_count_ > 0) FlushCold();
   // Seldom while the next free blocks are resident: each drain takes lines away from
@@ -268,9 +268,8 @@ void* ThreadCache::TakeOne(SizeClass size_class) {
   return list.Finish();
 }
 
-bool ThreadCache::TakeFromDepot(SizeClass size_class) {
+void ThreadCache::TakeFromDepot(SizeClass size_class) {
   Shelf& shelf = shelves_[size_class];
-  if (shelf.depot_count == 0) return false;
   --shelf.depot_count;
   if (shelf.depot_unused > shelf.depot_count) {
     shelf.depot_unused = shelf.depot_count;
@@ -285,7 +284,6 @@ bool ThreadCache::TakeFromDepot(SizeClass size_class) {
   if (shelf.is_cold && shelf.depot_count <= kMostMagazines[size_class] / 2) {
     TurnWarm(size_class);
   }
-  return true;
 }
 
 void ThreadCache::TurnCold(SizeClass size_class) {

@@ -245,6 +245,16 @@ class alignas(64) ThreadCache {
            TryNote(p, notes_are_full);
   }
 
+  // The same from wherever there are some, and of slabs at last; nullptr where
+  // Allocate() is to see what can be done.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryAllocate(size_t bytes) {
+    if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes || thread_state.tag == 0)) {
+      return nullptr;
+    }
+    return thread_state.cache->AllocateOwn(
+        ClassOfTag(MagazineOffsetFor(bytes)));
+  }
+
   // A block of `size_class`, making a cache for the thread if need be; nullptr
   // when there is no memory.
   [[nodiscard]] static void* Allocate(SizeClass size_class);
@@ -505,10 +515,22 @@ class alignas(64) ThreadCache {
     is_untidy_.store(is_untidy, std::memory_order_relaxed);
   }
 
+  // Of a thread that is to use its magazines.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void* AllocateOwn(SizeClass size_class)
+      ABSL_LOCKS_EXCLUDED(lock_) {
+    Magazine& magazine = magazines_[size_class];
+    if (magazine.head != nullptr) return magazine.Pop();
+    if (void* block = TakeSpare(size_class)) return block;
+    OwnerLockHolder hold(lock_);
+    return Refill(size_class);
+  }
+
+  // Requires that there is neither magazine nor spare.
   void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void* TakeOne(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
-  bool TakeFromDepot(SizeClass size_class)
+  // Requires that there is a magazine in it.
+  void TakeFromDepot(SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void GrowMagazine(Magazine* magazine);
   // Between cold and warm: whether the fast path takes frees of the class.
