@@ -145,7 +145,6 @@ ThreadCache* MakeCurrentCache() {
 }
 
 ThreadCache* TakeCacheOver(ThreadCache* cache) {
-  if (thread_state.exited) return nullptr;
   return BeginThread(cache_registry.TakeParked(cache));
 }
 

@@ -41,8 +41,9 @@ inline ThreadCache* CurrentCache() {
   return ABSL_PREDICT_TRUE(cache != &no_cache) ? cache : MakeCurrentCache();
 }
 
-// The same for a thread that has no cache yet and has found blocks of `cache`: that
-// one, if a thread has parked it; else nullptr, with nothing changed.
+// The same for a thread that has no cache yet, nor has given one up, and has found
+// blocks of `cache`: that one, if a thread has parked it; else nullptr, with nothing
+// changed.
 ThreadCache* TakeCacheOver(ThreadCache* cache);
 
 // The cache of threads that have none; its lock is held for each use. nullptr
