@@ -404,8 +404,12 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
 }  // namespace
 
 void* AllocateSlow(size_t bytes) {
-  // Most come for a refill, and need not be asked what few are.
-  if (void* block = ThreadCache::TryAllocate(bytes)) {
+  // Most come for a refill, where neither options nor perturbation are to be asked for.
+  if (ABSL_PREDICT_TRUE(ThreadCache::IsOnFastPath(bytes))) {
+    void* block = ThreadCache::AllocateFast(bytes);
+    if (ABSL_PREDICT_FALSE(block == nullptr)) {
+      return ReleasedFor(bytes) ? AllocateBlock(ClassOf(bytes)) : nullptr;
+    }
     RelievePressure();
     StartMaintenanceIfWanted();
     return block;
@@ -541,8 +545,8 @@ void DeallocateSizedSlow(void* p, size_t bytes) {
 }
 
 void DeallocateSizedNotPushed(void* p, size_t bytes, const Magazine* magazine) {
-  // Of a cold class, as a rule.
   bool notes_are_full;
+  // Of a cold class, as a rule.
   if (ABSL_PREDICT_FALSE(!ThreadCache::TryPushColdSized(magazine, p, bytes,
                                                         &notes_are_full))) {
     return DeallocateSizedUncommon(p, bytes);

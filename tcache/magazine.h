@@ -46,7 +46,7 @@ struct Magazine {
   uint32_t start_limit;
   // Sized free: a size belongs to this class when it is one of `request_sizes`
   // from min_request_bytes on, which in a cold class is kColdShift too much, so that
-  // no size passes. None is of no class.
+  // no size passes. No class has none.
   uint32_t min_request_bytes;
   uint32_t request_sizes;
   int32_t capacity;
@@ -91,7 +91,7 @@ struct Magazine {
     return static_cast<uint32_t>(bytes) - min_request_bytes < request_sizes;
   }
 
-  // The same of a class that is cold; of a warm one, false.
+  // The same of a class that is cold; of a warm one, false. Requires less than 2 GiB.
   bool ServesRequestWhenCold(size_t bytes) const {
     return static_cast<uint32_t>(bytes) - (min_request_bytes - kColdShift) <
            request_sizes;

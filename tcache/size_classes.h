@@ -50,10 +50,10 @@ constexpr size_t kStepsPerDoubling = 8;
 
 // The smallest class of more than kLinearMaxBytes, and of more than twice, four
 // times as much and so on.
-constexpr uint8_t kFirstOfDoubling[] = {10, 18, 26, 34, 43, 52, 60};
+inline constexpr uint8_t kFirstOfDoubling[] = {10, 18, 26, 34, 43, 52, 60};
 
 // Of each class.
-constexpr uint16_t kBlockBytes[] = {
+inline constexpr uint16_t kBlockBytes[] = {
     0,    8,    16,   32,   48,   64,   80,    96,    112,   128,
     144,  160,  176,  192,  208,  224,  240,   256,           // By 16.
     288,  320,  352,  384,  416,  448,  480,   512,           // By 32.

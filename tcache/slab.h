@@ -206,7 +206,7 @@ class alignas(64) Slab {
 
   // Moves up to `wanted` free blocks, lowest address first, to `list`, and returns
   // how many. Fresh blocks are taken only when no other is free, and no further
-  // than the page that the first of them begins on.
+  // than the page that the first of them begins on. UpdateFullness() afterwards.
   size_t TakeBlocks(size_t wanted, BlockList* list);
 
   // One block given back by the owner. False, with nothing changed, when it is
@@ -228,7 +228,8 @@ class alignas(64) Slab {
   // UpdateFullness() afterwards.
   void PutWord(size_t index, uint64_t word, size_t count);
 
-  // Drains all remote frees, with or without a token: see RemoteBitmap.
+  // Drains all remote frees, with or without a token: see RemoteBitmap. Then
+  // UpdateFullness(), if the slab is to stay.
   size_t Drain();
   size_t DrainAll();
 
@@ -255,7 +256,7 @@ class alignas(64) Slab {
   // After used() became more, or less: whether the slab belongs in another list.
   bool FullnessHasRisen() const { return used_ > fullness_to_; }
   bool FullnessHasFallen() const { return used_ < fullness_from_; }
-  // To be called then, or always. Makes a slab without used blocks begin again at its
+  // To be called then, or after each change. Makes a slab without used blocks begin again at its
   // lowest block: what was given out before is resident, and what was not stays
   // untouched for longer.
   void UpdateFullness() {

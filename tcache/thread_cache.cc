@@ -560,6 +560,7 @@ void ThreadCache::FlushCold() {
 }
 
 void** ThreadCache::PutNotedWord(void** note, Slab* slab, size_t index) {
+  // A wait for the slab's line is one for several blocks here.
   const SlabGeometry& geometry = Slab::kGeometry[slab->size_class()];
   if (ABSL_PREDICT_FALSE(index >= geometry.blocks)) ReportNote(*note);
   const size_t first = index / 64 * 64;

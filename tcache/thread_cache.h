@@ -225,6 +225,17 @@ class alignas(64) ThreadCache {
     return thread_state.cache->TakeSpare(ClassOfTag(MagazineOffsetFor(bytes)));
   }
 
+  // Whether the thread has a cache and is to use its magazines, and `bytes` are of a
+  // fast class: AllocateFast() then does what Allocate() does, in less time.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool IsOnFastPath(size_t bytes) {
+    return bytes <= kFastMaxBytes && thread_state.tag != 0;
+  }
+  [[nodiscard]] ABSL_ATTRIBUTE_ALWAYS_INLINE static void* AllocateFast(
+      size_t bytes) {
+    return thread_state.cache->AllocateOwn(
+        ClassOfTag(MagazineOffsetFor(bytes)));
+  }
+
   // Frees `p`, whose magazine this is, if it is the start of a block and the class
   // is cold. Otherwise false, with nothing changed. Then FlushNotes() if the notes
   // are full.
@@ -240,19 +251,10 @@ class alignas(64) ThreadCache {
   // block of the class does not serve such requests.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushColdSized(
       const Magazine* magazine, void* p, size_t bytes, bool* notes_are_full) {
-    return ABSL_PREDICT_TRUE(magazine->ServesRequestWhenCold(bytes) &&
+    return ABSL_PREDICT_TRUE(bytes <= kFastMaxBytes &&
+                             magazine->ServesRequestWhenCold(bytes) &&
                              magazine->IsBlockStartWhenWarm(p)) &&
            TryNote(p, notes_are_full);
-  }
-
-  // The same from wherever there are some, and of slabs at last; nullptr where
-  // Allocate() is to see what can be done.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryAllocate(size_t bytes) {
-    if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes || thread_state.tag == 0)) {
-      return nullptr;
-    }
-    return thread_state.cache->AllocateOwn(
-        ClassOfTag(MagazineOffsetFor(bytes)));
   }
 
   // A block of `size_class`, making a cache for the thread if need be; nullptr

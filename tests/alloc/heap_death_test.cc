@@ -357,7 +357,7 @@ TEST(HeapDeathTest, WrongSizeOfASmallBlock) {
   for (const size_t bytes : kSmallBytes) {
     char* const p = Allocate(bytes);
     const size_t usable = UsableBytes(p);
-    std::vector<size_t> wrong = {usable + 1, 100 * kMiB};
+    std::vector<size_t> wrong = {usable + 1, 100 * kMiB, 2048 * kMiB + bytes};
     if (bytes > 16) {
       wrong.push_back(MinRequestBytes(ClassOf(bytes)) - 1);
       wrong.push_back(0);
@@ -389,7 +389,8 @@ char* OneOfAColdClass(size_t bytes) {
 TEST(HeapDeathTest, WrongSizeOfABlockOfAColdClass) {
   constexpr size_t kBytes = 48;
   char* const p = OneOfAColdClass(kBytes);
-  for (const size_t given : {size_t{0}, kBytes + 1, kBytes - 16, 100 * kMiB}) {
+  for (const size_t given : {size_t{0}, kBytes + 1, kBytes - 16, 100 * kMiB,
+                             4096 * kMiB + kBytes}) {
     EXPECT_REPORT(DeallocateSized(p, given), WrongSize(p, given, kBytes));
   }
   EXPECT_REPORT((DeallocateSized(p, kBytes), DeallocateSized(p, kBytes)),

@@ -60,6 +60,17 @@ inline bool TryPushCold(void* p) {
   return true;
 }
 
+inline bool TryPushColdSized(void* p, size_t bytes) {
+  Magazine* magazine;
+  bool notes_are_full;
+  if (!ThreadCache::FindMagazine(p, &magazine) ||
+      !ThreadCache::TryPushColdSized(magazine, p, bytes, &notes_are_full)) {
+    return false;
+  }
+  if (notes_are_full) thread_state.cache->FlushNotes();
+  return true;
+}
+
 inline void Free(void* p) {
   if (TryPush(p)) return;
   if (!TryPushCold(p)) ThreadCache::Free(Slab::Of(p), p);

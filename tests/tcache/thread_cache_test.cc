@@ -93,6 +93,7 @@ TEST_F(ThreadCacheTest, NoClassServesNoSize) {
   const auto check = [&] {
     EXPECT_FALSE(TryPush(foreign));
     EXPECT_FALSE(TryPushCold(foreign));
+    EXPECT_FALSE(TryPushColdSized(foreign, 0));
     for (size_t bytes : {size_t{0}, size_t{1}, ~size_t{0}, size_t{1} << 32}) {
       EXPECT_FALSE(TryPushSized(foreign, bytes));
     }
@@ -254,6 +255,11 @@ TEST_F(ThreadCacheTest, AClassTurnsColdWhenItsDepotIsFull) {
   EXPECT_FALSE(TryPushSized(last, kBytes));
   char* const inside = static_cast<char*>(last) + 16;
   EXPECT_FALSE(TryPushCold(inside));
+  EXPECT_FALSE(TryPushColdSized(inside, kBytes));
+  for (const size_t wrong : {size_t{0}, kBytes + 1, kBytes + (size_t{1} << 31),
+                             kBytes + (size_t{1} << 32), ~size_t{0}}) {
+    EXPECT_FALSE(TryPushColdSized(last, wrong)) << wrong;
+  }
   // The notes are few, and so are the blocks at hand.
   const ThreadCache::ClassStatistics statistics = StatisticsOf(c);
   EXPECT_LE(statistics.used_blocks,
