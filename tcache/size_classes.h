@@ -45,7 +45,7 @@ constexpr size_t kMinAlignmentBytes = 16;
 constexpr size_t kLinearMaxBytes = 128;
 constexpr size_t kFastMaxBytes = 8 * 1024;
 constexpr size_t kSmallMaxBytes = 16 * 1024;
-// The classes from kLinearMaxBytes on for each doubling, but for what the above says.
+// Classes for each doubling, but for the exceptions, and sizes of what is larger.
 constexpr size_t kStepsPerDoubling = 8;
 
 // The smallest class of more than kLinearMaxBytes, and of more than twice, four
