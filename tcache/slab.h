@@ -256,9 +256,9 @@ class alignas(64) Slab {
   // After used() became more, or less: whether the slab belongs in another list.
   bool FullnessHasRisen() const { return used_ > fullness_to_; }
   bool FullnessHasFallen() const { return used_ < fullness_from_; }
-  // To be called then, or after each change. Makes a slab without used blocks begin again at its
-  // lowest block: what was given out before is resident, and what was not stays
-  // untouched for longer.
+  // To be called then, or after each change. Makes a slab without used blocks begin
+  // again at its lowest block: what was given out before is resident, and what was not
+  // stays untouched for longer.
   void UpdateFullness() {
     if (FullnessHasRisen() || FullnessHasFallen()) SetFullness();
   }

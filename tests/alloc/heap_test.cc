@@ -213,8 +213,9 @@ TEST(Heap, EveryAlignmentWithEverySizeAndEveryWayToFree) {
   for (size_t alignment = 1; alignment <= 1024 * kMiB; alignment *= 2) {
     for (const size_t bytes :
          {size_t{0}, size_t{1}, size_t{24}, size_t{100}, size_t{3000},
-          size_t{4097}, size_t{4700}, size_t{6200}, kSmallMaxBytes, size_t{40000}, alignment / 2, alignment - 1, alignment,
-          alignment + 1, 5 * kMiB}) {
+          size_t{4097}, size_t{4700}, size_t{6200}, kSmallMaxBytes,
+          size_t{40000}, alignment / 2, alignment - 1, alignment, alignment + 1,
+          5 * kMiB}) {
       for (int way = 0; way < kWaysToFree; ++way) {
         SCOPED_TRACE(testing::Message() << bytes << " bytes at " << alignment
                                         << ", freed in way " << way);
