@@ -123,13 +123,18 @@ void RelievePressure() {
   memory_limits.Relieve([] { static_cast<void>(ReleaseMemory(0)); });
 }
 
+// What each slow path of an allocation ends with.
+void SeeToUpkeep() {
+  RelievePressure();
+  StartMaintenanceIfWanted();
+}
+
 Large AllocateLarge(size_t bytes, size_t alignment) {
   Large large = TryAllocateLarge(bytes, alignment);
   if (ABSL_PREDICT_FALSE(large.start == nullptr) && ReleasedFor(bytes)) {
     large = TryAllocateLarge(bytes, alignment);
   }
-  RelievePressure();
-  StartMaintenanceIfWanted();
+  SeeToUpkeep();
   return large;
 }
 
@@ -139,8 +144,7 @@ void* AllocateBlock(SizeClass size_class) {
       ReleasedFor(BlockBytes(size_class))) {
     block = ThreadCache::Allocate(size_class);
   }
-  RelievePressure();
-  StartMaintenanceIfWanted();
+  SeeToUpkeep();
   return block;
 }
 
@@ -410,8 +414,7 @@ void* AllocateSlow(size_t bytes) {
     if (ABSL_PREDICT_FALSE(block == nullptr)) {
       return ReleasedFor(bytes) ? AllocateBlock(ClassOf(bytes)) : nullptr;
     }
-    RelievePressure();
-    StartMaintenanceIfWanted();
+    SeeToUpkeep();
     return block;
   }
   if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();

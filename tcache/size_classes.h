@@ -26,6 +26,7 @@
 #ifndef QUARRY_TCACHE_SIZE_CLASSES_H_
 #define QUARRY_TCACHE_SIZE_CLASSES_H_
 
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -48,10 +49,6 @@ constexpr size_t kSmallMaxBytes = 16 * 1024;
 // Classes for each doubling, but for the exceptions, and sizes of what is larger.
 constexpr size_t kStepsPerDoubling = 8;
 
-// The smallest class of more than kLinearMaxBytes, and of more than twice, four
-// times as much and so on.
-inline constexpr uint8_t kFirstOfDoubling[] = {10, 18, 26, 34, 43, 52, 60};
-
 // Of each class.
 inline constexpr uint16_t kBlockBytes[] = {
     0,    8,    16,   32,   48,   64,   80,    96,    112,   128,
@@ -62,6 +59,19 @@ inline constexpr uint16_t kBlockBytes[] = {
     2176, 2304, 2560, 2816, 3072, 3328, 3584,  3840,  4096,   // By 256, the first 128.
     4368, 4608, 4992, 5376, 5888, 6528, 7168,  8192,          // 15 to 8 in a slab.
     9216, 10240, 11264, 12288, 13312, 14336, 15360, 16384};   // By 1024.
+
+// The smallest class of more than kLinearMaxBytes, and of more than twice, four
+// times as much and so on.
+inline constexpr auto kFirstOfDoubling = [] {
+  std::array<uint8_t, std::bit_width(kSmallMaxBytes / kLinearMaxBytes) - 1>
+      first = {};
+  uint8_t size_class = 0;
+  for (size_t doubling = 0; doubling < first.size(); ++doubling) {
+    while (kBlockBytes[size_class] <= kLinearMaxBytes << doubling) ++size_class;
+    first[doubling] = size_class;
+  }
+  return first;
+}();
 
 // The size of the blocks of `size_class`. Requires 0 < size_class < kClasses.
 constexpr size_t BlockBytes(SizeClass size_class) {
@@ -79,8 +89,8 @@ constexpr SizeClass ClassOf(size_t bytes) {
   // that one or a little above.
   const int doubling = std::bit_width(bytes - 1) - 8;
   const size_t eighth = ((bytes - 1) >> (doubling + 4)) & 7;
-  SizeClass size_class =
-      kFirstOfDoubling[doubling] + static_cast<SizeClass>(eighth);
+  SizeClass size_class = kFirstOfDoubling[static_cast<size_t>(doubling)] +
+                         static_cast<SizeClass>(eighth);
   while (BlockBytes(size_class) < bytes) ++size_class;
   return size_class;
 }

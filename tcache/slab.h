@@ -11,7 +11,7 @@
 //
 // A block is in one of three places: with the program or in a magazine (`used`
 // counts both, as the slab cannot tell them apart), in the local bitmap, or
-// fresh, which is to say never given out since the slab was last empty. Fresh
+// fresh, which is to say never given out since the slab last began again. Fresh
 // blocks go out in order of address, so that pages are touched one by one.
 //
 // Invariant: used + popcount(local) + (blocks - fresh) == blocks; no bit of
