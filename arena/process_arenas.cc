@@ -33,8 +33,8 @@ constinit ArenaPlace places[kMaxArenas];
 constinit std::atomic<size_t> arenas_made{0};
 constinit Lock arenas_lock(LockRank::kArenas);
 
-ABSL_ATTRIBUTE_NOINLINE void MakeArenas(size_t count) {
-  LockHolder hold(arenas_lock);
+ABSL_ATTRIBUTE_NOINLINE void MakeArenas(size_t count)
+    ABSL_EXCLUSIVE_LOCKS_REQUIRED(arenas_lock) {
   for (size_t i = arenas_made.load(std::memory_order_relaxed); i < count; ++i) {
     new (&places[i].arena)
         Arena(OsPages(), metadata_pool, static_cast<uint32_t>(i));
@@ -44,8 +44,8 @@ ABSL_ATTRIBUTE_NOINLINE void MakeArenas(size_t count) {
 }
 
 constinit std::atomic<size_t> arena_count{0};
-// Of each node; nodes beyond them share.
-constinit std::array<std::atomic<size_t>, kMaxArenas> turns{};
+// How many threads have joined each arena and not left it.
+constinit std::array<size_t, kMaxArenas> threads ABSL_GUARDED_BY(arenas_lock){};
 
 size_t Processors() {
   cpu_set_t set;
@@ -55,10 +55,25 @@ size_t Processors() {
   return static_cast<size_t>(CPU_COUNT(&set));
 }
 
+// The first of those with the fewest threads, among arenas node, node + nodes,
+// node + 2 * nodes, ... below ArenaCount(); where the node has none, among all.
+size_t LeastJoined(size_t node) ABSL_EXCLUSIVE_LOCKS_REQUIRED(arenas_lock) {
+  const size_t count = ArenaCount();
+  const bool is_any_near = node < count;
+  size_t least = is_any_near ? node : 0;
+  for (size_t i = least; i < count; i += is_any_near ? numa.nodes() : 1) {
+    if (threads[i] < threads[least]) least = i;
+  }
+  return least;
+}
+
 }  // namespace
 
 Arena& ArenaAt(size_t index) {
-  if (ABSL_PREDICT_FALSE(index >= ArenasMade())) MakeArenas(index + 1);
+  if (ABSL_PREDICT_FALSE(index >= ArenasMade())) {
+    LockHolder hold(arenas_lock);
+    MakeArenas(index + 1);
+  }
   return places[index].arena;
 }
 
@@ -85,18 +100,20 @@ bool IsNear(const Arena& arena) {
   return nodes == 1 || arena.index() % nodes == numa.CurrentNode();
 }
 
-Arena& NextArena() {
+Arena& JoinArena() {
   const size_t node = numa.CurrentNode();
-  const size_t turn =
-      turns[node % kMaxArenas].fetch_add(1, std::memory_order_relaxed);
-  // Whatever there is to choose from, which takes some system calls to know.
-  if (node == 0 && turn == 0) return ArenaAt(0);
-  const size_t count = ArenaCount();
-  const size_t nodes = numa.nodes();
-  if (node >= count) return ArenaAt(turn % count);
-  // Arenas node, node + nodes, node + 2 * nodes, ... below count.
-  const size_t arenas_of_node = (count - node + nodes - 1) / nodes;
-  return ArenaAt(node + turn % arenas_of_node * nodes);
+  LockHolder hold(arenas_lock);
+  size_t chosen = 0;
+  // Whatever else there is to choose from, which takes some system calls to know.
+  if (node != 0 || threads[0] != 0) chosen = LeastJoined(node);
+  ++threads[chosen];
+  MakeArenas(chosen + 1);
+  return places[chosen].arena;
+}
+
+void LeaveArena(const Arena& arena) {
+  LockHolder hold(arenas_lock);
+  --threads[arena.index()];
 }
 
 }  // namespace quarry

@@ -56,7 +56,7 @@ ThreadCache* CacheRegistry::Take() {
     cache->next_in_registry = all_;
     all_ = cache;
   }
-  cache->Open(tag, &NextArena());
+  cache->Open(tag, &JoinArena());
   cache->is_open = true;
   ++open_;
   return cache;
@@ -77,6 +77,7 @@ Tag CacheRegistry::NewTag() {
 void CacheRegistry::Give(ThreadCache* cache) {
   cache->Close();
   LockHolder hold(lock_);
+  LeaveArena(*cache->arena());
   cache->is_open = false;
   cache->next_closed = closed_;
   closed_ = cache;

@@ -1,6 +1,5 @@
 #include "arena/process_arenas.h"
 
-#include <set>
 #include <thread>
 #include <vector>
 
@@ -16,7 +15,8 @@ namespace {
 TEST(ProcessArenas, AreMadeWhenTheyAreGot) {
   EXPECT_EQ(ArenasMade(), 0u);
   numa.Substitute(1, [] { return size_t{0}; });
-  EXPECT_EQ(&NextArena(), &ArenaAt(0));
+  EXPECT_EQ(&JoinArena(), &ArenaAt(0));
+  LeaveArena(ArenaAt(0));
   numa.Substitute(0, nullptr);
   EXPECT_EQ(ArenasMade(), 1u);
   ArenaAt(4);
@@ -46,41 +46,99 @@ TEST(ProcessArenas, EachKnowsItsIndex) {
   }
 }
 
-TEST(ProcessArenas, AreHandedOutInTurn) {
-  settings.arenas_max = 3;
-  EXPECT_EQ(ArenaCount(), 3u);
+// The indices of the arenas that as many threads join.
+std::vector<size_t> Join(size_t threads) {
+  std::vector<size_t> joined;
+  while (joined.size() < threads) joined.push_back(JoinArena().index());
+  return joined;
+}
+
+void Leave(const std::vector<size_t>& joined) {
+  for (size_t index : joined) LeaveArena(ArenaAt(index));
+}
+
+std::vector<size_t> JoinOnNode(size_t nodes, size_t (*node)(), size_t threads) {
+  numa.Substitute(nodes, node);
+  const std::vector<size_t> joined = Join(threads);
+  numa.Substitute(0, nullptr);
+  Leave(joined);
+  return joined;
+}
+
+class JoiningTest : public testing::Test {
+ protected:
+  JoiningTest() {
+    settings.arenas_max = 3;
+    numa.Substitute(1, [] { return size_t{0}; });
+    EXPECT_EQ(ArenaCount(), 3u);
+  }
+  ~JoiningTest() override { numa.Substitute(0, nullptr); }
+};
+
+TEST_F(JoiningTest, TheCountIsFixedAtTheFirstCall) {
   settings.arenas_max = 5;
-  EXPECT_EQ(ArenaCount(), 3u) << "fixed at the first call";
-  std::set<Arena*> seen;
-  for (int i = 0; i < 9; ++i) seen.insert(&NextArena());
-  EXPECT_EQ(seen, (std::set<Arena*>{&ArenaAt(0), &ArenaAt(1), &ArenaAt(2)}));
+  EXPECT_EQ(ArenaCount(), 3u);
 }
 
-std::set<Arena*> ArenasOfNode(size_t (*node)()) {
-  numa.Substitute(2, node);
-  std::set<Arena*> seen;
-  for (int i = 0; i < 9; ++i) seen.insert(&NextArena());
-  numa.Substitute(0, nullptr);
-  return seen;
+TEST_F(JoiningTest, ThreadsAreSpreadEvenly) {
+  const std::vector<size_t> joined = Join(7);
+  EXPECT_EQ(joined, (std::vector<size_t>{0, 1, 2, 0, 1, 2, 0}));
+  Leave(joined);
 }
 
-TEST(ProcessArenas, AreDealtToNodesInTurn) {
-  settings.arenas_max = 3;
-  ASSERT_EQ(ArenaCount(), 3u);
-  EXPECT_EQ(ArenasOfNode([] { return size_t{0}; }),
-            (std::set<Arena*>{&ArenaAt(0), &ArenaAt(2)}));
-  EXPECT_EQ(ArenasOfNode([] { return size_t{1}; }),
-            (std::set<Arena*>{&ArenaAt(1)}));
+// What threads that are gone have left is taken up before more is touched.
+TEST_F(JoiningTest, AThreadTakesThePlaceOfOneThatLeft) {
+  const std::vector<size_t> joined = Join(6);
+  for (size_t left : {1, 2, 0, 1}) {
+    LeaveArena(ArenaAt(left));
+    EXPECT_EQ(JoinArena().index(), left);
+  }
+  LeaveArena(ArenaAt(2));
+  LeaveArena(ArenaAt(2));
+  EXPECT_EQ(Join(3), (std::vector<size_t>{2, 2, 0}));
+  Leave(joined);
+  LeaveArena(ArenaAt(0));
 }
 
-TEST(ProcessArenas, ANodeWithoutAnArenaSharesAll) {
-  settings.arenas_max = 3;
-  ASSERT_EQ(ArenaCount(), 3u);
-  numa.Substitute(8, [] { return size_t{5}; });
-  std::set<Arena*> seen;
-  for (int i = 0; i < 9; ++i) seen.insert(&NextArena());
-  numa.Substitute(0, nullptr);
-  EXPECT_EQ(seen.size(), 3u);
+TEST_F(JoiningTest, OneThreadAfterTheOtherHasOneArena) {
+  const std::vector<size_t> main_thread = Join(1);
+  for (int i = 0; i < 9; ++i) {
+    Arena& arena = JoinArena();
+    EXPECT_EQ(arena.index(), 1u);
+    LeaveArena(arena);
+  }
+  Leave(main_thread);
+}
+
+TEST_F(JoiningTest, ArenasAreDealtToNodesInTurn) {
+  EXPECT_EQ(JoinOnNode(2, [] { return size_t{0}; }, 4),
+            (std::vector<size_t>{0, 2, 0, 2}));
+  EXPECT_EQ(JoinOnNode(2, [] { return size_t{1}; }, 2),
+            (std::vector<size_t>{1, 1}));
+}
+
+TEST_F(JoiningTest, ANodeWithoutAnArenaSharesAll) {
+  EXPECT_EQ(JoinOnNode(8, [] { return size_t{5}; }, 4),
+            (std::vector<size_t>{0, 1, 2, 0}));
+}
+
+TEST_F(JoiningTest, EveryoneWhoLeavesIsCounted) {
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < 4; ++i) {
+    threads.emplace_back([] {
+      for (int round = 0; round < 1000; ++round) {
+        Arena& first = JoinArena();
+        Arena& second = JoinArena();
+        EXPECT_LT(first.index(), 3u);
+        LeaveArena(first);
+        LeaveArena(second);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const std::vector<size_t> joined = Join(6);
+  EXPECT_EQ(joined, (std::vector<size_t>{0, 1, 2, 0, 1, 2}));
+  Leave(joined);
 }
 
 TEST(ProcessArenas, Serve) {

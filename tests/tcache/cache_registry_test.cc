@@ -93,6 +93,20 @@ TEST(CacheRegistry, SpreadsCachesOverTheArenas) {
   for (ThreadCache* cache : caches) cache_registry.Give(cache);
 }
 
+TEST(CacheRegistry, AThreadThatFollowsAnotherAllocatesWhereThatDid) {
+  std::vector<ThreadCache*> caches;
+  for (size_t i = 0; i < 3 * ArenaCount(); ++i) {
+    caches.push_back(cache_registry.Take());
+  }
+  for (ThreadCache*& cache : caches) {
+    Arena* const arena = cache->arena();
+    cache_registry.Give(cache);
+    cache = cache_registry.Take();
+    EXPECT_EQ(cache->arena(), arena);
+  }
+  for (ThreadCache* cache : caches) cache_registry.Give(cache);
+}
+
 TEST(CacheRegistry, NoTwoOfManyThreadsHaveOneCache) {
   constexpr size_t kThreads = 4;
   constexpr int kRounds = 2000;
