@@ -174,6 +174,15 @@ constexpr Option kOptions[] = {
      [](const Settings& from) {
        return from.parked_caches.load(std::memory_order_relaxed);
      }},
+    {"deepbind", Unit::kSwitch,
+     "dlopen does what RTLD_DEEPBIND says, so that such libraries have libc's "
+     "malloc.",
+     [](size_t value) {
+       settings.deepbind.store(value != 0, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return size_t{from.deepbind.load(std::memory_order_relaxed)};
+     }},
     {"perturb", Unit::kByteValue,
      "Fill freed blocks with this byte and fresh ones with its complement; 0 "
      "is off.",

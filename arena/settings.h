@@ -57,6 +57,9 @@ struct Settings {
   // that start next.
   std::atomic<size_t> parked_caches{16};
 
+  // Whether what dlopen() is told to bind to its own dependencies first does so.
+  std::atomic<bool> deepbind{false};
+
   // When not 0, every byte of a fresh block has the complement of this value,
   // and every byte of a freed block has this value, as M_PERTURB of glibc.
   std::atomic<uint8_t> perturb_byte{0};

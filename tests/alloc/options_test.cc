@@ -47,6 +47,8 @@ class Options : public testing::Test {
     settings.huge_pages = defaults.huge_pages.load();
     SetMemoryLimits(0, 0);
     settings.arenas_max = defaults.arenas_max.load();
+    settings.parked_caches = defaults.parked_caches.load();
+    settings.deepbind = defaults.deepbind.load();
     settings.perturb_byte = defaults.perturb_byte.load();
     ApplyOptions("stats_at_exit:0", STDERR_FILENO);
   }
@@ -54,11 +56,13 @@ class Options : public testing::Test {
 
 TEST_F(Options, EachOneSetsItsSetting) {
   EXPECT_EQ(Complaints("mmap_threshold:100000,trim_threshold:7,arenas_max:3,"
-                       "perturb:90,stats_at_exit:1"),
+                       "parked_caches:4,deepbind:1,perturb:90,stats_at_exit:1"),
             "");
   EXPECT_EQ(settings.mmap_threshold_bytes, 100000u);
   EXPECT_EQ(settings.trim_threshold_bytes, 7u);
   EXPECT_EQ(settings.arenas_max, 3u);
+  EXPECT_EQ(settings.parked_caches, 4u);
+  EXPECT_TRUE(settings.deepbind);
   EXPECT_EQ(settings.perturb_byte, 90);
   EXPECT_GE(OpenForStatisticsAtExit(), 0);
 }
@@ -292,6 +296,9 @@ TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
       "At most this many arenas; 0 is one for each processor.\n"
       "  parked_caches   16         a count              "
       "At most so many caches of threads that exited wait for new ones.\n"
+      "  deepbind        0          0 or 1               "
+      "dlopen does what RTLD_DEEPBIND says, so that such libraries have "
+      "libc's malloc.\n"
       "  perturb         0          0 to 255             "
       "Fill freed blocks with this byte and fresh ones with its "
       "complement; 0 is off.\n"

@@ -56,6 +56,10 @@ git status --short && git verify-pack -s .git/objects/pack/*.idx
          'PYTHONMALLOC=malloc python3 "$PROGRAMS/fork_in_threads.py"'),
     Case("perl", ("perl",), 'perl "$PROGRAMS/words.pl"'),
     Case("perl-threads", ("perl",), 'perl "$PROGRAMS/threads.pl"'),
+    Case("php", ("php",), r"""
+php -d memory_limit=-1 "$PROGRAMS/records.php"
+USE_ZEND_ALLOC=0 php "$PROGRAMS/records.php"
+"""),
     Case("node-workers", ("node",), 'node "$PROGRAMS/workers.js"'),
     Case("ruby", ("ruby",), 'ruby "$PROGRAMS/objects.rb"'),
     Case("lua", ("lua5.4",), 'lua5.4 "$PROGRAMS/trees.lua"'),
