@@ -104,6 +104,8 @@ WORKLOADS = (
     Threads("false_sharing_passive_8", "false_sharing", "passive", "8"),
     Threads("thread_churn_2", "thread_churn", "2"),
     Threads("thread_churn_8", "thread_churn", "8"),
+    Threads("fork_join_2", "fork_join", "2"),
+    Threads("fork_join_8", "fork_join", "8"),
     Threads("large_buffers_2", "large_buffers", "2"),
     Threads("large_buffers_8", "large_buffers", "8"),
 
