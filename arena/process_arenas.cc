@@ -44,7 +44,7 @@ ABSL_ATTRIBUTE_NOINLINE void MakeArenas(size_t count)
 }
 
 constinit std::atomic<size_t> arena_count{0};
-// How many threads have joined each arena and not left it.
+// How many have joined each arena and not left it.
 constinit std::array<size_t, kMaxArenas> threads ABSL_GUARDED_BY(arenas_lock){};
 
 size_t Processors() {

@@ -2,10 +2,10 @@
 //
 // Threads are spread over about as many arenas as there are processors, so that
 // two of them seldom wait for one lock. An arena is chosen for a thread when
-// its cache is opened and stays its arena for life: one with the fewest threads, so
-// that a thread that takes the place of one that is gone takes up its memory, too.
-// Where memory has several nodes, arena i belongs to node i % nodes, and a thread
-// gets one of the node that it runs on then.
+// its cache is opened and stays its arena for life: one with the fewest threads,
+// so that a thread in the place of one that is gone takes up its memory, too. Where
+// memory has several nodes, arena i belongs to node i % nodes, and a thread gets
+// one of the node that it runs on then.
 //
 // An arena is made when a thread first gets it. What goes through all arenas goes
 // through those that were made, and a process of one thread touches one.
@@ -49,9 +49,10 @@ size_t ArenaCount();
 // on now.
 bool IsNear(const Arena& arena);
 
-// The arena for a thread that is made now: the first of those of its node, or of all
-// where its node has none, that have the fewest threads. It has one more until
-// LeaveArena().
+// The arena for a thread that is made now: the first of those of its node, or of
+// all where its node has none, that have the fewest threads. It has one more until
+// LeaveArena(), which comes when the thread's cache is closed: one that is parked
+// still counts.
 Arena& JoinArena();
 void LeaveArena(const Arena& arena);
 

@@ -157,6 +157,8 @@ ThreadCache* StrayCache() {
   // it open.
   if (stray_cache.compare_exchange_strong(cache, made,
                                           std::memory_order_acq_rel)) {
+    // It is never given back, and no thread's.
+    LeaveArena(*made->arena());
     return made;
   }
   cache_registry.Give(made);

@@ -25,7 +25,8 @@ TEST(ProcessArenas, AreMadeWhenTheyAreGot) {
   EXPECT_EQ(ArenasMade(), 5u);
 }
 
-// Many threads that make the same arenas make each of them once.
+// Many threads that make the same arenas make each of them once. Before a test
+// makes more.
 TEST(ProcessArenas, AreMadeOnce) {
   std::vector<std::thread> threads;
   for (size_t i = 0; i < 8; ++i) {
@@ -136,9 +137,15 @@ TEST_F(JoiningTest, EveryoneWhoLeavesIsCounted) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+  // None has one too few, nor one too many.
   const std::vector<size_t> joined = Join(6);
   EXPECT_EQ(joined, (std::vector<size_t>{0, 1, 2, 0, 1, 2}));
   Leave(joined);
+  for (int i = 0; i < 3; ++i) {
+    const std::vector<size_t> alone = Join(1);
+    EXPECT_EQ(alone.front(), 0u);
+    Leave(alone);
+  }
 }
 
 TEST(ProcessArenas, Serve) {

@@ -11,6 +11,7 @@
 #include "tcache/thread_life.h"
 #include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
+#include "tests/tcache/several_arenas.h"
 
 namespace quarry {
 namespace {
@@ -83,6 +84,7 @@ TEST(CacheRegistry, ListsClosedCachesToo) {
 }
 
 TEST(CacheRegistry, SpreadsCachesOverTheArenas) {
+  numa.Substitute(1, [] { return size_t{0}; });
   std::vector<ThreadCache*> caches;
   std::set<Arena*> arenas;
   for (size_t i = 0; i < ArenaCount(); ++i) {
@@ -91,9 +93,11 @@ TEST(CacheRegistry, SpreadsCachesOverTheArenas) {
   }
   EXPECT_EQ(arenas.size(), ArenaCount());
   for (ThreadCache* cache : caches) cache_registry.Give(cache);
+  numa.Substitute(0, nullptr);
 }
 
 TEST(CacheRegistry, AThreadThatFollowsAnotherAllocatesWhereThatDid) {
+  numa.Substitute(1, [] { return size_t{0}; });
   std::vector<ThreadCache*> caches;
   for (size_t i = 0; i < 3 * ArenaCount(); ++i) {
     caches.push_back(cache_registry.Take());
@@ -105,6 +109,7 @@ TEST(CacheRegistry, AThreadThatFollowsAnotherAllocatesWhereThatDid) {
     EXPECT_EQ(cache->arena(), arena);
   }
   for (ThreadCache* cache : caches) cache_registry.Give(cache);
+  numa.Substitute(0, nullptr);
 }
 
 TEST(CacheRegistry, NoTwoOfManyThreadsHaveOneCache) {

@@ -15,12 +15,14 @@
 #include <thread>
 #include <vector>
 
+#include "arena/numa.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/process_fence.h"
-#include "tests/arena/test_seed.h"
 #include "tests/arena/in_child.h"
+#include "tests/arena/test_seed.h"
 #include "tests/tcache/blocks.h"
+#include "tests/tcache/several_arenas.h"
 
 namespace quarry {
 namespace {
@@ -51,7 +53,10 @@ const bool keys_made = [] {
 
 class ThreadLifeTest : public testing::Test {
  protected:
+  // Whichever processors the threads run on.
+  ThreadLifeTest() { numa.Substitute(1, [] { return size_t{0}; }); }
   ~ThreadLifeTest() override {
+    numa.Substitute(0, nullptr);
     VerifyAll();
     ThreadCache::FlushThread();
     // What threads without a cache freed, and the one empty slab of each class.
@@ -314,6 +319,15 @@ TEST_F(ThreadLifeTest, ManyThreadsInTurnNeedNoMoreMemoryThanAFew) {
   cache_registry.ForEach([&](ThreadCache*) { ++caches; });
   EXPECT_LT(caches, 50u);
   for (void* p : left) Free(p);
+}
+
+TEST_F(ThreadLifeTest, TheCacheOfThoseWithoutOneIsNoThreadOfItsArena) {
+  ASSERT_NE(StrayCache(), nullptr);
+  Free(Allocate(kBytes));
+  OnAnotherThread([main_arena = thread_state.cache->arena()] {
+    Free(Allocate(kBytes));
+    EXPECT_NE(thread_state.cache->arena(), main_arena);
+  });
 }
 
 // Each has more than is parked, and frees all of it.
@@ -725,6 +739,7 @@ void UseHeapInForkHandler() {
 
 TEST_F(ThreadLifeTest, ForkHandlersOfOthersMayAllocate) {
   Free(Allocate(16));
+  fork_handlers_run = 0;
   fork_handlers_allocate = true;
   const pid_t child = fork();
   if (child == 0) {
