@@ -96,6 +96,22 @@ TEST(CacheRegistry, SpreadsCachesOverTheArenas) {
   numa.Substitute(0, nullptr);
 }
 
+// It is made once for all threads, and stays.
+TEST(CacheRegistry, TheCacheOfThoseWithoutOneIsNoThreadOfItsArena) {
+  numa.Substitute(1, [] { return size_t{0}; });
+  Free(Allocate(64));
+  ASSERT_NE(StrayCache(), nullptr);
+  ThreadCache* const first = cache_registry.Take();
+  ThreadCache* const second = cache_registry.Take();
+  EXPECT_EQ((std::set<Arena*>{thread_state.cache->arena(), first->arena(),
+                              second->arena()})
+                .size(),
+            3u);
+  cache_registry.Give(first);
+  cache_registry.Give(second);
+  numa.Substitute(0, nullptr);
+}
+
 TEST(CacheRegistry, AThreadThatFollowsAnotherAllocatesWhereThatDid) {
   numa.Substitute(1, [] { return size_t{0}; });
   std::vector<ThreadCache*> caches;

@@ -321,15 +321,6 @@ TEST_F(ThreadLifeTest, ManyThreadsInTurnNeedNoMoreMemoryThanAFew) {
   for (void* p : left) Free(p);
 }
 
-TEST_F(ThreadLifeTest, TheCacheOfThoseWithoutOneIsNoThreadOfItsArena) {
-  ASSERT_NE(StrayCache(), nullptr);
-  Free(Allocate(kBytes));
-  OnAnotherThread([main_arena = thread_state.cache->arena()] {
-    Free(Allocate(kBytes));
-    EXPECT_NE(thread_state.cache->arena(), main_arena);
-  });
-}
-
 // Each has more than is parked, and frees all of it.
 TEST_F(ThreadLifeTest, OneThreadAfterTheOtherNeedsNoMoreMemoryThanTheFirst) {
   const auto work = [] {
