@@ -9,6 +9,7 @@
 
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
+#include "absl/base/thread_annotations.h"
 #include "arena/numa.h"
 #include "arena/settings.h"
 

@@ -84,7 +84,7 @@ TEST(CacheRegistry, ListsClosedCachesToo) {
 }
 
 TEST(CacheRegistry, SpreadsCachesOverTheArenas) {
-  numa.Substitute(1, [] { return size_t{0}; });
+  const OnOneNode on_one_node;
   std::vector<ThreadCache*> caches;
   std::set<Arena*> arenas;
   for (size_t i = 0; i < ArenaCount(); ++i) {
@@ -93,12 +93,11 @@ TEST(CacheRegistry, SpreadsCachesOverTheArenas) {
   }
   EXPECT_EQ(arenas.size(), ArenaCount());
   for (ThreadCache* cache : caches) cache_registry.Give(cache);
-  numa.Substitute(0, nullptr);
 }
 
 // It is made once for all threads, and stays.
 TEST(CacheRegistry, TheCacheOfThoseWithoutOneIsNoThreadOfItsArena) {
-  numa.Substitute(1, [] { return size_t{0}; });
+  const OnOneNode on_one_node;
   Free(Allocate(64));
   ASSERT_NE(StrayCache(), nullptr);
   ThreadCache* const first = cache_registry.Take();
@@ -109,11 +108,10 @@ TEST(CacheRegistry, TheCacheOfThoseWithoutOneIsNoThreadOfItsArena) {
             3u);
   cache_registry.Give(first);
   cache_registry.Give(second);
-  numa.Substitute(0, nullptr);
 }
 
 TEST(CacheRegistry, AThreadThatFollowsAnotherAllocatesWhereThatDid) {
-  numa.Substitute(1, [] { return size_t{0}; });
+  const OnOneNode on_one_node;
   std::vector<ThreadCache*> caches;
   for (size_t i = 0; i < 3 * ArenaCount(); ++i) {
     caches.push_back(cache_registry.Take());
@@ -125,7 +123,6 @@ TEST(CacheRegistry, AThreadThatFollowsAnotherAllocatesWhereThatDid) {
     EXPECT_EQ(cache->arena(), arena);
   }
   for (ThreadCache* cache : caches) cache_registry.Give(cache);
-  numa.Substitute(0, nullptr);
 }
 
 TEST(CacheRegistry, NoTwoOfManyThreadsHaveOneCache) {

@@ -1,7 +1,9 @@
-// A test that includes this has three arenas, also on a machine of one processor.
+// A test that includes this has three arenas, also on a machine of one processor,
+// and may have them on one node, also on a machine of several.
 #ifndef QUARRY_TESTS_TCACHE_SEVERAL_ARENAS_H_
 #define QUARRY_TESTS_TCACHE_SEVERAL_ARENAS_H_
 
+#include "arena/numa.h"
 #include "arena/process_arenas.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
@@ -16,6 +18,15 @@ class SeveralArenas : public testing::Environment {
 };
 [[maybe_unused]] inline const auto* const several_arenas =
     testing::AddGlobalTestEnvironment(new SeveralArenas);
+
+// While one lives, all threads run on the same node.
+class OnOneNode {
+ public:
+  OnOneNode() { numa.Substitute(1, [] { return size_t{0}; }); }
+  ~OnOneNode() { numa.Substitute(0, nullptr); }
+  OnOneNode(const OnOneNode&) = delete;
+  OnOneNode& operator=(const OnOneNode&) = delete;
+};
 
 }  // namespace quarry
 

@@ -15,7 +15,6 @@
 #include <thread>
 #include <vector>
 
-#include "arena/numa.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/process_fence.h"
@@ -53,10 +52,7 @@ const bool keys_made = [] {
 
 class ThreadLifeTest : public testing::Test {
  protected:
-  // Whichever processors the threads run on.
-  ThreadLifeTest() { numa.Substitute(1, [] { return size_t{0}; }); }
   ~ThreadLifeTest() override {
-    numa.Substitute(0, nullptr);
     VerifyAll();
     ThreadCache::FlushThread();
     // What threads without a cache freed, and the one empty slab of each class.
@@ -70,6 +66,8 @@ class ThreadLifeTest : public testing::Test {
     EXPECT_EQ(CountOrphans(), 0u);
     EXPECT_EQ(SlabBytesInUse(), 0u) << "a slab is lost";
   }
+
+  const OnOneNode on_one_node_;
 };
 
 TEST_F(ThreadLifeTest, AThreadGetsACacheWithItsFirstAllocation) {
