@@ -350,6 +350,12 @@ ABSL_ATTRIBUTE_NOINLINE void FlushRemoteBatch(const void* caller) {
   if (FlushRemoteFrees(thread_state.cache)) StartMaintenanceIfWanted(caller);
 }
 
+void RefuseSize(const void* p, size_t bytes, size_t usable) {
+  if (settings.check_sizes.load(std::memory_order_relaxed)) {
+    ReportSizeMismatch(p, bytes, usable);
+  }
+}
+
 // A block that is not of a fast class, or not of the one for `bytes`.
 ABSL_ATTRIBUTE_NOINLINE void DeallocateSizedUncommon(void* p, size_t bytes) {
   if (p == nullptr) return;
@@ -357,7 +363,7 @@ ABSL_ATTRIBUTE_NOINLINE void DeallocateSizedUncommon(void* p, size_t bytes) {
   const bool fits = RoomOf(PageMap::TagOf(p)) == Room::kSlab
                         ? BlockServes(usable, bytes)
                         : LargeBlockServes(p, usable, bytes);
-  if (ABSL_PREDICT_FALSE(!fits)) ReportSizeMismatch(p, bytes, usable);
+  if (ABSL_PREDICT_FALSE(!fits)) RefuseSize(p, bytes, usable);
   Deallocate(p);
 }
 
@@ -571,7 +577,7 @@ void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment) {
           : RoomOf(tag) != Room::kSlab &&
                 LargeBlockServes(p, UsableBytesFor(kSizedFree, p), bytes);
   if (ABSL_PREDICT_FALSE(!fits)) {
-    ReportSizeMismatch(p, bytes, UsableBytesFor(kSizedFree, p));
+    RefuseSize(p, bytes, UsableBytesFor(kSizedFree, p));
   }
   Deallocate(p);
 }

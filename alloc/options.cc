@@ -183,6 +183,14 @@ constexpr Option kOptions[] = {
      [](const Settings& from) {
        return size_t{from.deepbind.load(std::memory_order_relaxed)};
      }},
+    {"check_sizes", Unit::kSwitch,
+     "A sized free with a wrong size ends the program; 0 frees the block.",
+     [](size_t value) {
+       settings.check_sizes.store(value != 0, std::memory_order_relaxed);
+     },
+     [](const Settings& from) {
+       return size_t{from.check_sizes.load(std::memory_order_relaxed)};
+     }},
     {"perturb", Unit::kByteValue,
      "Fill freed blocks with this byte and fresh ones with its complement; 0 "
      "is off.",

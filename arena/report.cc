@@ -126,6 +126,8 @@ void ReportSizeMismatch(const void* p, size_t given_bytes, size_t block_bytes) {
   line.AppendText("quarry: sized free of ").AppendHex(p);
   line.AppendText(" as ").AppendDecimal(given_bytes);
   line.AppendText(" bytes, but its block has ").AppendDecimal(block_bytes);
+  // Most who see this run a program that somebody else has written.
+  line.AppendText(" (QUARRY_OPTIONS=check_sizes:0 allows it)");
   Abort(line);
 }
 

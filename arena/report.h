@@ -67,7 +67,8 @@ class LineBuffer {
 // "quarry: free of 0x13, which is not a multiple of 8, aborting"
 [[noreturn]] void ReportMisalignedPointer(const char* call, const void* p);
 
-// "quarry: sized free of 0x10 as 100 bytes, but its block has 48, aborting"
+// "quarry: sized free of 0x10 as 100 bytes, but its block has 48
+// (QUARRY_OPTIONS=check_sizes:0 allows it), aborting"
 [[noreturn]] void ReportSizeMismatch(const void* p, size_t given_bytes,
                                      size_t block_bytes);
 

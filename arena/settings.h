@@ -60,6 +60,10 @@ struct Settings {
   // Whether what dlopen() is told to bind to its own dependencies first does so.
   std::atomic<bool> deepbind{false};
 
+  // Whether a sized free with a size that the block cannot have had ends the
+  // program. Otherwise the block is freed as if no size had been given.
+  std::atomic<bool> check_sizes{true};
+
   // When not 0, every byte of a fresh block has the complement of this value,
   // and every byte of a freed block has this value, as M_PERTURB of glibc.
   std::atomic<uint8_t> perturb_byte{0};

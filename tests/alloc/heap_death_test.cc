@@ -72,7 +72,8 @@ std::string AlreadyFree(const std::string& call, const void* p) {
 
 std::string WrongSize(const void* p, size_t given, size_t block_bytes) {
   return Of("sized free", p) + " as " + Number(given) +
-         " bytes, but its block has " + Number(block_bytes);
+         " bytes, but its block has " + Number(block_bytes) +
+         " (QUARRY_OPTIONS=check_sizes:0 allows it)";
 }
 
 // Frees `p` as a thread that does not own its slab.
@@ -426,6 +427,31 @@ TEST(HeapDeathTest, WrongSizeOfALargeBlock) {
     }
     DeallocateSized(p, bytes);
   }
+}
+
+TEST(HeapDeathTest, WrongSizesThatAreAllowedFreeTheBlock) {
+  settings.check_sizes = false;
+  const size_t live_bytes = GatherStatistics().live_bytes;
+  for (const size_t bytes : {size_t{16}, size_t{48}, size_t{10000}, kRunBytes,
+                             kHugeBytes}) {
+    for (const size_t given : {size_t{0}, 2 * bytes + 1000, ~size_t{0}}) {
+      DeallocateSized(Allocate(bytes), given);
+      DeallocateAlignedSized(Allocate(bytes), given, kMiB);
+      char* const p = Allocate(bytes);
+      std::thread([p, given] { DeallocateSized(p, given); }).join();
+    }
+  }
+  constexpr size_t kBytes = 48;
+  char* const cold = OneOfAColdClass(kBytes);
+  EXPECT_REPORT(DeallocateSized(cold + 16, 500),
+                Interior("sized free", cold + 16, cold, kBytes));
+  EXPECT_REPORT((DeallocateSized(cold, 0), DeallocateSized(cold, 500)),
+                DoubleFree(cold));
+  DeallocateSized(cold, 500);
+  FlushThread();
+  EXPECT_EQ(GatherStatistics().live_bytes, live_bytes);
+  VerifyHeap();
+  settings.check_sizes = true;
 }
 
 TEST(HeapDeathTest, WrongSizeOfAnAlignedBlock) {

@@ -49,6 +49,7 @@ class Options : public testing::Test {
     settings.arenas_max = defaults.arenas_max.load();
     settings.parked_caches = defaults.parked_caches.load();
     settings.deepbind = defaults.deepbind.load();
+    settings.check_sizes = defaults.check_sizes.load();
     settings.perturb_byte = defaults.perturb_byte.load();
     ApplyOptions("stats_at_exit:0", STDERR_FILENO);
   }
@@ -56,13 +57,15 @@ class Options : public testing::Test {
 
 TEST_F(Options, EachOneSetsItsSetting) {
   EXPECT_EQ(Complaints("mmap_threshold:100000,trim_threshold:7,arenas_max:3,"
-                       "parked_caches:4,deepbind:1,perturb:90,stats_at_exit:1"),
+                       "parked_caches:4,deepbind:1,check_sizes:0,perturb:90,"
+                       "stats_at_exit:1"),
             "");
   EXPECT_EQ(settings.mmap_threshold_bytes, 100000u);
   EXPECT_EQ(settings.trim_threshold_bytes, 7u);
   EXPECT_EQ(settings.arenas_max, 3u);
   EXPECT_EQ(settings.parked_caches, 4u);
   EXPECT_TRUE(settings.deepbind);
+  EXPECT_FALSE(settings.check_sizes);
   EXPECT_EQ(settings.perturb_byte, 90);
   EXPECT_GE(OpenForStatisticsAtExit(), 0);
 }
@@ -299,6 +302,8 @@ TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
       "  deepbind        0          0 or 1               "
       "dlopen does what RTLD_DEEPBIND says, so that such libraries have "
       "libc's malloc.\n"
+      "  check_sizes     1          0 or 1               "
+      "A sized free with a wrong size ends the program; 0 frees the block.\n"
       "  perturb         0          0 to 255             "
       "Fill freed blocks with this byte and fresh ones with its "
       "complement; 0 is off.\n"

@@ -94,7 +94,8 @@ TEST(ReportDeathTest, MisalignedPointer) {
 
 TEST(ReportDeathTest, SizeMismatch) {
   EXPECT_REPORT(ReportSizeMismatch(At(0x10), 100, 48),
-                "sized free of 0x10 as 100 bytes, but its block has 48");
+                "sized free of 0x10 as 100 bytes, but its block has 48 "
+                "(QUARRY_OPTIONS=check_sizes:0 allows it)");
 }
 
 TEST(ReportDeathTest, FreedLargeBlock) {

@@ -10,6 +10,7 @@ TEST(Settings, AreSaneBeforeAnyoneSetsThem) {
   EXPECT_GT(settings.trim_threshold_bytes, size_t{0});
   EXPECT_EQ(settings.arenas_max, 0u);
   EXPECT_FALSE(settings.deepbind);
+  EXPECT_TRUE(settings.check_sizes);
   EXPECT_EQ(settings.perturb_byte, 0);
 }
 
