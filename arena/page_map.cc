@@ -7,8 +7,12 @@
 namespace quarry {
 namespace {
 
-// Guards the making of leaves and the choice of the window.
+// Guards the making of tables and leaves and the choice of the window.
 constinit Lock page_map_lock(LockRank::kPageMap);
+
+// Where the tables are from. They are neither counted nor charged to a limit: it is
+// addresses that they take, and a few pages.
+constinit OsPageSource table_pages;
 
 static_assert(kGranuleBytes % kLargestPageBytes == 0,
               "a granule is whole pages");
@@ -25,23 +29,33 @@ constexpr uintptr_t RoundDownToGranule(uintptr_t address) {
 
 }  // namespace
 
-constinit PageMap::Home PageMap::home_ = {};
-constinit PageMap::Window PageMap::window_ = {kNowhere, home_.tags};
-constinit PageMap::Leaf* PageMap::leaves_[kLeaves] = {};
-
+constinit PageMap::Window PageMap::window_ = {kNowhere, 0, 0};
+constinit std::atomic<PageMap::Tables*> PageMap::tables_{nullptr};
 constinit std::atomic<size_t> PageMap::leaf_bytes_{0};
 
 Lock& PageMapLock() { return page_map_lock; }
 
-void PageMap::PlaceHome(uintptr_t first_segment) {
+PageMap::Tables* PageMap::MapTables() {
+  void* const memory =
+      table_pages.Map(RoundUp(sizeof(Tables), PageBytes()), PageBytes());
+  if (memory == nullptr) return nullptr;
+  // Tags are four bytes for 64 KiB: a huge page of them would be resident for the
+  // sake of a few words.
+  table_pages.KeepSmallPages(memory, sizeof(Tables));
+  return static_cast<Tables*>(memory);
+}
+
+void PageMap::PlaceHome(const Tables& tables, uintptr_t first_segment) {
   constexpr uintptr_t kBelow =
       (kHomeGranules << kGranuleShift) - kHomeAboveBytes;
   const uintptr_t start = first_segment > kBelow
                               ? RoundDownToGranule(first_segment) - kBelow
                               : kGranuleBytes;
-  const uintptr_t tags = reinterpret_cast<uintptr_t>(home_.tags);
-  window_.tags_origin = reinterpret_cast<Tag*>(
-      tags - (start >> kGranuleShift) * sizeof(Tag));
+  const uintptr_t index = start >> kGranuleShift;
+  window_.tags_origin =
+      reinterpret_cast<uintptr_t>(tables.tags) - index * sizeof(Tag);
+  window_.descriptors_origin =
+      reinterpret_cast<uintptr_t>(tables.descriptors) - index * sizeof(void*);
   std::atomic_signal_fence(std::memory_order_release);
   window_.start = start;
 }
@@ -51,25 +65,27 @@ bool PageMap::Reserve(const void* start, size_t bytes) {
   const uintptr_t last = first + bytes - 1;
   QUARRY_CHECK(LeafIndex(last) < kLeaves);
   LockHolder hold(page_map_lock);
-  if (window_.start == kNowhere) {
-    // Tags are four bytes for 64 KiB: a huge page of them would be resident
-    // for the sake of a few words.
-    OsPages().KeepSmallPages(&home_, sizeof(home_));
-    PlaceHome(first);
+  Tables* tables = tables_.load(std::memory_order_relaxed);
+  if (tables == nullptr) {
+    tables = MapTables();
+    if (tables == nullptr) return false;
+    PlaceHome(*tables, first);
+    // Pairs with the acquire in EntryOf(), which finds the window by it.
+    tables_.store(tables, std::memory_order_release);
   }
   if (HomeGranule(start) < kHomeGranules &&
       HomeGranule(reinterpret_cast<void*>(last)) < kHomeGranules) {
     return true;
   }
   for (uintptr_t i = LeafIndex(first); i <= LeafIndex(last); ++i) {
-    if (Load(leaves_[i]) != nullptr) continue;
+    if (Load(tables->leaves[i]) != nullptr) continue;
     void* memory = OsPages().Map(sizeof(Leaf), PageBytes());
     if (memory == nullptr) return false;
     OsPages().KeepSmallPages(memory, sizeof(Leaf));
     // A fresh mapping is zero, which is what a Leaf of no entries is. Pairs
     // with the acquire in FarTagOf() and EntryOf(): who sees the leaf sees
     // zeros in it.
-    std::atomic_ref<Leaf*>(leaves_[i])
+    std::atomic_ref<Leaf*>(tables->leaves[i])
         .store(static_cast<Leaf*>(memory), std::memory_order_release);
     leaf_bytes_.fetch_add(sizeof(Leaf), std::memory_order_relaxed);
   }
@@ -77,12 +93,14 @@ bool PageMap::Reserve(const void* start, size_t bytes) {
 }
 
 PageMap::Entry PageMap::EntryOf(uintptr_t address) {
+  Tables* const tables = tables_.load(std::memory_order_acquire);
+  if (tables == nullptr) return {nullptr, nullptr};
   const uintptr_t granule = HomeGranule(reinterpret_cast<void*>(address));
   if (granule < kHomeGranules) {
-    return {&home_.tags[granule], &home_.descriptors[granule]};
+    return {&tables->tags[granule], &tables->descriptors[granule]};
   }
   if (LeafIndex(address) >= kLeaves) return {nullptr, nullptr};
-  Leaf* leaf = std::atomic_ref<Leaf*>(leaves_[LeafIndex(address)])
+  Leaf* leaf = std::atomic_ref<Leaf*>(tables->leaves[LeafIndex(address)])
                    .load(std::memory_order_acquire);
   if (leaf == nullptr) return {nullptr, nullptr};
   return {&leaf->tags[IndexInLeaf(address)],

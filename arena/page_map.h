@@ -17,7 +17,9 @@
 // close together, so this is where a process's heap is. Anything farther
 // away is found through a table of leaves, one for 4 GiB. Both arrays of the
 // window and the table of leaves are untouched zero pages until used: a 4 GiB
-// heap touches 256 KiB of tags.
+// heap touches 256 KiB of tags. They are a mapping, not zero data of the library:
+// a garbage collector in the program takes such data for its roots, which it
+// reads each time and makes its heap the larger for.
 //
 // Thread-safety: TagOf() and DescriptorOf() on any thread at any time. Set()
 //   only by who holds the granules: an arena that maps or unmaps a segment,
@@ -27,7 +29,7 @@
 //   owner id changes under a reader only between two owners that are both
 //   another thread than the reader.
 // Errors: an address that Quarry never held has tag kNoTag and descriptor
-//   nullptr. Reserve() is false when the OS refuses memory for a leaf.
+//   nullptr. Reserve() is false when the OS refuses memory for the tables or a leaf.
 // Cost: HomeTagOf() is eight instructions, of which the tag waits for a shift and
 //   a load.
 // Size: 4 + 8 bytes for each granule, in whole pages as they are touched.
@@ -75,7 +77,7 @@ class PageMap {
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Tag TagOf(const void* p) {
     const uintptr_t granule = HomeGranule(p);
     if (ABSL_PREDICT_FALSE(granule >= kHomeGranules)) return FarTagOf(p);
-    return Load(home_.tags[granule]);
+    return SureHomeTagOf(p);
   }
 
   // TagOf() for the fast path, which has a slow path at hand for the rare
@@ -83,24 +85,22 @@ class PageMap {
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool HomeTagOf(const void* p, Tag* tag) {
     const uintptr_t granule = HomeGranule(p);
     if (ABSL_PREDICT_FALSE(granule >= kHomeGranules)) return false;
-    const uintptr_t index = reinterpret_cast<uintptr_t>(p) >> kGranuleShift;
-    *tag = Load(*reinterpret_cast<Tag*>(
-        reinterpret_cast<uintptr_t>(window_.tags_origin) + index * sizeof(Tag)));
+    *tag = SureHomeTagOf(p);
     return true;
   }
 
   static void* DescriptorOf(const void* p) {
     const uintptr_t granule = HomeGranule(p);
     if (ABSL_PREDICT_FALSE(granule >= kHomeGranules)) return FarDescriptorOf(p);
-    return Load(home_.descriptors[granule]);
+    return HomeDescriptorOf(p);
   }
 
   // Both for an address of which HomeTagOf() told the tag.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Tag SureHomeTagOf(const void* p) {
-    return Load(home_.tags[HomeGranule(p)]);
+    return Load(*EntryFor<Tag>(window_.tags_origin, p));
   }
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* HomeDescriptorOf(const void* p) {
-    return Load(home_.descriptors[HomeGranule(p)]);
+    return Load(*EntryFor<void*>(window_.descriptors_origin, p));
   }
 
   // Bytes mapped for leaves.
@@ -127,10 +127,11 @@ class PageMap {
     void* descriptors[kLeafGranules];
   };
 
-  // Aligned, so that what a segment has in it is on as few pages as can be.
-  struct alignas(4096) Home {
+  // What is mapped once, in zero pages.
+  struct Tables {
     Tag tags[kHomeGranules];
     void* descriptors[kHomeGranules];
+    Leaf* leaves[kLeaves];
   };
 
   // No address that a program has lies less than the window's size above it.
@@ -138,14 +139,15 @@ class PageMap {
 
   // Alone on its line: every free reads it.
   struct alignas(64) Window {
-    // kNowhere until the first segment is mapped, when both are set for good, this
+    // kNowhere until the first segment is mapped, when all are set for good, this
     // one last. Not atomic, which would cost the fast path two instructions: who
     // frees a block had it from a thread that allocated, directly or not, and so
     // sees what that one saw. nullptr is outside before and after.
     uintptr_t start;
-    // Where the tag of granule 0 would be: what finds a tag does not wait for a
-    // subtraction. An address only, outside of the table.
-    Tag* tags_origin;
+    // Where the tag and the descriptor of granule 0 would be: what finds them does
+    // not wait for a subtraction. Addresses only, outside of the tables.
+    uintptr_t tags_origin;
+    uintptr_t descriptors_origin;
   };
 
   // Both nullptr for an address that no leaf covers.
@@ -163,16 +165,25 @@ class PageMap {
     return (reinterpret_cast<uintptr_t>(p) - window_.start) >> kGranuleShift;
   }
 
+  template <typename T>
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static T* EntryFor(uintptr_t origin,
+                                                  const void* p) {
+    const uintptr_t index = reinterpret_cast<uintptr_t>(p) >> kGranuleShift;
+    return reinterpret_cast<T*>(origin + index * sizeof(T));
+  }
+
   static Tag FarTagOf(const void* p);
   static void* FarDescriptorOf(const void* p);
   static Entry EntryOf(uintptr_t address);
-  static void PlaceHome(uintptr_t first_segment);
+  // nullptr when the system refuses them.
+  [[nodiscard]] static Tables* MapTables();
+  static void PlaceHome(const Tables& tables, uintptr_t first_segment);
 
-  // Hidden, so that the shared library reaches them without its table of global
+  // Hidden, so that the shared library reaches it without its table of global
   // offsets.
-  [[gnu::visibility("hidden")]] static Home home_;
   [[gnu::visibility("hidden")]] static Window window_;
-  static Leaf* leaves_[kLeaves];
+  // nullptr until the first segment is mapped.
+  static std::atomic<Tables*> tables_;
   static std::atomic<size_t> leaf_bytes_;
 };
 

@@ -1,5 +1,6 @@
 #include "arena/page_map.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,7 +10,10 @@
 #include <vector>
 
 #include "arena/page_source.h"
+#include "arena/report.h"
 #include "gtest/gtest.h"
+#include "tests/arena/in_child.h"
+#include "tests/arena/sanitizers.h"
 
 namespace quarry {
 namespace {
@@ -21,12 +25,36 @@ char* MapGranules(size_t granules) {
   return static_cast<char*>(start);
 }
 
-// First, while no window was chosen.
+// First, while there are no tables.
+TEST(PageMap, TablesThatTheSystemRefusesAreAskedForAgain) {
+  if (kUnderAsan || kUnderTsan) GTEST_SKIP() << "needs a limit on addresses";
+  void* const p = reinterpret_cast<void*>(uintptr_t{5} << 40);
+  EXPECT_EQ(InChild([p] {
+              Tag tag;
+              rlimit limit;
+              QUARRY_CHECK(getrlimit(RLIMIT_AS, &limit) == 0);
+              const rlimit none = {0, limit.rlim_max};
+              QUARRY_CHECK(setrlimit(RLIMIT_AS, &none) == 0);
+              QUARRY_CHECK(!PageMap::Reserve(p, kGranuleBytes));
+              QUARRY_CHECK(PageMap::TagOf(p) == kNoTag);
+              QUARRY_CHECK(PageMap::DescriptorOf(p) == nullptr);
+              QUARRY_CHECK(!PageMap::HomeTagOf(p, &tag));
+              QUARRY_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+              QUARRY_CHECK(PageMap::Reserve(p, kGranuleBytes));
+              PageMap::Set(p, kGranuleBytes, kHugeTag, nullptr);
+              QUARRY_CHECK(PageMap::TagOf(p) == kHugeTag);
+            }),
+            0);
+}
+
+// While no window was chosen.
 TEST(PageMap, NullIsOutsideOfTheWindow) {
   Tag tag;
   EXPECT_FALSE(PageMap::HomeTagOf(nullptr, &tag));
   char* const start = MapGranules(1);
   EXPECT_FALSE(PageMap::HomeTagOf(nullptr, &tag));
+  // Nor is anybody charged for the tables.
+  EXPECT_EQ(OsPages().statistics().mapped_bytes, kGranuleBytes);
   OsPages().Unmap(start, kGranuleBytes);
 }
 

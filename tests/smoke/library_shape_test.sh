@@ -31,6 +31,10 @@ grep -q NODELETE <<<"$dynamic" || fail "dlclose could unload it"
 tls_bytes=$(awk '$1 == "TLS" { print $6 }' <<<"$segments")
 ((tls_bytes < 1536)) || fail "$tls_bytes bytes of thread-local storage"
 
+# The conservative garbage collectors that programs have read all of it each time.
+data_bytes=$(awk '$1 == "LOAD" && / RW / { print $6 }' <<<"$segments")
+((data_bytes < 262144)) || fail "$((data_bytes)) bytes of data to write to"
+
 ! grep -q 'GNU_STACK.*RWE' <<<"$segments" || fail "executable stack"
 constructors=$(nm "$library" | grep _GLOBAL__sub_I || true)
 [[ -z $constructors ]] || fail "static constructors: $constructors"
