@@ -321,8 +321,14 @@ ABSL_ATTRIBUTE_NOINLINE void FlushNotes(const void* caller) {
 }
 
 ABSL_ATTRIBUTE_NOINLINE void FreeRun(void* p, const void* caller) {
-  if (ABSL_PREDICT_TRUE(ThreadCache::TryKeepRun(p))) return;
-  return DeallocateUncommon(p, caller);
+  if (ABSL_PREDICT_FALSE(!ThreadCache::TryKeepRun(p))) {
+    return DeallocateUncommon(p, caller);
+  }
+  // Not StartMaintenanceIfWanted(): where there is no thread, this is no path on which
+  // to do its work.
+  if (ABSL_PREDICT_FALSE(maintenance_signal.IsWanted())) {
+    MaintainOnSlowPath(caller);
+  }
 }
 
 // In a thread that has no cache, or has left the fast path: to it, its own blocks

@@ -452,7 +452,7 @@ void Arena::SeeToDirtyRuns() {
        dirty_bytes / 2 >= cap_bytes)) {
     PurgeOverCap(kMostCapPurgeBytes);
   }
-  if (FreeDirtyBytes() >= kNotedDirtyBytes) maintenance_signal.NoteWork();
+  maintenance_signal.NoteDirty(FreeDirtyBytes());
 }
 
 size_t Arena::CapBytes() const {

@@ -99,9 +99,6 @@ class Arena {
   // No run that the room above takes is larger, so it keeps up with the frees.
   static constexpr size_t kMostCapPurgeBytes = 4 * kPurgeStepBytes;
 
-  // So much that is dirty is worth the maintenance thread's waking.
-  static constexpr size_t kNotedDirtyBytes = size_t{1} << 20;
-
   // What a huge page covers. Where the system's are of another size, those that
   // are asked for do not come.
   static constexpr size_t kHugePageBytes = size_t{2} << 20;

@@ -1,10 +1,20 @@
 #include "arena/maintenance_signal.h"
 
+#include <algorithm>
+
 #include "arena/futex.h"
 
 namespace quarry {
 
 constinit MaintenanceSignal maintenance_signal;
+
+void MaintenanceSignal::SetPlaces(size_t threads, size_t arenas) {
+  const auto share = [](size_t places) {
+    return std::max(kNotedBytes / std::max<size_t>(places, 1), kLeastShareBytes);
+  };
+  thread_share_.store(share(threads), std::memory_order_relaxed);
+  arena_share_.store(share(arenas), std::memory_order_relaxed);
+}
 
 void MaintenanceSignal::NoteWorkSlow(uint32_t state) {
   // Again, if the thread went from asleep to none meanwhile.

@@ -11,6 +11,11 @@
 // calls NoteWork(). That is one load while the thread is awake. A process that
 // never has work never starts the thread; one that is idle is not woken.
 //
+// A mebibyte of free memory is work. Nobody counts what all threads and arenas have
+// together, for they would all write to the count: each has its share of the
+// mebibyte, and notes work when it has more. So what no one notes is little, too,
+// however many they are.
+//
 // No work is forgotten. The thread calls FallAsleep(), then looks for work once
 // more, and waits only if it finds none. A room makes its work, then calls
 // NoteWork(). Where the work is made under a lock that the look takes, either
@@ -27,6 +32,7 @@
 #define QUARRY_ARENA_MAINTENANCE_SIGNAL_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 #include "absl/base/optimization.h"
@@ -52,6 +58,25 @@ class MaintenanceSignal {
       NoteWorkSlow(state);
     }
   }
+
+  // NoteWork() if `bytes` are more than the share of one thread, which keeps them for
+  // its next requests, or of one arena, in which they are free and dirty.
+  void NoteKept(size_t bytes) {
+    if (bytes > ThreadShare()) NoteWork();
+  }
+  void NoteDirty(size_t bytes) {
+    if (bytes > arena_share_.load(std::memory_order_relaxed)) NoteWork();
+  }
+  size_t ThreadShare() const {
+    return thread_share_.load(std::memory_order_relaxed);
+  }
+
+  // So many threads and arenas have a share.
+  void SetPlaces(size_t threads, size_t arenas);
+
+  static constexpr size_t kNotedBytes = size_t{1} << 20;
+  // No share is less. A thread keeps so much at hand of one size as it is.
+  static constexpr size_t kLeastShareBytes = size_t{64} << 10;
 
   bool IsWanted() const { return state() == kWanted; }
   bool IsOff() const { return state() == kOff; }
@@ -91,6 +116,9 @@ class MaintenanceSignal {
   }
 
   std::atomic<uint32_t> state_{kNoThread};
+  // Relaxed: it is no matter when a change is seen.
+  std::atomic<size_t> thread_share_{kNotedBytes};
+  std::atomic<size_t> arena_share_{kNotedBytes};
 };
 
 extern constinit MaintenanceSignal maintenance_signal;

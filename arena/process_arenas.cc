@@ -10,6 +10,7 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
+#include "arena/maintenance_signal.h"
 #include "arena/numa.h"
 #include "arena/settings.h"
 
@@ -47,6 +48,7 @@ ABSL_ATTRIBUTE_NOINLINE void MakeArenas(size_t count)
 constinit std::atomic<size_t> arena_count{0};
 // How many have joined each arena and not left it.
 constinit std::array<size_t, kMaxArenas> threads ABSL_GUARDED_BY(arenas_lock){};
+constinit size_t all_threads ABSL_GUARDED_BY(arenas_lock) = 0;
 
 size_t Processors() {
   cpu_set_t set;
@@ -108,13 +110,18 @@ Arena& JoinArena() {
   // Whatever else there is to choose from, which takes some system calls to know.
   if (node != 0 || threads[0] != 0) chosen = LeastJoined(node);
   ++threads[chosen];
+  ++all_threads;
   MakeArenas(chosen + 1);
+  // One has the whole of it to begin with.
+  if (all_threads > 1) maintenance_signal.SetPlaces(all_threads, ArenasMade());
   return places[chosen].arena;
 }
 
 void LeaveArena(const Arena& arena) {
   LockHolder hold(arenas_lock);
   --threads[arena.index()];
+  --all_threads;
+  maintenance_signal.SetPlaces(all_threads, ArenasMade());
 }
 
 }  // namespace quarry

@@ -1,7 +1,8 @@
 // Memory that goes back to the system while the program does something else,
 // or nothing: the allocator's own thread.
 //
-// The rooms note work when a mebibyte is free and dirty (maintenance_signal.h).
+// The rooms note work when a mebibyte is free and dirty, or one of many threads has
+// its share of that (maintenance_signal.h).
 // The next slow path that holds no lock starts the thread, which then ticks
 // four times in settings.decay_ms: what has been free for longer goes back.
 // When a tick leaves nothing behind, the thread sleeps until work is noted.

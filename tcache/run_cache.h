@@ -38,8 +38,7 @@ class RunCache {
   // Of all runs together, and of one.
   static constexpr size_t kMostBytes = size_t{4} << 20;
   static constexpr size_t kMostRunBytes = kMostBytes / 2;
-  // More is worth the maintenance thread's attention, which Put() leaves to its
-  // caller.
+  // So much is kept with a look alone.
   static constexpr size_t kFewBytes = size_t{1} << 20;
 
   constexpr RunCache() = default;

@@ -444,7 +444,7 @@ void ThreadCache::KeepRun(Run* run) {
   while (Run* other = runs_.PopAbove(RunCache::kMostBytes)) {
     arena_->Deallocate(other);
   }
-  if (runs_.cached_bytes() > RunCache::kFewBytes) maintenance_signal.NoteWork();
+  maintenance_signal.NoteKept(runs_.cached_bytes());
 }
 
 void ThreadCache::Overflow(Magazine* magazine) {
@@ -494,9 +494,8 @@ void ThreadCache::Overflow(Magazine* magazine) {
   }
   // Also when a class is cold: blocks that were freed in no order keep many
   // slabs from being empty, however few they are.
-  if (shelf.is_cold || cache->depot_bytes_ >= kWorthTidyingBytes) {
-    maintenance_signal.NoteWork();
-  }
+  if (shelf.is_cold) return maintenance_signal.NoteWork();
+  maintenance_signal.NoteKept(cache->depot_bytes_);
 }
 
 void ThreadCache::Split(Magazine* magazine, SizeClass size_class) {

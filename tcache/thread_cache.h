@@ -61,6 +61,7 @@
 #include "absl/base/thread_annotations.h"
 #include "arena/arena.h"
 #include "arena/lock.h"
+#include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
 #include "tcache/biased_lock.h"
 #include "tcache/magazine.h"
@@ -296,6 +297,7 @@ class alignas(64) ThreadCache {
     }
     cache->runs_.PutIn(slot, run, p, bytes);
     cache->lock_.ReleaseByBias();
+    maintenance_signal.NoteKept(cache->CachedRunBytes());
     return true;
   }
 
@@ -416,8 +418,6 @@ class alignas(64) ThreadCache {
   static constexpr uint32_t kManySlabs = 8;
   // In slabs, at a fork: of less, the child may as well copy all.
   static constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
-  // In depots: from here on it is worth a thread to give it back.
-  static constexpr size_t kWorthTidyingBytes = 1024 * 1024;
 
   // The bounds above for each class.
   static const std::array<int16_t, kClasses> kMostBlocks;

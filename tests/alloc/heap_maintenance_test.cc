@@ -4,7 +4,9 @@
 #include <string.h>
 
 #include <algorithm>
+#include <barrier>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "alloc/heap.h"
@@ -73,6 +75,29 @@ TEST(HeapMaintenance, AfterAThreadKeptPageRuns) {
     for (char* block : blocks) Deallocate(block);
     QUARRY_CHECK(GatherStatistics().cached_bytes >= 4 * kMiB);
     QUARRY_CHECK(Soon([] { return GatherStatistics().cached_bytes < kMiB; }));
+  });
+}
+
+// None of them keeps much, all of them together do.
+TEST(HeapMaintenance, AfterManyThreadsKeptAFewPageRunsEach) {
+  ExpectToGoBackAfter([] {
+    constexpr int kThreads = 20;
+    std::barrier all_have_freed(kThreads + 1);
+    std::barrier all_may_go(kThreads + 1);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&] {
+        char* const block = Allocate(300 * kKiB);
+        memset(block, 1, 300 * kKiB);
+        Deallocate(block);
+        all_have_freed.arrive_and_wait();
+        all_may_go.arrive_and_wait();
+      });
+    }
+    all_have_freed.arrive_and_wait();
+    QUARRY_CHECK(Soon([] { return GatherStatistics().cached_bytes < kMiB; }));
+    all_may_go.arrive_and_wait();
+    for (std::thread& thread : threads) thread.join();
   });
 }
 

@@ -1227,9 +1227,11 @@ TEST_F(PlacedArenaTest, LeavesWhatItMayToTheThreadThatIsAwake) {
 TEST_F(PlacedArenaTest, TellsTheThreadOnceMuchIsDirty) {
   PageRun* const half = Allocate(kMiB / 2 / PageBytes());
   PageRun* const other_half = Allocate(kMiB / 2 / PageBytes());
+  PageRun* const page = Allocate(1);
   Deallocate({half});
-  EXPECT_EQ(maintenance_signal.state(), MaintenanceSignal::kNoThread);
   Deallocate({other_half});
+  EXPECT_EQ(maintenance_signal.state(), MaintenanceSignal::kNoThread);
+  Deallocate({page});
   EXPECT_EQ(maintenance_signal.state(), MaintenanceSignal::kWanted);
 }
 

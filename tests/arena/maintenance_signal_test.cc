@@ -11,6 +11,8 @@ namespace {
 
 using State = MaintenanceSignal::State;
 
+constexpr size_t kMiB = size_t{1} << 20;
+
 TEST(MaintenanceSignal, WorkWantsAThreadThatOneCallerStarts) {
   MaintenanceSignal signal;
   EXPECT_EQ(signal.state(), State::kNoThread);
@@ -24,6 +26,51 @@ TEST(MaintenanceSignal, WorkWantsAThreadThatOneCallerStarts) {
   EXPECT_FALSE(signal.TryStart());
   signal.NoteWork();
   EXPECT_EQ(signal.state(), State::kAwake);
+}
+
+TEST(MaintenanceSignal, OneThreadAndOneArenaHaveAMebibyteEach) {
+  MaintenanceSignal signal;
+  signal.NoteKept(kMiB);
+  signal.NoteDirty(kMiB);
+  EXPECT_EQ(signal.state(), State::kNoThread);
+  signal.NoteDirty(kMiB + 1);
+  EXPECT_TRUE(signal.IsWanted());
+  MaintenanceSignal other_signal;
+  other_signal.NoteKept(kMiB + 1);
+  EXPECT_TRUE(other_signal.IsWanted());
+}
+
+// As many as there are, what none of them notes is a mebibyte at most, or what a
+// thread keeps of one size.
+TEST(MaintenanceSignal, ManyThreadsAndArenasShareIt) {
+  struct {
+    size_t threads, arenas, thread_share, arena_share;
+  } const kCases[] = {
+      {0, 0, kMiB, kMiB},
+      {1, 1, kMiB, kMiB},
+      {2, 1, kMiB / 2, kMiB},
+      {10, 4, kMiB / 10, kMiB / 4},
+      {16, 16, 64 << 10, 64 << 10},
+      {100000, 32, 64 << 10, 64 << 10},
+  };
+  for (const auto& c : kCases) {
+    MaintenanceSignal signal;
+    signal.SetPlaces(c.threads, c.arenas);
+    signal.NoteKept(c.thread_share);
+    signal.NoteDirty(c.arena_share);
+    EXPECT_EQ(signal.state(), State::kNoThread);
+    signal.NoteKept(c.thread_share + 1);
+    EXPECT_TRUE(signal.IsWanted());
+    MaintenanceSignal other_signal;
+    other_signal.SetPlaces(c.threads, c.arenas);
+    other_signal.NoteDirty(c.arena_share + 1);
+    EXPECT_TRUE(other_signal.IsWanted());
+    other_signal.SetPlaces(1, 1);
+    ASSERT_TRUE(other_signal.TryStart());
+    other_signal.FallAsleep();
+    other_signal.NoteKept(kMiB);
+    EXPECT_EQ(other_signal.state(), State::kAsleep);
+  }
 }
 
 TEST(MaintenanceSignal, WhatIsOffStaysOff) {
