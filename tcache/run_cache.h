@@ -2,25 +2,28 @@
 //
 // A program that allocates and frees a buffer in a loop gets the same pages
 // back each time, with neither a locked instruction nor a system call or a
-// fault. A run is found by its exact size, which is why medium sizes are
-// rounded to eight for each doubling (MediumBytes() in size_classes.h).
+// fault. Runs are kept in lists by size, the last put in first, which is why medium
+// sizes are rounded to eight for each doubling (MediumBytes() in size_classes.h).
 //
-//   slot      0      1      2     ...
-//   run      run    run     -            what the slot holds
-//   start     p      q      ?            where it starts
-//   bytes   100 Ki  36 Ki   0            its size; 0 is an empty slot
+//   list      0      1     ...    8     ...   55
+//   bytes    18 Ki  20 Ki       36 Ki        2 Mi    of each of its runs
+//   top      run    -           run           -      the run put in last
+//   start     p     ?            q            ?      where that starts
+//             |                  |
+//            run                run                  by Run::next
 //
 // Only the owner puts runs in. It and the maintenance thread take them out.
 //
-// Thread-safety: the lock of the thread cache guards all but Find() and FindRoom(),
+// Thread-safety: the lock of the thread cache guards all but Find() and HasRoomFor(),
 //   which the owner may call without it, and cached_bytes(), which any thread may.
-// Invariant: the sum of bytes_[i] is cached_bytes_; bytes_[i] == 0 exactly when
-//   runs_[i] == nullptr. Every run in a slot is in state kCached.
-// Size: three cache lines.
+// Invariant: the sum of the runs' bytes is cached_bytes_. Every run in a list is in
+//   state kCached.
+// Size: fifteen cache lines, of which a thread of small blocks writes to none.
 #ifndef QUARRY_TCACHE_RUN_CACHE_H_
 #define QUARRY_TCACHE_RUN_CACHE_H_
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -29,85 +32,121 @@
 #include "absl/base/optimization.h"
 #include "arena/page_source.h"
 #include "arena/run.h"
+#include "tcache/size_classes.h"
 
 namespace quarry {
 
 class RunCache {
  public:
-  static constexpr size_t kSlots = 8;
   // Of all runs together, and of one.
   static constexpr size_t kMostBytes = size_t{4} << 20;
   static constexpr size_t kMostRunBytes = kMostBytes / 2;
-  // So much is kept with a look alone.
-  static constexpr size_t kFewBytes = size_t{1} << 20;
 
-  constexpr RunCache() = default;
+  static constexpr size_t kLists = kStepsPerDoubling * std::countr_zero(
+                                       kMostRunBytes / kSmallMaxBytes);
+  static constexpr size_t kNoList = kLists;
+
+  constexpr RunCache()
+      : cached_bytes_(0),
+        tops_{},
+        starts_{},
+        last_bytes_(0),
+        last_list_(0),
+        next_list_(0),
+        puts_(0),
+        puts_at_pop_(0),
+        puts_at_steal_(0) {}
+  // Without a touch of it, which a thread of small blocks does not need.
+  struct InZeroMemory {};
+  explicit RunCache(InZeroMemory) {}
   RunCache(const RunCache&) = delete;
   RunCache& operator=(const RunCache&) = delete;
 
-  // A slot with a run of exactly `bytes` > 0 bytes, or kSlots. It may be empty
-  // when the lock has been taken.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE size_t Find(size_t bytes) const {
-    size_t i = 0;
-    while (i < kSlots && bytes_[i].load(std::memory_order_relaxed) != bytes) ++i;
-    return i;
+  // The list for requests of `bytes`, which MediumBytes() has rounded; kNoList if
+  // they are too many.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static size_t ListOf(size_t bytes) {
+    constexpr unsigned kFirstPower = std::countr_zero(kSmallMaxBytes);
+    constexpr unsigned kStepBits = std::countr_zero(kStepsPerDoubling);
+    if (ABSL_PREDICT_FALSE(bytes > kMostRunBytes)) return kNoList;
+    const size_t last = bytes - 1;
+    const auto power = static_cast<unsigned>(std::bit_width(last)) - 1;
+    return (static_cast<size_t>(power - kFirstPower) << kStepBits) +
+           ((last >> (power - kStepBits)) & (kStepsPerDoubling - 1));
   }
 
-  // Takes the run of a slot, in state kInUse, which may hold anything, and where it
-  // starts; nullptr if the slot is empty.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE Run* Take(size_t slot, void** start) {
-    Run* const run = runs_[slot];
-    *start = starts_[slot];
+  // The list of a run of exactly `bytes` > 0 bytes, or kNoList: for the rest of what
+  // was rounded to whole pages alone, too.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static size_t ListOfRun(size_t bytes) {
+    if (ABSL_PREDICT_FALSE(bytes <= kSmallMaxBytes)) return kNoList;
+    const size_t step = std::bit_floor(bytes - 1) / kStepsPerDoubling;
+    const bool is_rounded = (bytes & (step - 1)) == 0 || step <= KnownPageBytes();
+    return ABSL_PREDICT_TRUE(is_rounded) ? ListOf(bytes) : kNoList;
+  }
+
+  // The same for a run that is to be put in. In a loop of allocation and free the next
+  // request would wait for it to be computed, from the record of the run, before it
+  // could read the list: this way the processor goes ahead with that of the run before.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE size_t ListToPutIn(size_t bytes) {
+    if (bytes != last_bytes_) {
+      last_bytes_ = bytes;
+      last_list_ = ListOfRun(bytes);
+    }
+    return last_list_;
+  }
+
+  // Whether a list has a run. It may have none when the lock has been taken.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE bool HasRun(size_t list) const {
+    return list < kLists && Load(tops_[list]) != nullptr;
+  }
+
+  // Takes the run that was put last into `list`, which is that of `bytes`, in state
+  // kInUse, which may hold anything, and where it starts; nullptr if the list is empty.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE Run* Take(size_t list, size_t bytes,
+                                         void** start) {
+    *start = starts_[list];
+    Run* const run = tops_[list];
     if (ABSL_PREDICT_FALSE(run == nullptr)) return nullptr;
-    Remove(slot);
+    Pop(list, run, bytes);
     run->zeroed = false;
     run->state.store(Run::kInUse, std::memory_order_relaxed);
     return run;
   }
 
-  // An empty slot for a run of so many bytes, if little is kept; else kSlots.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE size_t FindRoom(size_t bytes) const {
-    return cached_bytes() + bytes <= kFewBytes ? Find(0) : kSlots;
+  // Whether a run of so many bytes can be kept and no other has to go.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE bool HasRoomFor(size_t bytes) const {
+    return cached_bytes() + bytes <= kMostBytes;
   }
 
-  // Keeps `run`, which is in use, of `bytes` bytes from `start` on, in such a slot.
+  // Keeps `run`, which is in use and starts at `start`, in the list that it is of.
   //
   // Two threads that free it at once may both get here. The arena finds that
   // out when it is given the run a second time.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE void PutIn(size_t slot, Run* run, void* start,
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void PutIn(size_t list, Run* run, void* start,
                                           size_t bytes) {
     run->state.store(Run::kCached, std::memory_order_relaxed);
-    Fill(slot, run, start, bytes);
+    Push(list, run, start, bytes);
   }
 
-  // Keeps `run`, whose state the caller has made kCached. Returns the run that
-  // must go to its arena for that, if any: one put in earlier, or `run` itself.
-  Run* Put(Run* run) {
+  // Keeps `run`, whose state the caller has made kCached; false if it is of no list.
+  // Then PopAbove(kMostBytes) until there is none.
+  [[nodiscard]] bool Put(Run* run) {
     const size_t bytes = run->bytes();
-    if (bytes > kMostRunBytes) return run;
-    Run* evicted = nullptr;
-    size_t slot = Find(0);
-    if (slot == kSlots) {
-      slot = next_evicted_++ % kSlots;
-      evicted = runs_[slot];
-      Remove(slot);
-    }
-    Fill(slot, run, run->start, bytes);
-    return evicted;
+    const size_t list = ListToPutIn(bytes);
+    if (list == kNoList) return false;
+    Push(list, run, run->start, bytes);
+    return true;
   }
 
-  // Any run while more than `keep_bytes` are kept, the oldest as far as is
-  // known; else nullptr. Its state stays kCached.
+  // A run, of the lists in turn, if more than `keep_bytes` are kept; else nullptr. Its
+  // state stays kCached.
   Run* PopAbove(size_t keep_bytes) {
     if (ABSL_PREDICT_TRUE(cached_bytes() <= keep_bytes)) return nullptr;
-    for (size_t tries = 0; tries < kSlots; ++tries) {
-      const size_t slot = next_evicted_++ % kSlots;
-      if (Run* run = runs_[slot]) {
-        Remove(slot);
-        return run;
-      }
-    }
-    return nullptr;
+    size_t list = next_list_;
+    while (tops_[list] == nullptr) list = (list + 1) % kLists;
+    next_list_ = (list + 1) % kLists;
+    Run* const run = tops_[list];
+    Pop(list, run, run->bytes());
+    return run;
   }
 
   // A run, as PopAbove() chooses it, if none was put in since the last call.
@@ -127,39 +166,54 @@ class RunCache {
   }
 
   // Any thread may ask.
-  size_t cached_bytes() const {
-    return cached_bytes_.load(std::memory_order_relaxed);
-  }
+  size_t cached_bytes() const { return Load(cached_bytes_); }
 
  private:
-  void Fill(size_t slot, Run* run, void* start, size_t bytes) {
-    starts_[slot] = start;
-    runs_[slot] = run;
-    bytes_[slot].store(static_cast<uint32_t>(bytes), std::memory_order_relaxed);
-    cached_bytes_.store(cached_bytes() + bytes, std::memory_order_relaxed);
+  // Relaxed: what is read without the lock is a hint.
+  template <typename T>
+  static T Load(const T& word) {
+    return std::atomic_ref<T>(const_cast<T&>(word))
+        .load(std::memory_order_relaxed);
+  }
+  template <typename T>
+  static void Store(T& word, T value) {
+    std::atomic_ref<T>(word).store(value, std::memory_order_relaxed);
+  }
+
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void Push(size_t list, Run* run, void* start,
+                                         size_t bytes) {
+    run->next = tops_[list];
+    starts_[list] = start;
+    Store(tops_[list], run);
+    Store(cached_bytes_, cached_bytes_ + bytes);
     ++puts_;
   }
 
-  void Remove(size_t slot) {
-    const size_t bytes = bytes_[slot].load(std::memory_order_relaxed);
-    cached_bytes_.store(cached_bytes() - bytes, std::memory_order_relaxed);
-    bytes_[slot].store(0, std::memory_order_relaxed);
-    runs_[slot] = nullptr;
+  // `run` is the top.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void Pop(size_t list, Run* run, size_t bytes) {
+    Run* const next = run->next;
+    Store(tops_[list], next);
+    if (next != nullptr) starts_[list] = next->start;
+    Store(cached_bytes_, cached_bytes_ - bytes);
   }
 
-  std::atomic<uint32_t> bytes_[kSlots] = {};
-  std::atomic<size_t> cached_bytes_{0};
-  uint32_t next_evicted_ = 0;
-  // How often the owner put a run in, and what that was at the last PopIdle() and
-  // at the last StealIdle().
-  uint32_t puts_ = 0;
-  uint32_t puts_at_pop_ = 0;
-  uint32_t puts_at_steal_ = 0;
-  // Where they start, as the owner was told. In a loop of allocation and free each
+  // None of these has a value of its own: see the constructors.
+
+  // These two are read without the lock.
+  size_t cached_bytes_;
+  Run* tops_[kLists];
+  // Where the tops start, as the owner was told. In a loop of allocation and free each
   // turn would wait for the look-up of the record from the address, and for the
   // address in the record, if what is given out came from there.
-  void* starts_[kSlots] = {};
-  Run* runs_[kSlots] = {};
+  void* starts_[kLists];
+  size_t last_bytes_;  // 0, or what ListOfRun() made last_list_ of.
+  size_t last_list_;
+  size_t next_list_;  // To evict from.
+  // How often the owner put a run in, and what that was at the last PopIdle() and
+  // at the last StealIdle().
+  uint32_t puts_;
+  uint32_t puts_at_pop_;
+  uint32_t puts_at_steal_;
 };
 
 }  // namespace quarry

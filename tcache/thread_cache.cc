@@ -416,9 +416,9 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
   if (magazine.Push(p)) Overflow(&magazine);
 }
 
-Run* ThreadCache::TakeRunUnbiased(size_t slot, void** start) {
+Run* ThreadCache::TakeRunUnbiased(size_t list, size_t bytes, void** start) {
   if (!lock_.TryAcquireAsOwner()) return nullptr;
-  Run* const run = runs_.Take(slot, start);
+  Run* const run = runs_.Take(list, bytes, start);
   lock_.ReleaseAsOwner();
   return run;
 }
@@ -440,7 +440,7 @@ void ThreadCache::FreeRun(Run* run) {
 }
 
 void ThreadCache::KeepRun(Run* run) {
-  if (Run* other = runs_.Put(run)) arena_->Deallocate(other);
+  if (!runs_.Put(run)) return arena_->Deallocate(run);
   while (Run* other = runs_.PopAbove(RunCache::kMostBytes)) {
     arena_->Deallocate(other);
   }

@@ -141,7 +141,9 @@ class alignas(64) ThreadCache {
   // come from, or it may take the stores of them for dead.
   using InZeroMemory = RemoteBatch::InZeroMemory;
   explicit ThreadCache(InZeroMemory in_zero_memory)
-      : lock_(LockRank::kCache), remote_batch_(in_zero_memory) {}
+      : lock_(LockRank::kCache),
+        remote_batch_(in_zero_memory),
+        runs_(RunCache::InZeroMemory()) {}
   ThreadCache(const ThreadCache&) = delete;
   ThreadCache& operator=(const ThreadCache&) = delete;
 
@@ -269,12 +271,12 @@ class alignas(64) ThreadCache {
   // where it starts; nullptr if there is none. What it holds is not known.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t bytes, void** start) {
     ThreadCache* const cache = thread_state.cache;
-    const size_t slot = cache->runs_unlocked().Find(bytes);
-    if (slot == RunCache::kSlots) return nullptr;
+    const size_t list = RunCache::ListOf(bytes);
+    if (!cache->runs_unlocked().HasRun(list)) return nullptr;
     if (ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
-      return cache->TakeRunUnbiased(slot, start);
+      return cache->TakeRunUnbiased(list, bytes, start);
     }
-    Run* const run = cache->runs_.Take(slot, start);
+    Run* const run = cache->runs_.Take(list, bytes, start);
     cache->lock_.ReleaseByBias();
     return run;
   }
@@ -290,15 +292,16 @@ class alignas(64) ThreadCache {
       return false;
     }
     const size_t bytes = run->bytes();
-    const size_t slot = cache->runs_unlocked().FindRoom(bytes);
-    if (slot == RunCache::kSlots ||
+    if (!cache->runs_unlocked().HasRoomFor(bytes) ||
         ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
       return false;
     }
-    cache->runs_.PutIn(slot, run, p, bytes);
+    const size_t list = cache->runs_.ListToPutIn(bytes);
+    const bool is_kept = list != RunCache::kNoList;
+    if (ABSL_PREDICT_TRUE(is_kept)) cache->runs_.PutIn(list, run, p, bytes);
     cache->lock_.ReleaseByBias();
     maintenance_signal.NoteKept(cache->CachedRunBytes());
-    return true;
+    return is_kept;
   }
 
   // Frees a run in use: keeps it, or gives it to its arena.
@@ -505,7 +508,7 @@ class alignas(64) ThreadCache {
     return runs_;
   }
   // Does not wait: the maintenance thread may be at work on all slabs.
-  Run* TakeRunUnbiased(size_t slot, void** start) ABSL_LOCKS_EXCLUDED(lock_);
+  Run* TakeRunUnbiased(size_t list, size_t bytes, void** start) ABSL_LOCKS_EXCLUDED(lock_);
   void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Relaxed: under the lock, but for IsTidy(), whose caller has had a fence.
   bool WasUsed() const { return was_used_.load(std::memory_order_relaxed); }
@@ -611,8 +614,6 @@ class alignas(64) ThreadCache {
   // there is none, it may be twice that.
   FreeBlock* spares_[kClasses] = {};
 
-  RunCache runs_ ABSL_GUARDED_BY(lock_);
-
   // On a line of its own: other threads write it.
   alignas(64) PendingStack pending_;
 
@@ -625,6 +626,8 @@ class alignas(64) ThreadCache {
   //
   //   notes_   | nullptr | block | ... | block notes_count_ | nullptr in a flush |
   void* notes_[1 + kMostNotes + 1];  // Zero: see the constructors.
+
+  RunCache runs_ ABSL_GUARDED_BY(lock_);
 };
 
 // What a thread without a cache has. Never written.

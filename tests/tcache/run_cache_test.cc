@@ -5,7 +5,10 @@
 #include <set>
 #include <vector>
 
+#include "arena/page_source.h"
+#include "arena/run.h"
 #include "gtest/gtest.h"
+#include "tcache/size_classes.h"
 
 namespace quarry {
 namespace {
@@ -16,26 +19,34 @@ using PageRun = Run;
 // Runs of no segment: the cache looks at nothing but their size.
 class RunCacheTest : public testing::Test {
  protected:
-  static void Make(PageRun* run, uint32_t pages) {
-    run->pages = pages;
+  // Sizes are given in units of kUnit, of which all from kLeastUnits on are sizes
+  // of medium blocks, whatever the size of pages.
+  static constexpr size_t kUnit = RunCache::kMostRunBytes / 16;
+  static constexpr size_t kLeastUnits = 8;
+
+  static void MakePages(PageRun* run, size_t pages) {
+    run->pages = static_cast<uint32_t>(pages);
     // No two alike, as long as both are there.
     run->start = reinterpret_cast<char*>(run);
     run->state.store(PageRun::kCached, std::memory_order_relaxed);
   }
+  static void Make(PageRun* run, size_t units) {
+    MakePages(run, PagesFor(units * kUnit));
+  }
 
-  PageRun* Take(size_t pages) {
-    const size_t slot = cache_.Find(pages * PageBytes());
-    if (slot == RunCache::kSlots) return nullptr;
+  PageRun* Take(size_t units) {
+    const size_t list = RunCache::ListOf(units * kUnit);
+    if (!cache_.HasRun(list)) return nullptr;
     void* start = nullptr;
-    PageRun* const run = cache_.Take(slot, &start);
+    PageRun* const run = cache_.Take(list, units * kUnit, &start);
     EXPECT_EQ(start, run->start);
     return run;
   }
 
   bool PutInRoom(PageRun* run) {
-    const size_t slot = cache_.FindRoom(run->bytes());
-    if (slot == RunCache::kSlots) return false;
-    cache_.PutIn(slot, run, run->start, run->bytes());
+    if (!cache_.HasRoomFor(run->bytes())) return false;
+    cache_.PutIn(RunCache::ListOfRun(run->bytes()), run, run->start,
+                 run->bytes());
     return true;
   }
 
@@ -49,69 +60,102 @@ class RunCacheTest : public testing::Test {
   bool left_ = false;
 };
 
+// Each size that a medium block has is of a list of its own, and no other size is of
+// any, with pages of 4 KiB; with larger ones there are fewer sizes.
+TEST_F(RunCacheTest, EachMediumSizeHasAList) {
+  std::set<size_t> lists;
+  for (size_t bytes = PageBytes(); bytes <= 2 * RunCache::kMostRunBytes;
+       bytes += PageBytes()) {
+    const bool is_kept = bytes > kSmallMaxBytes &&
+                         bytes <= RunCache::kMostRunBytes &&
+                         MediumBytes(bytes) == bytes;
+    ASSERT_EQ(RunCache::ListOfRun(bytes) != RunCache::kNoList, is_kept) << bytes;
+    if (!is_kept) continue;
+    const size_t list = RunCache::ListOfRun(bytes);
+    ASSERT_LT(list, RunCache::kLists);
+    ASSERT_TRUE(lists.insert(list).second) << bytes;
+    ASSERT_EQ(RunCache::ListOf(bytes), list);
+  }
+  EXPECT_TRUE(lists.contains(RunCache::kLists - 1));
+}
+
 TEST_F(RunCacheTest, GivesARunOfTheExactSizeBack) {
   PageRun run;
-  Make(&run, 25);
-  EXPECT_EQ(Take(25), nullptr);
-  EXPECT_EQ(cache_.Put(&run), nullptr);
-  EXPECT_EQ(cache_.cached_bytes(), 25 * PageBytes());
-  EXPECT_EQ(Take(24), nullptr);
-  EXPECT_EQ(Take(26), nullptr);
+  Make(&run, 10);
+  EXPECT_EQ(Take(10), nullptr);
+  EXPECT_TRUE(cache_.Put(&run));
+  EXPECT_EQ(cache_.cached_bytes(), 10 * kUnit);
+  EXPECT_EQ(Take(9), nullptr);
+  EXPECT_EQ(Take(11), nullptr);
   run.zeroed = true;
-  EXPECT_EQ(Take(25), &run);
+  EXPECT_EQ(Take(10), &run);
   EXPECT_TRUE(run.IsInUse());
   EXPECT_FALSE(run.zeroed) << "the program wrote to it";
-  EXPECT_EQ(Take(25), nullptr);
+  EXPECT_EQ(Take(10), nullptr);
   EXPECT_EQ(cache_.cached_bytes(), 0u);
 }
 
-TEST_F(RunCacheTest, TheShortWayKeepsOnlyAFew) {
+TEST_F(RunCacheTest, GivesTheRunThatWasPutInLastBackFirst) {
   std::array<PageRun, 3> runs;
   for (PageRun& run : runs) {
-    Make(&run, static_cast<uint32_t>(RunCache::kFewBytes / 2 / PageBytes()));
-    run.state = PageRun::kInUse;
+    Make(&run, 8);
+    EXPECT_TRUE(cache_.Put(&run));
   }
-  EXPECT_TRUE(PutInRoom(&runs[0]));
-  EXPECT_EQ(runs[0].state, PageRun::kCached);
-  EXPECT_TRUE(PutInRoom(&runs[1]));
-  EXPECT_FALSE(PutInRoom(&runs[2]));
-  EXPECT_NE(cache_.PopAbove(0), nullptr);
-  EXPECT_NE(cache_.PopAbove(0), nullptr);
+  PageRun other;
+  Make(&other, 9);
+  EXPECT_TRUE(cache_.Put(&other));
+  for (size_t i = runs.size(); i-- > 0;) EXPECT_EQ(Take(8), &runs[i]);
+  EXPECT_EQ(Take(8), nullptr);
+  EXPECT_EQ(Take(9), &other);
 }
 
 TEST_F(RunCacheTest, TheShortWayEvictsNone) {
-  std::array<PageRun, RunCache::kSlots + 1> runs;
+  std::array<PageRun, RunCache::kMostBytes / (8 * kUnit) + 1> runs;
   for (size_t i = 0; i < runs.size(); ++i) {
-    Make(&runs[i], 1);
+    Make(&runs[i], 8);
     runs[i].state = PageRun::kInUse;
-    EXPECT_EQ(PutInRoom(&runs[i]), i < RunCache::kSlots);
+    EXPECT_EQ(PutInRoom(&runs[i]), i + 1 < runs.size());
   }
+  EXPECT_EQ(runs.front().state, PageRun::kCached);
   EXPECT_EQ(runs.back().state, PageRun::kInUse);
-  EXPECT_EQ(cache_.PopAbove(0), &runs[0]);
-}
-
-TEST_F(RunCacheTest, KeepsNoRunThatIsTooLarge) {
-  PageRun run;
-  Make(&run, static_cast<uint32_t>(RunCache::kMostRunBytes / PageBytes()));
-  EXPECT_EQ(cache_.Put(&run), nullptr);
-  PageRun larger;
-  Make(&larger, run.pages + 1);
-  EXPECT_EQ(cache_.Put(&larger), &larger);
-  EXPECT_EQ(cache_.PopAbove(0), &run);
-  EXPECT_EQ(cache_.PopAbove(0), nullptr);
-}
-
-TEST_F(RunCacheTest, AFullCacheGivesTheOldestUp) {
-  std::array<PageRun, RunCache::kSlots + 3> runs;
-  for (size_t i = 0; i < runs.size(); ++i) {
-    Make(&runs[i], static_cast<uint32_t>(10 + i));
-    PageRun* const evicted = cache_.Put(&runs[i]);
-    EXPECT_EQ(evicted, i < RunCache::kSlots ? nullptr
-                                            : &runs[i - RunCache::kSlots]);
+  EXPECT_EQ(cache_.cached_bytes(), RunCache::kMostBytes);
+  while (cache_.PopAbove(0) != nullptr) {
   }
-  std::set<PageRun*> left;
-  while (PageRun* run = cache_.PopAbove(0)) EXPECT_TRUE(left.insert(run).second);
-  EXPECT_EQ(left.size(), RunCache::kSlots);
+}
+
+TEST_F(RunCacheTest, KeepsNoRunOfAnotherSize) {
+  PageRun run;
+  Make(&run, 16);
+  ASSERT_EQ(run.bytes(), RunCache::kMostRunBytes);
+  EXPECT_TRUE(cache_.Put(&run));
+  PageRun larger;
+  Make(&larger, 18);
+  EXPECT_FALSE(cache_.Put(&larger));
+  PageRun odd;
+  MakePages(&odd, PagesFor(9 * kUnit) + 1);
+  EXPECT_FALSE(cache_.Put(&odd));
+  PageRun page;
+  MakePages(&page, 1);
+  EXPECT_EQ(cache_.Put(&page), PageBytes() > kSmallMaxBytes);
+  EXPECT_TRUE(cache_.HasRun(RunCache::ListOf(16 * kUnit)));
+  while (cache_.PopAbove(0) != nullptr) {
+  }
+}
+
+TEST_F(RunCacheTest, ListsAreEvictedFromInTurn) {
+  std::array<PageRun, 6> runs;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    Make(&runs[i], 8 + i / 2);
+    EXPECT_TRUE(cache_.Put(&runs[i]));
+  }
+  // The last of each list, and then what was before it.
+  for (const size_t i : {1u, 3u, 5u, 0u, 2u}) {
+    EXPECT_EQ(cache_.PopAbove(0), &runs[i]);
+  }
+  EXPECT_TRUE(cache_.Put(&runs[1]));
+  EXPECT_EQ(cache_.PopAbove(0), &runs[4]);
+  EXPECT_EQ(cache_.PopAbove(0), &runs[1]);
+  EXPECT_EQ(cache_.PopAbove(0), nullptr);
   EXPECT_EQ(cache_.cached_bytes(), 0u);
 }
 
@@ -119,26 +163,28 @@ TEST_F(RunCacheTest, PopsRunsUntilAsManyBytesAreLeft) {
   std::array<PageRun, 4> runs;
   for (PageRun& run : runs) {
     Make(&run, 10);
-    EXPECT_EQ(cache_.Put(&run), nullptr);
+    EXPECT_TRUE(cache_.Put(&run));
   }
-  EXPECT_EQ(cache_.PopAbove(40 * PageBytes()), nullptr);
-  EXPECT_NE(cache_.PopAbove(25 * PageBytes()), nullptr);
-  EXPECT_NE(cache_.PopAbove(25 * PageBytes()), nullptr);
-  EXPECT_EQ(cache_.PopAbove(25 * PageBytes()), nullptr);
-  EXPECT_EQ(cache_.cached_bytes(), 20 * PageBytes());
+  EXPECT_EQ(cache_.PopAbove(40 * kUnit), nullptr);
+  EXPECT_NE(cache_.PopAbove(25 * kUnit), nullptr);
+  EXPECT_NE(cache_.PopAbove(25 * kUnit), nullptr);
+  EXPECT_EQ(cache_.PopAbove(25 * kUnit), nullptr);
+  EXPECT_EQ(cache_.cached_bytes(), 20 * kUnit);
+  while (cache_.PopAbove(0) != nullptr) {
+  }
 }
 
 TEST_F(RunCacheTest, IdleRunsArePoppedOneByOne) {
   std::array<PageRun, 3> runs;
   for (PageRun& run : runs) {
     Make(&run, 10);
-    EXPECT_EQ(cache_.Put(&run), nullptr);
+    EXPECT_TRUE(cache_.Put(&run));
   }
   EXPECT_EQ(cache_.PopIdle(), nullptr) << "put in since the last call";
-  EXPECT_EQ(cache_.PopIdle(), &runs[0]);
+  EXPECT_EQ(cache_.PopIdle(), &runs[2]);
   EXPECT_TRUE(Steal().empty()) << "for that the owner has not been idle";
   EXPECT_EQ(cache_.PopIdle(), &runs[1]) << "nor is it busy for having been asked";
-  EXPECT_EQ(cache_.Put(&runs[0]), nullptr);
+  EXPECT_TRUE(cache_.Put(&runs[2]));
   EXPECT_EQ(cache_.PopIdle(), nullptr);
   EXPECT_NE(cache_.PopIdle(), nullptr);
   EXPECT_NE(cache_.PopIdle(), nullptr);
@@ -148,27 +194,27 @@ TEST_F(RunCacheTest, IdleRunsArePoppedOneByOne) {
 
 TEST_F(RunCacheTest, RunsAreStolenFromAnIdleOwnerAlone) {
   PageRun run;
-  Make(&run, 7);
+  Make(&run, 8);
   EXPECT_TRUE(Steal().empty());
   EXPECT_FALSE(left_) << "there is nothing";
-  EXPECT_EQ(cache_.Put(&run), nullptr);
+  EXPECT_TRUE(cache_.Put(&run));
   EXPECT_TRUE(Steal().empty());
   EXPECT_TRUE(left_) << "put in since the last call";
-  EXPECT_EQ(Take(7), &run);
+  EXPECT_EQ(Take(8), &run);
   run.state = PageRun::kCached;
-  EXPECT_EQ(cache_.Put(&run), nullptr);
+  EXPECT_TRUE(cache_.Put(&run));
   EXPECT_TRUE(Steal().empty());
   EXPECT_TRUE(left_);
   EXPECT_EQ(Steal(), std::vector<PageRun*>{&run});
   EXPECT_FALSE(left_);
   EXPECT_EQ(run.state, PageRun::kCached) << "the arena takes it so";
-  EXPECT_EQ(Take(7), nullptr);
+  EXPECT_EQ(Take(8), nullptr);
 }
 
 TEST_F(RunCacheTest, WhatIsUrgentIsStolenAtOnce) {
   PageRun run;
-  Make(&run, 7);
-  EXPECT_EQ(cache_.Put(&run), nullptr);
+  Make(&run, 8);
+  EXPECT_TRUE(cache_.Put(&run));
   PageRun* stolen = nullptr;
   EXPECT_FALSE(cache_.StealIdle(true, [&](PageRun* r) { stolen = r; }));
   EXPECT_EQ(stolen, &run);
@@ -176,13 +222,13 @@ TEST_F(RunCacheTest, WhatIsUrgentIsStolenAtOnce) {
 
 TEST_F(RunCacheTest, WhatWasFoundMayBeGone) {
   PageRun run;
-  Make(&run, 7);
-  EXPECT_EQ(cache_.Put(&run), nullptr);
-  const size_t slot = cache_.Find(7 * PageBytes());
-  ASSERT_LT(slot, RunCache::kSlots);
+  Make(&run, 8);
+  EXPECT_TRUE(cache_.Put(&run));
+  const size_t list = RunCache::ListOf(8 * kUnit);
+  ASSERT_TRUE(cache_.HasRun(list));
   EXPECT_FALSE(cache_.StealIdle(true, [](PageRun*) {}));
   void* start;
-  EXPECT_EQ(cache_.Take(slot, &start), nullptr);
+  EXPECT_EQ(cache_.Take(list, 8 * kUnit, &start), nullptr);
 }
 
 }  // namespace
