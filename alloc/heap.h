@@ -139,6 +139,14 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void Deallocate(void* p) {
   return DeallocateNotPushed(p, magazine, __builtin_return_address(0));
 }
 
+// By a magazine that was found for `p`.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateSizedTo(Magazine* magazine,
+                                                           void* p,
+                                                           size_t bytes) {
+  if (ABSL_PREDICT_TRUE(ThreadCache::TryPushSized(magazine, p, bytes))) return;
+  return DeallocateSizedNotPushed(p, bytes, magazine);
+}
+
 // `bytes` is what was asked for, or any size up to what was given.
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateSized(void* p,
                                                          size_t bytes) {
@@ -146,8 +154,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeallocateSized(void* p,
   if (ABSL_PREDICT_FALSE(!ThreadCache::FindMagazine(p, &magazine))) {
     return DeallocateSizedSlow(p, bytes);
   }
-  if (ABSL_PREDICT_TRUE(ThreadCache::TryPushSized(magazine, p, bytes))) return;
-  return DeallocateSizedNotPushed(p, bytes, magazine);
+  return DeallocateSizedTo(magazine, p, bytes);
 }
 
 // The same for a block from AllocateAligned().

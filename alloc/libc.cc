@@ -79,11 +79,21 @@ QUARRY_PUBLIC void* realloc(void* block, size_t bytes) noexcept {
 
 QUARRY_PUBLIC void* reallocarray(void* block, size_t count,
                                  size_t bytes_each) noexcept {
-  return quarry::Reallocarray(block, count, bytes_each);
+  size_t bytes;
+  if (__builtin_mul_overflow(count, bytes_each, &bytes)) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  // By name, as glibc: a program or a tool may have a realloc() of its own, and not
+  // know of this.
+  return realloc(block, bytes);
 }
 
 QUARRY_PUBLIC void* reallocf(void* block, size_t bytes) noexcept {
-  return quarry::Reallocf(block, bytes);
+  void* const moved = realloc(block, bytes);
+  // With 0 bytes the block is gone already.
+  if (moved == nullptr && bytes != 0) free(block);
+  return moved;
 }
 
 // --------------------------------------------------------------- freeing

@@ -24,6 +24,7 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "alloc/heap.h"
+#include "alloc/operator_forms.h"
 #include "alloc/quarry.h"
 #include "arena/report.h"
 
@@ -178,39 +179,93 @@ void* NewAlignedNothrow(size_t bytes, std::align_val_t alignment) {
   return NewNothrowSlow(bytes, static_cast<size_t>(alignment));
 }
 
+using NewForm = void*(size_t);
+using NewAlignedForm = void*(size_t, std::align_val_t);
+
+// g++ wants an alias declared as its target is.
+#define QUARRY_OWN(name) __attribute__((alias(name), malloc, alloc_size(1)))
+NewForm OwnNew QUARRY_OWN("_Znwm");
+NewForm OwnArrayNew QUARRY_OWN("_Znam");
+NewAlignedForm OwnNewAligned QUARRY_OWN("_ZnwmSt11align_val_t");
+NewAlignedForm OwnArrayNewAligned QUARRY_OWN("_ZnamSt11align_val_t");
+#undef QUARRY_OWN
+
+// Whether the program has none of the forms that others are calls of.
+bool NewIsOwn() {
+  return IsOwn<NewForm>(&::operator new, OwnNew) &&
+         IsOwn<NewForm>(&::operator new[], OwnArrayNew) &&
+         IsOwn<NewAlignedForm>(&::operator new, OwnNewAligned) &&
+         IsOwn<NewAlignedForm>(&::operator new[], OwnArrayNewAligned);
+}
+
+// What allocate() returns, of the program's own.
+template <typename Allocate>
+ABSL_ATTRIBUTE_NOINLINE void* NullIfThrown(Allocate allocate) noexcept {
+  if (!HasRuntime()) return allocate();
+  try {
+    return allocate();
+  } catch (...) {
+    return nullptr;
+  }
+}
+
 }  // namespace
 }  // namespace quarry
 
-// ---------------------------------------------------------- operator new
+// ------------------------------------------------------------ basic forms
 
-QUARRY_PUBLIC void* operator new(size_t bytes) { return quarry::New(bytes); }
-
-QUARRY_PUBLIC void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  return quarry::NewNothrow(bytes);
+QUARRY_REPLACEABLE void* operator new(size_t bytes) {
+  return quarry::New(bytes);
 }
 
-QUARRY_PUBLIC void* operator new(size_t bytes, std::align_val_t alignment) {
+QUARRY_REPLACEABLE void* operator new(size_t bytes,
+                                      std::align_val_t alignment) {
   return quarry::NewAligned(bytes, alignment);
 }
 
-QUARRY_PUBLIC void* operator new(size_t bytes, std::align_val_t alignment,
-                                 const std::nothrow_t&) noexcept {
+// ------------------------------------------- forms that are calls of others
+
+QUARRY_REPLACEABLE void* operator new[](size_t bytes) {
+  return ::operator new(bytes);
+}
+
+QUARRY_REPLACEABLE void* operator new[](size_t bytes,
+                                        std::align_val_t alignment) {
+  return ::operator new(bytes, alignment);
+}
+
+QUARRY_REPLACEABLE void* operator new(size_t bytes,
+                                      const std::nothrow_t&) noexcept {
+  if (ABSL_PREDICT_FALSE(!quarry::NewIsOwn())) {
+    return quarry::NullIfThrown([=] { return ::operator new(bytes); });
+  }
+  return quarry::NewNothrow(bytes);
+}
+
+QUARRY_REPLACEABLE void* operator new[](size_t bytes,
+                                        const std::nothrow_t&) noexcept {
+  if (ABSL_PREDICT_FALSE(!quarry::NewIsOwn())) {
+    return quarry::NullIfThrown([=] { return ::operator new[](bytes); });
+  }
+  return quarry::NewNothrow(bytes);
+}
+
+QUARRY_REPLACEABLE void* operator new(size_t bytes, std::align_val_t alignment,
+                                      const std::nothrow_t&) noexcept {
+  if (ABSL_PREDICT_FALSE(!quarry::NewIsOwn())) {
+    return quarry::NullIfThrown(
+        [=] { return ::operator new(bytes, alignment); });
+  }
   return quarry::NewAlignedNothrow(bytes, alignment);
 }
 
-QUARRY_PUBLIC void* operator new[](size_t bytes) { return quarry::New(bytes); }
-
-QUARRY_PUBLIC void* operator new[](size_t bytes,
-                                   const std::nothrow_t&) noexcept {
-  return quarry::NewNothrow(bytes);
-}
-
-QUARRY_PUBLIC void* operator new[](size_t bytes, std::align_val_t alignment) {
-  return quarry::NewAligned(bytes, alignment);
-}
-
-QUARRY_PUBLIC void* operator new[](size_t bytes, std::align_val_t alignment,
-                                   const std::nothrow_t&) noexcept {
+QUARRY_REPLACEABLE void* operator new[](size_t bytes,
+                                        std::align_val_t alignment,
+                                        const std::nothrow_t&) noexcept {
+  if (ABSL_PREDICT_FALSE(!quarry::NewIsOwn())) {
+    return quarry::NullIfThrown(
+        [=] { return ::operator new[](bytes, alignment); });
+  }
   return quarry::NewAlignedNothrow(bytes, alignment);
 }
 
@@ -223,17 +278,30 @@ struct __sized_ptr_t {
   size_t n;  // Usable bytes.
 };
 
+}  // extern "C"
+
+namespace quarry {
+namespace {
+
+// Of a block of the program's own no more is known than what was asked for.
+__sized_ptr_t WithUsableBytes(void* block, size_t bytes) {
+  return {block, NewIsOwn() ? UsableBytes(block) : bytes};
+}
+
+}  // namespace
+}  // namespace quarry
+
+extern "C" {
+
 enum class __hot_cold_t : uint8_t;  // How hot the block will be: not used.
 
 QUARRY_PUBLIC __sized_ptr_t __size_returning_new(size_t bytes) {
-  void* block = quarry::New(bytes);
-  return {block, quarry::UsableBytes(block)};
+  return quarry::WithUsableBytes(::operator new(bytes), bytes);
 }
 
 QUARRY_PUBLIC __sized_ptr_t
 __size_returning_new_aligned(size_t bytes, std::align_val_t alignment) {
-  void* block = quarry::NewAligned(bytes, alignment);
-  return {block, quarry::UsableBytes(block)};
+  return quarry::WithUsableBytes(::operator new(bytes, alignment), bytes);
 }
 
 QUARRY_PUBLIC __sized_ptr_t __size_returning_new_hot_cold(size_t bytes,

@@ -63,9 +63,9 @@ ThreadCache* CacheRegistry::Take() {
 }
 
 Tag CacheRegistry::MakeTag() {
-  // Ids from 1 to the one before kNobody: 0 is the tag of threads without a
-  // cache.
-  if (tags_made_ + 1 >= kNobody / kOwnerUnit) return kNoTag;
+  // Ids from 1 to the one before that of kNobodysTag: 0 is the tag of threads without
+  // a cache.
+  if (tags_made_ + 1 >= kNobodysTag / kOwnerUnit) return kNoTag;
   return ++tags_made_ * kOwnerUnit;
 }
 

@@ -37,8 +37,8 @@ alignas(64) constexpr std::array<uint16_t,
         std::make_index_sequence<kFastMaxBytes / kMinAlignmentBytes + 1>());
 
 constinit ThreadCache no_cache;
-thread_local constinit ThreadState thread_state = {&no_cache, &no_cache, 0,
-                                                   false, 0};
+thread_local constinit ThreadState thread_state = {
+    &no_cache, &no_cache, 0, false, 0, kNobodysTag};
 
 // How many blocks a magazine of each class may grow to hold.
 constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {

@@ -76,6 +76,9 @@ namespace quarry {
 
 class ThreadCache;
 
+// The tag of no cache, with which no slab's differs by less than kOwnerUnit.
+constexpr Tag kNobodysTag = kNobody - kOwnerUnit;
+
 // What a thread has in thread-local storage. A thread without a cache points
 // at `no_cache`, whose magazines are empty, and its tag matches no slab: its
 // first malloc() and any free() take the slow path without a test of their own.
@@ -89,9 +92,13 @@ struct ThreadState {
   bool exited;
   // Remote frees of a thread without a cache.
   uint16_t remote_frees;
+  // `tag` once the thread knows that C++'s sized delete may do without the program's
+  // own operator delete; kNobodysTag until then.
+  Tag delete_tag;
 
   void SetTag(Tag new_tag) {
     tag = new_tag;
+    delete_tag = kNobodysTag;
     origin = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(cache) -
                                      new_tag);
   }
@@ -188,6 +195,25 @@ class alignas(64) ThreadCache {
     if (ABSL_PREDICT_FALSE(OffsetOf(tag) >= kOwnerUnit)) return false;
     *magazine = MagazineOf(tag);
     return true;
+  }
+
+  // The same for C++'s sized delete: false also until EnableSizedDelete().
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool FindMagazineForDelete(
+      const void* p, Magazine** magazine) {
+    Tag tag;
+    if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
+    if (ABSL_PREDICT_FALSE(tag - thread_state.delete_tag >= kOwnerUnit)) {
+      return false;
+    }
+    *magazine = MagazineOf(tag);
+    return true;
+  }
+  static bool SizedDeleteIsEnabled() {
+    return thread_state.delete_tag == thread_state.tag;
+  }
+  // For the calling thread, until its tag changes; without effect if it has none.
+  static void EnableSizedDelete() {
+    if (thread_state.tag != 0) thread_state.delete_tag = thread_state.tag;
   }
 
   // Frees `p`, whose magazine this is, if it is the start of a block, not the one

@@ -169,7 +169,7 @@ void EndThread() {
   ThreadCache* cache = thread_state.cache;
   if (cache == &no_cache) return;
   // First: nothing below may come back to this cache.
-  thread_state = {&no_cache, &no_cache, 0, true, 0};
+  thread_state = {&no_cache, &no_cache, 0, true, 0, kNobodysTag};
   cache_registry.Park(cache);
 }
 
