@@ -16,8 +16,8 @@ QUARRY_TEST_PACKAGES=(
 
 # The programs of tests/battery.
 QUARRY_BATTERY_PACKAGES=(
-  bc bzip2 cmake curl default-jdk-headless ed gawk gdb git gzip jq lua5.4 make
-  ninja-build nginx nodejs openssl patch perl php-cli redis-tools rsync ruby
+  bc bzip2 cmake curl default-jdk-headless ed gawk gdb git guile-3.0 gzip jq lua5.4
+  make ninja-build nginx nodejs openssl patch perl php-cli povray redis-tools rsync ruby
   sqlite3 tar vim xz-utils z3 zstd
 )
 

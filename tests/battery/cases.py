@@ -63,6 +63,8 @@ USE_ZEND_ALLOC=0 php "$PROGRAMS/records.php"
     Case("node-workers", ("node",), 'node "$PROGRAMS/workers.js"'),
     Case("ruby", ("ruby",), 'ruby "$PROGRAMS/objects.rb"'),
     Case("lua", ("lua5.4",), 'lua5.4 "$PROGRAMS/trees.lua"'),
+    # Its garbage collector looks through all data of all libraries.
+    Case("guile", ("guile",), 'guile --no-auto-compile "$PROGRAMS/strings.scm"'),
     Case("java", ("java",), r"""
 java -version
 java -Xmx256m "$PROGRAMS/Streams.java"
@@ -130,6 +132,13 @@ sqlite3 data.db .dump | sha256sum
          'bash "$PROGRAMS/redis.sh"'),
     Case("nginx", ("nginx", "python3"), 'bash "$PROGRAMS/nginx.sh"'),
     Case("python-http", ("python3", "curl"), 'bash "$PROGRAMS/http.sh"'),
+
+    # C++ that deletes an object by its base, with the size of that.
+    Case("povray", ("povray",), r"""
+export QUARRY_OPTIONS=check_sizes:0
+povray +I"$PROGRAMS/spheres.pov" +Oout.ppm +FP +W160 +H120 +WT1 -D > log 2>&1
+grep -av '^# ' out.ppm | sha256sum  # The comments have the date.
+"""),
 
     # Compression and archives.
     Case("xz", ("xz",), r"""
