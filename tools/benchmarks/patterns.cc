@@ -146,6 +146,8 @@ double RandomReplacement(const Timing& timing, uint32_t live_blocks, uint32_t ma
 
 double Replace1Ki(const Timing& timing) { return RandomReplacement(timing, 1 << 10, 8192); }
 double Replace128Ki(const Timing& timing) { return RandomReplacement(timing, 1 << 17, 527); }
+// Most are larger than what an allocator has slabs for.
+double Replace256(const Timing& timing) { return RandomReplacement(timing, 256, 65535); }
 double Replace1Mi(const Timing& timing) { return RandomReplacement(timing, 1 << 20, 143); }
 
 // A number of a small interpreter: 16 bytes for one limb to 64 for seven.
@@ -303,6 +305,8 @@ constexpr Pattern kPatterns[] = {
      BatchOfAMillionAtRandom},
     {"replace_1k_8k", "random replacement, 1 Ki live blocks of at most 8 KiB",
      CLOCK_PROCESS_CPUTIME_ID, Replace1Ki},
+    {"replace_256_64k", "random replacement, 256 live blocks of less than 64 KiB",
+     CLOCK_PROCESS_CPUTIME_ID, Replace256},
     {"replace_128k_527", "random replacement, 128 Ki live blocks of at most 527 bytes",
      CLOCK_PROCESS_CPUTIME_ID, Replace128Ki},
     {"replace_1m_143", "random replacement, 1 Mi live blocks of at most 143 bytes",

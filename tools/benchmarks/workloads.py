@@ -74,6 +74,7 @@ WORKLOADS = (
     Pattern("batch1m_48_order"),
     Pattern("batch1m_48_random"),
     Pattern("replace_1k_8k"),
+    Pattern("replace_256_64k"),
     Pattern("replace_128k_527"),
     Pattern("replace_1m_143"),
     Pattern("hot_objects"),
