@@ -77,6 +77,18 @@ QUARRY_PUBLIC void* realloc(void* block, size_t bytes) noexcept {
   return quarry::Realloc(block, bytes);
 }
 
+namespace {
+
+// realloc() by name, as glibc's calls: a program or a tool may have one of its own, and
+// not know of these. clang would call the one above.
+void* ReallocByName(void* block, size_t bytes) {
+  void* (*resize)(void*, size_t) = realloc;
+  asm("" : "+r"(resize));
+  return resize(block, bytes);
+}
+
+}  // namespace
+
 QUARRY_PUBLIC void* reallocarray(void* block, size_t count,
                                  size_t bytes_each) noexcept {
   size_t bytes;
@@ -84,15 +96,17 @@ QUARRY_PUBLIC void* reallocarray(void* block, size_t count,
     errno = ENOMEM;
     return nullptr;
   }
-  // By name, as glibc: a program or a tool may have a realloc() of its own, and not
-  // know of this.
-  return realloc(block, bytes);
+  return ReallocByName(block, bytes);
 }
 
 QUARRY_PUBLIC void* reallocf(void* block, size_t bytes) noexcept {
-  void* const moved = realloc(block, bytes);
+  void* const moved = ReallocByName(block, bytes);
   // With 0 bytes the block is gone already.
-  if (moved == nullptr && bytes != 0) free(block);
+  if (moved == nullptr && bytes != 0) {
+    void (*release)(void*) = free;
+    asm("" : "+r"(release));
+    release(block);
+  }
   return moved;
 }
 

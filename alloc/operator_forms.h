@@ -12,7 +12,12 @@
 // count, to have a header before each block or a heap of its own, gets all. Quarry's
 // forms that end in a jump anyway make that call. The others look first whether what
 // they would call is Quarry's own: new(n, nothrow), which has to catch; and the sized
-// deletes, which would lose the size. Those look once in each thread.
+// deletes, which would lose the size. Those look once in each thread that has a cache,
+// and at each call in a program that has any basic form of its own.
+//
+// An executable that is not position-independent and takes the address of a form counts
+// as one that has that form, since the address is in it. It gets the same blocks, by way
+// of that form, but sizes are not checked.
 //
 // All are weak: in a program that Quarry is linked into as an archive, the program's
 // definition is the only one then.

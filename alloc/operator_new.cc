@@ -190,12 +190,17 @@ NewAlignedForm OwnNewAligned QUARRY_OWN("_ZnwmSt11align_val_t");
 NewAlignedForm OwnArrayNewAligned QUARRY_OWN("_ZnamSt11align_val_t");
 #undef QUARRY_OWN
 
-// Whether the program has none of the forms that others are calls of.
-bool NewIsOwn() {
-  return IsOwn<NewForm>(&::operator new, OwnNew) &&
-         IsOwn<NewForm>(&::operator new[], OwnArrayNew) &&
-         IsOwn<NewAlignedForm>(&::operator new, OwnNewAligned) &&
-         IsOwn<NewAlignedForm>(&::operator new[], OwnArrayNewAligned);
+// Whether a form is Quarry's, and for arrays also the one that it is a call of.
+bool NewIsOwn() { return IsOwn<NewForm>(&::operator new, OwnNew); }
+bool ArrayNewIsOwn() {
+  return IsOwn<NewForm>(&::operator new[], OwnArrayNew) && NewIsOwn();
+}
+bool NewAlignedIsOwn() {
+  return IsOwn<NewAlignedForm>(&::operator new, OwnNewAligned);
+}
+bool ArrayNewAlignedIsOwn() {
+  return IsOwn<NewAlignedForm>(&::operator new[], OwnArrayNewAligned) &&
+         NewAlignedIsOwn();
 }
 
 // What allocate() returns, of the program's own.
@@ -244,7 +249,7 @@ QUARRY_REPLACEABLE void* operator new(size_t bytes,
 
 QUARRY_REPLACEABLE void* operator new[](size_t bytes,
                                         const std::nothrow_t&) noexcept {
-  if (ABSL_PREDICT_FALSE(!quarry::NewIsOwn())) {
+  if (ABSL_PREDICT_FALSE(!quarry::ArrayNewIsOwn())) {
     return quarry::NullIfThrown([=] { return ::operator new[](bytes); });
   }
   return quarry::NewNothrow(bytes);
@@ -252,7 +257,7 @@ QUARRY_REPLACEABLE void* operator new[](size_t bytes,
 
 QUARRY_REPLACEABLE void* operator new(size_t bytes, std::align_val_t alignment,
                                       const std::nothrow_t&) noexcept {
-  if (ABSL_PREDICT_FALSE(!quarry::NewIsOwn())) {
+  if (ABSL_PREDICT_FALSE(!quarry::NewAlignedIsOwn())) {
     return quarry::NullIfThrown(
         [=] { return ::operator new(bytes, alignment); });
   }
@@ -262,7 +267,7 @@ QUARRY_REPLACEABLE void* operator new(size_t bytes, std::align_val_t alignment,
 QUARRY_REPLACEABLE void* operator new[](size_t bytes,
                                         std::align_val_t alignment,
                                         const std::nothrow_t&) noexcept {
-  if (ABSL_PREDICT_FALSE(!quarry::NewIsOwn())) {
+  if (ABSL_PREDICT_FALSE(!quarry::ArrayNewAlignedIsOwn())) {
     return quarry::NullIfThrown(
         [=] { return ::operator new[](bytes, alignment); });
   }
@@ -284,8 +289,8 @@ namespace quarry {
 namespace {
 
 // Of a block of the program's own no more is known than what was asked for.
-__sized_ptr_t WithUsableBytes(void* block, size_t bytes) {
-  return {block, NewIsOwn() ? UsableBytes(block) : bytes};
+__sized_ptr_t WithUsableBytes(void* block, size_t bytes, bool is_own) {
+  return {block, is_own ? UsableBytes(block) : bytes};
 }
 
 }  // namespace
@@ -296,12 +301,14 @@ extern "C" {
 enum class __hot_cold_t : uint8_t;  // How hot the block will be: not used.
 
 QUARRY_PUBLIC __sized_ptr_t __size_returning_new(size_t bytes) {
-  return quarry::WithUsableBytes(::operator new(bytes), bytes);
+  return quarry::WithUsableBytes(::operator new(bytes), bytes,
+                                 quarry::NewIsOwn());
 }
 
 QUARRY_PUBLIC __sized_ptr_t
 __size_returning_new_aligned(size_t bytes, std::align_val_t alignment) {
-  return quarry::WithUsableBytes(::operator new(bytes, alignment), bytes);
+  return quarry::WithUsableBytes(::operator new(bytes, alignment), bytes,
+                                 quarry::NewAlignedIsOwn());
 }
 
 QUARRY_PUBLIC __sized_ptr_t __size_returning_new_hot_cold(size_t bytes,

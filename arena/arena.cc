@@ -239,6 +239,7 @@ Run* Arena::AddMapping(uint32_t pages, size_t alignment) {
 }
 
 Run* Arena::MapRun(size_t bytes, size_t alignment) {
+  if (!PageMap::MakeTables()) return nullptr;
   char* const start = static_cast<char*>(source_.Map(bytes, alignment));
   if (start == nullptr) return nullptr;
   const uint32_t pages = static_cast<uint32_t>(bytes / PageBytes());

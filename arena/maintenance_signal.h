@@ -13,8 +13,9 @@
 //
 // A mebibyte of free memory is work. Nobody counts what all threads and arenas have
 // together, for they would all write to the count: each has its share of the
-// mebibyte, and notes work when it has more. So what no one notes is little, too,
-// however many they are.
+// mebibyte, and notes work when it frees something and then has more. No share is less
+// than what a thread keeps at hand of one size anyway, so of thousands of threads what no
+// one notes is as much as that.
 //
 // No work is forgotten. The thread calls FallAsleep(), then looks for work once
 // more, and waits only if it finds none. A room makes its work, then calls

@@ -35,14 +35,30 @@ constinit std::atomic<size_t> PageMap::leaf_bytes_{0};
 
 Lock& PageMapLock() { return page_map_lock; }
 
-PageMap::Tables* PageMap::MapTables() {
-  void* const memory =
-      table_pages.Map(RoundUp(sizeof(Tables), PageBytes()), PageBytes());
-  if (memory == nullptr) return nullptr;
+bool PageMap::MakeTables() {
+  // Acquire: as in EntryOf().
+  if (tables_.load(std::memory_order_acquire) != nullptr) return true;
+  LockHolder hold(page_map_lock);
+  return MakeTablesLocked() != nullptr;
+}
+
+PageMap::Tables* PageMap::MakeTablesLocked() {
+  Tables* tables = tables_.load(std::memory_order_relaxed);
+  if (tables != nullptr) return tables;
+  const size_t bytes = RoundUp(sizeof(Tables), PageBytes());
+  const size_t guard_bytes = PageBytes();
+  void* const mapping = table_pages.Map(bytes + 2 * guard_bytes, PageBytes());
+  if (mapping == nullptr) return nullptr;
+  char* const start = static_cast<char*>(mapping) + guard_bytes;
+  table_pages.Guard(start - guard_bytes, guard_bytes);
+  table_pages.Guard(start + bytes, guard_bytes);
   // Tags are four bytes for 64 KiB: a huge page of them would be resident for the
   // sake of a few words.
-  table_pages.KeepSmallPages(memory, sizeof(Tables));
-  return static_cast<Tables*>(memory);
+  table_pages.KeepSmallPages(start, bytes);
+  tables = reinterpret_cast<Tables*>(start);
+  // Pairs with the acquires: who sees the tables sees zeros in them.
+  tables_.store(tables, std::memory_order_release);
+  return tables;
 }
 
 void PageMap::PlaceHome(const Tables& tables, uintptr_t first_segment) {
@@ -65,14 +81,9 @@ bool PageMap::Reserve(const void* start, size_t bytes) {
   const uintptr_t last = first + bytes - 1;
   QUARRY_CHECK(LeafIndex(last) < kLeaves);
   LockHolder hold(page_map_lock);
-  Tables* tables = tables_.load(std::memory_order_relaxed);
-  if (tables == nullptr) {
-    tables = MapTables();
-    if (tables == nullptr) return false;
-    PlaceHome(*tables, first);
-    // Pairs with the acquire in EntryOf(), which finds the window by it.
-    tables_.store(tables, std::memory_order_release);
-  }
+  Tables* const tables = MakeTablesLocked();
+  if (tables == nullptr) return false;
+  if (window_.start == kNowhere) PlaceHome(*tables, first);
   if (HomeGranule(start) < kHomeGranules &&
       HomeGranule(reinterpret_cast<void*>(last)) < kHomeGranules) {
     return true;

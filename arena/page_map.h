@@ -67,6 +67,11 @@ constexpr Tag kHugeTag = kNobody | 0xffe;
 
 class PageMap {
  public:
+  // Maps the tables, if need be. False if the system refuses them; Reserve() does the
+  // same. To be called before the first segment is mapped, or they would lie where the
+  // system could place the next one beside it.
+  static bool MakeTables();
+
   // Makes Set() possible for all granules that [start, start + bytes) touches.
   [[nodiscard]] static bool Reserve(const void* start, size_t bytes);
 
@@ -175,8 +180,8 @@ class PageMap {
   static Tag FarTagOf(const void* p);
   static void* FarDescriptorOf(const void* p);
   static Entry EntryOf(uintptr_t address);
-  // nullptr when the system refuses them.
-  [[nodiscard]] static Tables* MapTables();
+  // Returns nullptr when the system refuses them.
+  static Tables* MakeTablesLocked();
   static void PlaceHome(const Tables& tables, uintptr_t first_segment);
 
   // Hidden, so that the shared library reaches it without its table of global

@@ -14,10 +14,13 @@
 //
 // Only the owner puts runs in. It and the maintenance thread take them out.
 //
-// Thread-safety: the lock of the thread cache guards all but Find() and HasRoomFor(),
+// Thread-safety: the lock of the thread cache guards all but HasRun() and HasRoomFor(),
 //   which the owner may call without it, and cached_bytes(), which any thread may.
 // Invariant: the sum of the runs' bytes is cached_bytes_. Every run in a list is in
-//   state kCached.
+//   state kCached, and its `previous` is this cache.
+// Errors: of a run that two threads free at once, and both keep, one of the two lists
+//   is no longer whole. Who takes the run from the other than the last to put it in
+//   aborts, before any list is followed beyond it.
 // Size: fifteen cache lines, of which a thread of small blocks writes to none.
 #ifndef QUARRY_TCACHE_RUN_CACHE_H_
 #define QUARRY_TCACHE_RUN_CACHE_H_
@@ -31,6 +34,7 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "arena/page_source.h"
+#include "arena/report.h"
 #include "arena/run.h"
 #include "tcache/size_classes.h"
 
@@ -53,6 +57,7 @@ class RunCache {
         last_bytes_(0),
         last_list_(0),
         next_list_(0),
+        least_bytes_(0),
         puts_(0),
         puts_at_pop_(0),
         puts_at_steal_(0) {}
@@ -118,9 +123,6 @@ class RunCache {
   }
 
   // Keeps `run`, which is in use and starts at `start`, in the list that it is of.
-  //
-  // Two threads that free it at once may both get here. The arena finds that
-  // out when it is given the run a second time.
   ABSL_ATTRIBUTE_ALWAYS_INLINE void PutIn(size_t list, Run* run, void* start,
                                           size_t bytes) {
     run->state.store(Run::kCached, std::memory_order_relaxed);
@@ -151,19 +153,38 @@ class RunCache {
 
   // A run, as PopAbove() chooses it, if none was put in since the last call.
   Run* PopIdle() {
-    if (std::exchange(puts_at_pop_, puts_) != puts_) return nullptr;
+    // Without a store, for a thread that has put none in ever.
+    if (cached_bytes() == 0 ||
+        std::exchange(puts_at_pop_, puts_) != puts_) {
+      return nullptr;
+    }
     return PopAbove(0);
   }
 
-  // Takes all runs out if the owner has put none in since the last call, or if it
-  // `is_urgent`, and calls visit(run) for each. Returns whether any is left.
+  // Takes out, and calls visit(run) for each, as many bytes as were not wanted since the
+  // last call; all if the owner has put none in since then, or if it `is_urgent`. No
+  // more than kMostStolen runs, if it is not: the owner may wait for the lock. Returns
+  // whether any is left.
   template <typename Visit>
   bool StealIdle(bool is_urgent, Visit visit) {
     if (cached_bytes() == 0) return false;
-    if (std::exchange(puts_at_steal_, puts_) != puts_ && !is_urgent) return true;
-    while (Run* run = PopAbove(0)) visit(run);
-    return false;
+    const bool is_idle = std::exchange(puts_at_steal_, puts_) == puts_;
+    size_t unused_bytes = is_idle || is_urgent ? cached_bytes_ : least_bytes_;
+    size_t left = is_urgent ? SIZE_MAX : kMostStolen;
+    for (size_t list = 0; list < kLists; ++list) {
+      Run* run;
+      while (left > 0 && (run = tops_[list]) != nullptr &&
+             run->bytes() <= unused_bytes) {
+        unused_bytes -= run->bytes();
+        --left;
+        Pop(list, run, run->bytes());
+        visit(run);
+      }
+    }
+    least_bytes_ = cached_bytes_;
+    return cached_bytes_ != 0;
   }
+  static constexpr size_t kMostStolen = 64;
 
   // Any thread may ask.
   size_t cached_bytes() const { return Load(cached_bytes_); }
@@ -183,6 +204,7 @@ class RunCache {
   ABSL_ATTRIBUTE_ALWAYS_INLINE void Push(size_t list, Run* run, void* start,
                                          size_t bytes) {
     run->next = tops_[list];
+    run->previous = Mark();
     starts_[list] = start;
     Store(tops_[list], run);
     Store(cached_bytes_, cached_bytes_ + bytes);
@@ -191,11 +213,19 @@ class RunCache {
 
   // `run` is the top.
   ABSL_ATTRIBUTE_ALWAYS_INLINE void Pop(size_t list, Run* run, size_t bytes) {
+    if (ABSL_PREDICT_FALSE(run->previous != Mark())) {
+      ReportFreedLargeBlock("free", run->start);
+    }
+    run->previous = nullptr;
     Run* const next = run->next;
     Store(tops_[list], next);
     if (next != nullptr) starts_[list] = next->start;
     Store(cached_bytes_, cached_bytes_ - bytes);
+    if (cached_bytes_ < least_bytes_) least_bytes_ = cached_bytes_;
   }
+
+  // What tells a run of this cache from one of another, or of an arena's lists.
+  Run* Mark() { return reinterpret_cast<Run*>(this); }
 
   // None of these has a value of its own: see the constructors.
 
@@ -208,7 +238,8 @@ class RunCache {
   void* starts_[kLists];
   size_t last_bytes_;  // 0, or what ListOfRun() made last_list_ of.
   size_t last_list_;
-  size_t next_list_;  // To evict from.
+  size_t next_list_;    // To evict from.
+  size_t least_bytes_;  // That there were since the last StealIdle().
   // How often the owner put a run in, and what that was at the last PopIdle() and
   // at the last StealIdle().
   uint32_t puts_;

@@ -428,8 +428,7 @@ void ThreadCache::FreeRun(Run* run) {
   if (cache == &no_cache || run->arena() != cache->arena_) {
     return run->arena()->Deallocate(run);
   }
-  // Two threads that free it at once may both get here; the arena then finds
-  // out when the second of them gives it back.
+  // Two threads that free it at once may both get here: see RunCache.
   run->state.store(Run::kCached, std::memory_order_relaxed);
   // As TakeRunUnbiased().
   if (ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireAsOwner())) {

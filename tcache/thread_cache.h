@@ -18,7 +18,7 @@
 //                            | not ours
 //    FreeRemotelyLater -> remote batch, and from there to bitmaps of slabs
 //
-//   TakeRun, FreeRun -> a few page runs  . . . . . the cache's own lock
+//   TakeRun, FreeRun -> page runs, by size . . . . the cache's own lock
 //
 // Blocks of slabs that the thread does not own never enter its magazines, so
 // that two threads do not share a cache line because one freed what the other
@@ -308,8 +308,8 @@ class alignas(64) ThreadCache {
   }
 
   // Frees the run that starts at `p`, for which HomeTagOf() told kRunTag, by
-  // keeping it, if that is possible with a look at it alone. Otherwise false, with
-  // nothing changed.
+  // keeping it, if that is possible with a look at it alone. Otherwise false, and the
+  // run is as it was.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepRun(void* p) {
     ThreadCache* cache = thread_state.cache;
     Run* run = Arena::RunStartingAt(p, PageMap::HomeDescriptorOf(p));

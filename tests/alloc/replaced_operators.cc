@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -81,10 +82,12 @@ void operator delete(void* block, std::align_val_t) noexcept {
   Deallocate(block, &aligned_deletes);
 }
 
-int main() {
+namespace {
+
+void CheckAllForms() {
   using std::align_val_t;
   using std::nothrow;
-  // As a program that has used malloc: this thread has its cache.
+  // As a thread that has used malloc: it has its cache.
   free(Opaque(malloc(1000)));
   for (int round = 0; round < 100; ++round) {
     Check("an object", 1, 0, [] { delete Opaque(new Large); });
@@ -132,5 +135,12 @@ int main() {
       throws = false;
     });
   }
+}
+
+}  // namespace
+
+int main() {
+  CheckAllForms();
+  std::thread(CheckAllForms).join();
   return failures != 0;
 }

@@ -9,11 +9,13 @@ library=$(readlink -f "$1") program=$(readlink -f "$2")
 failures=0
 
 # check WHAT COMMAND...
+# The loader says so if it cannot preload.
 check() {
-  local what=$1
+  local what=$1 output status=0
   shift
-  "$@" || {
-    echo "FAILED: $what, status $?"
+  output=$("$@" 2>&1) || status=$?
+  [[ $status == 0 && -z $output ]] || {
+    echo "FAILED: $what, status $status: $output"
     failures=$((failures + 1))
   }
 }

@@ -40,8 +40,7 @@ TEST(MaintenanceSignal, OneThreadAndOneArenaHaveAMebibyteEach) {
   EXPECT_TRUE(other_signal.IsWanted());
 }
 
-// As many as there are, what none of them notes is a mebibyte at most, or what a
-// thread keeps of one size.
+// What none of them notes is a mebibyte at most, or 64 KiB in each place.
 TEST(MaintenanceSignal, ManyThreadsAndArenasShareIt) {
   struct {
     size_t threads, arenas, thread_share, arena_share;

@@ -35,6 +35,7 @@ TEST(PageMap, TablesThatTheSystemRefusesAreAskedForAgain) {
               QUARRY_CHECK(getrlimit(RLIMIT_AS, &limit) == 0);
               const rlimit none = {0, limit.rlim_max};
               QUARRY_CHECK(setrlimit(RLIMIT_AS, &none) == 0);
+              QUARRY_CHECK(!PageMap::MakeTables());
               QUARRY_CHECK(!PageMap::Reserve(p, kGranuleBytes));
               QUARRY_CHECK(PageMap::TagOf(p) == kNoTag);
               QUARRY_CHECK(PageMap::DescriptorOf(p) == nullptr);

@@ -1,5 +1,7 @@
 #include "tcache/run_cache.h"
 
+#include <signal.h>
+
 #include <array>
 #include <atomic>
 #include <set>
@@ -209,6 +211,60 @@ TEST_F(RunCacheTest, RunsAreStolenFromAnIdleOwnerAlone) {
   EXPECT_FALSE(left_);
   EXPECT_EQ(run.state, PageRun::kCached) << "the arena takes it so";
   EXPECT_EQ(Take(8), nullptr);
+}
+
+// A loop with one buffer does not keep what was freed before it.
+TEST_F(RunCacheTest, WhatABusyOwnerDidNotWantIsStolen) {
+  std::array<PageRun, 4> runs;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    Make(&runs[i], 8 + i);
+    EXPECT_TRUE(cache_.Put(&runs[i]));
+  }
+  EXPECT_TRUE(Steal().empty()) << "put in since the last call";
+  PageRun* const run = Take(11);
+  ASSERT_EQ(run, &runs[3]);
+  run->state = PageRun::kCached;
+  EXPECT_TRUE(cache_.Put(run));
+  EXPECT_EQ(Steal(), (std::vector<PageRun*>{&runs[0], &runs[1], &runs[2]}));
+  EXPECT_TRUE(left_);
+  EXPECT_EQ(cache_.cached_bytes(), run->bytes());
+  EXPECT_EQ(Take(11), run);
+}
+
+TEST_F(RunCacheTest, TheOwnerNeedNotWaitForManyRuns) {
+  if (PageBytes() > 4096) GTEST_SKIP() << "too few runs of the least size fit";
+  std::vector<PageRun> runs(RunCache::kMostStolen + 10);
+  for (PageRun& run : runs) {
+    MakePages(&run, 5);
+    EXPECT_TRUE(cache_.Put(&run));
+  }
+  EXPECT_TRUE(Steal().empty());
+  EXPECT_EQ(Steal().size(), RunCache::kMostStolen);
+  EXPECT_TRUE(left_);
+  EXPECT_EQ(Steal().size(), 10u);
+  EXPECT_FALSE(left_);
+}
+
+// As two threads that free it at the same time may, in each order.
+TEST_F(RunCacheTest, ARunThatTwoOwnersPutInIsReported) {
+  for (const bool first_takes_first : {true, false}) {
+    RunCache other;
+    PageRun before, other_before, twice;
+    for (PageRun* run : {&before, &other_before, &twice}) Make(run, 8);
+    const auto put_in_twice_and_empty = [&] {
+      (void)cache_.Put(&before);
+      (void)other.Put(&other_before);
+      (void)cache_.Put(&twice);
+      (void)other.Put(&twice);
+      for (RunCache* cache : {first_takes_first ? &cache_ : &other,
+                              first_takes_first ? &other : &cache_}) {
+        while (cache->PopAbove(0) != nullptr) {
+        }
+      }
+    };
+    EXPECT_EXIT(put_in_twice_and_empty(),
+                testing::KilledBySignal(SIGABRT), "a large block that is already free");
+  }
 }
 
 TEST_F(RunCacheTest, WhatIsUrgentIsStolenAtOnce) {
