@@ -614,8 +614,8 @@ class alignas(64) ThreadCache {
   // In the order in which a thread that has just begun needs it: what it does not, it
   // does not touch, and a page here is a page for each thread. The magazines and what
   // follows them up to the shelves of small blocks are on the first, other shelves on
-  // the second, and on the third most of what is for remote and cold frees and the
-  // depots.
+  // the second, and on the third most of what is for remote and cold frees, page runs
+  // and the depots.
 
   BiasedLock lock_;
   Tag tag_ = 0;
