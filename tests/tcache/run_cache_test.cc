@@ -21,10 +21,9 @@ using PageRun = Run;
 // Runs of no segment: the cache looks at nothing but their size.
 class RunCacheTest : public testing::Test {
  protected:
-  // Sizes are given in units of kUnit, of which all from kLeastUnits on are sizes
-  // of medium blocks, whatever the size of pages.
+  // Sizes are given in units of kUnit, of which 8 to 16 are sizes of medium blocks,
+  // whatever the size of pages.
   static constexpr size_t kUnit = RunCache::kMostRunBytes / 16;
-  static constexpr size_t kLeastUnits = 8;
 
   static void MakePages(PageRun* run, size_t pages) {
     run->pages = static_cast<uint32_t>(pages);
