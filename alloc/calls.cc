@@ -118,18 +118,20 @@ void* Realloc(void* block, size_t bytes) {
   return ReallocUncommon(block, bytes);
 }
 
-void* Reallocarray(void* block, size_t count, size_t bytes_each) {
+void* Reallocarray(void* block, size_t count, size_t bytes_each,
+                   ReallocFunction* resize) {
   size_t bytes;
   if (ABSL_PREDICT_FALSE(__builtin_mul_overflow(count, bytes_each, &bytes))) {
     return OrNoMemory(nullptr);
   }
-  return Realloc(block, bytes);
+  return resize(block, bytes);
 }
 
-void* Reallocf(void* block, size_t bytes) {
-  void* moved = Realloc(block, bytes);
+void* Reallocf(void* block, size_t bytes, ReallocFunction* resize,
+               FreeFunction* release) {
+  void* moved = resize(block, bytes);
   // With 0 bytes the block is gone already.
-  if (ABSL_PREDICT_FALSE(moved == nullptr && bytes != 0)) Deallocate(block);
+  if (ABSL_PREDICT_FALSE(moved == nullptr && bytes != 0)) release(block);
   return moved;
 }
 

@@ -41,8 +41,13 @@ void* Valloc(size_t bytes);
 void* Pvalloc(size_t bytes);
 
 void* Realloc(void* block, size_t bytes);
-void* Reallocarray(void* block, size_t count, size_t bytes_each);
-void* Reallocf(void* block, size_t bytes);
+// By `resize`, which is Realloc() or does as that, and `release`.
+using ReallocFunction = void*(void* block, size_t bytes);
+using FreeFunction = void(void* block);
+void* Reallocarray(void* block, size_t count, size_t bytes_each,
+                   ReallocFunction* resize);
+void* Reallocf(void* block, size_t bytes, ReallocFunction* resize,
+               FreeFunction* release);
 
 // Prints the page of statistics of the heap as it is.
 void PrintHeapStatistics(int file_descriptor);

@@ -36,6 +36,19 @@ using quarry::HeapStatistics;
   noexcept QUARRY_PUBLIC __attribute__((alias(#name), copy(name)))
 #endif
 
+namespace {
+
+// What has the name of `function` in the process, as glibc's calls use it: a program or
+// a tool may have a realloc() of its own, and not know of what calls it here. clang
+// would call the one of this file.
+template <typename Function>
+Function* ByName(Function* function) {
+  asm("" : "+r"(function));
+  return function;
+}
+
+}  // namespace
+
 extern "C" {
 
 // ------------------------------------------------------------ allocating
@@ -77,37 +90,13 @@ QUARRY_PUBLIC void* realloc(void* block, size_t bytes) noexcept {
   return quarry::Realloc(block, bytes);
 }
 
-namespace {
-
-// realloc() by name, as glibc's calls: a program or a tool may have one of its own, and
-// not know of these. clang would call the one above.
-void* ReallocByName(void* block, size_t bytes) {
-  void* (*resize)(void*, size_t) = realloc;
-  asm("" : "+r"(resize));
-  return resize(block, bytes);
-}
-
-}  // namespace
-
 QUARRY_PUBLIC void* reallocarray(void* block, size_t count,
                                  size_t bytes_each) noexcept {
-  size_t bytes;
-  if (__builtin_mul_overflow(count, bytes_each, &bytes)) {
-    errno = ENOMEM;
-    return nullptr;
-  }
-  return ReallocByName(block, bytes);
+  return quarry::Reallocarray(block, count, bytes_each, ByName(realloc));
 }
 
 QUARRY_PUBLIC void* reallocf(void* block, size_t bytes) noexcept {
-  void* const moved = ReallocByName(block, bytes);
-  // With 0 bytes the block is gone already.
-  if (moved == nullptr && bytes != 0) {
-    void (*release)(void*) = free;
-    asm("" : "+r"(release));
-    release(block);
-  }
-  return moved;
+  return quarry::Reallocf(block, bytes, ByName(realloc), ByName(free));
 }
 
 // --------------------------------------------------------------- freeing

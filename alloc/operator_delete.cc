@@ -36,9 +36,8 @@ bool AllAreOwn() {
          IsOwn<DeleteAligned>(&::operator delete[], OwnArrayDeleteAligned);
 }
 
-// What a sized delete in this thread may go on without.
-ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool MayUseSize() {
-  if (ABSL_PREDICT_TRUE(ThreadCache::SizedDeleteIsEnabled())) return true;
+// Whether sized deletes need no form of the program's; the thread then remembers it.
+bool TryEnableSizedDelete() {
   if (!AllAreOwn()) return false;
   ThreadCache::EnableSizedDelete();
   return true;
@@ -50,7 +49,7 @@ ABSL_ATTRIBUTE_NOINLINE void DeleteSizedSlow(void* block, size_t bytes) {
   if (ABSL_PREDICT_TRUE(ThreadCache::SizedDeleteIsEnabled())) {
     return DeallocateSizedSlow(block, bytes);
   }
-  if (!MayUseSize()) return basic(block);
+  if (!TryEnableSizedDelete()) return basic(block);
   return DeallocateSized(block, bytes);
 }
 
@@ -68,7 +67,10 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeleteSized(void* block,
 template <DeleteAligned* basic>
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void DeleteAlignedSized(
     void* block, size_t bytes, std::align_val_t alignment) {
-  if (ABSL_PREDICT_FALSE(!MayUseSize())) return basic(block, alignment);
+  if (ABSL_PREDICT_FALSE(!ThreadCache::SizedDeleteIsEnabled()) &&
+      !TryEnableSizedDelete()) {
+    return basic(block, alignment);
+  }
   return DeallocateAlignedSized(block, bytes, static_cast<size_t>(alignment));
 }
 

@@ -63,11 +63,11 @@ void* quarry_realloc(void* block, size_t bytes) noexcept {
 
 void* quarry_reallocarray(void* block, size_t count,
                           size_t bytes_each) noexcept {
-  return quarry::Reallocarray(block, count, bytes_each);
+  return quarry::Reallocarray(block, count, bytes_each, quarry::Realloc);
 }
 
 void* quarry_reallocf(void* block, size_t bytes) noexcept {
-  return quarry::Reallocf(block, bytes);
+  return quarry::Reallocf(block, bytes, quarry::Realloc, quarry::Free);
 }
 
 size_t quarry_try_expand(void* block, size_t least_bytes,

@@ -190,23 +190,13 @@ class alignas(64) ThreadCache {
   // The magazine for `p`, if there is one; else false.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool FindMagazine(const void* p,
                                                         Magazine** magazine) {
-    Tag tag;
-    if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
-    if (ABSL_PREDICT_FALSE(OffsetOf(tag) >= kOwnerUnit)) return false;
-    *magazine = MagazineOf(tag);
-    return true;
+    return FindMagazineBy(thread_state.tag, p, magazine);
   }
 
   // The same for C++'s sized delete: false also until EnableSizedDelete().
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool FindMagazineForDelete(
       const void* p, Magazine** magazine) {
-    Tag tag;
-    if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
-    if (ABSL_PREDICT_FALSE(tag - thread_state.delete_tag >= kOwnerUnit)) {
-      return false;
-    }
-    *magazine = MagazineOf(tag);
-    return true;
+    return FindMagazineBy(thread_state.delete_tag, p, magazine);
   }
   static bool SizedDeleteIsEnabled() {
     return thread_state.delete_tag == thread_state.tag;
@@ -484,6 +474,16 @@ class alignas(64) ThreadCache {
     return reinterpret_cast<Depot*>(this + 1)[size_class];
   }
 
+  // A magazine of slabs with `own_tag`.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool FindMagazineBy(
+      const Tag& own_tag, const void* p, Magazine** magazine) {
+    Tag tag;
+    if (ABSL_PREDICT_FALSE(!PageMap::HomeTagOf(p, &tag))) return false;
+    if (ABSL_PREDICT_FALSE(tag - own_tag >= kOwnerUnit)) return false;
+    *magazine = MagazineOf(tag);
+    return true;
+  }
+
   // Takes blocks of a magazine that holds one more than it may.
   static void Overflow(Magazine* magazine);
   // The same for one that may hold as much as a spare, too: makes the older half
@@ -534,7 +534,8 @@ class alignas(64) ThreadCache {
     return runs_;
   }
   // Does not wait: the maintenance thread may be at work on all slabs.
-  Run* TakeRunUnbiased(size_t list, size_t bytes, void** start) ABSL_LOCKS_EXCLUDED(lock_);
+  Run* TakeRunUnbiased(size_t list, size_t bytes, void** start)
+      ABSL_LOCKS_EXCLUDED(lock_);
   void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Relaxed: under the lock, but for IsTidy(), whose caller has had a fence.
   bool WasUsed() const { return was_used_.load(std::memory_order_relaxed); }

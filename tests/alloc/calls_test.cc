@@ -22,14 +22,21 @@ void FreeAlignedSizedCall(void* block, size_t alignment, size_t bytes) {
   DeallocateAlignedSized(block, bytes, alignment);
 }
 
+void* ReallocarrayCall(void* block, size_t count, size_t bytes_each) {
+  return Reallocarray(block, count, bytes_each, Realloc);
+}
+void* ReallocfCall(void* block, size_t bytes) {
+  return Reallocf(block, bytes, Realloc, FreeCall);
+}
+
 constexpr Surface kCalls = {
     .name = "Calls",
     .malloc = MallocCall,
     .free = FreeCall,
     .calloc = Calloc,
     .realloc = Realloc,
-    .reallocarray = Reallocarray,
-    .reallocf = Reallocf,
+    .reallocarray = ReallocarrayCall,
+    .reallocf = ReallocfCall,
     .memalign = Memalign,
     .aligned_alloc = Memalign,
     .posix_memalign = PosixMemalign,
