@@ -61,8 +61,7 @@ __attribute__((destructor)) void PrintStatisticsAtExit() {
 }  // namespace
 
 void* MallocSlow(size_t bytes) {
-  if (void* block = ThreadCache::TryPopSpare(bytes)) return block;
-  if (void* block = TryTakeMedium(bytes)) return block;
+  if (void* block = TryTakeAtHand(bytes)) return block;
   return MallocUncommon(bytes);
 }
 

@@ -214,7 +214,7 @@ bool LargeBlockServes(const void* p, size_t usable, size_t bytes) {
   // A huge block may be larger than was asked for: kept mappings serve again.
   const size_t most = RoomOf(PageMap::TagOf(p)) == Room::kHuge
                           ? needed + needed / 8
-                          : std::max(needed, MediumBytes(needed));
+                          : MostMediumBytes(needed);
   return needed <= usable && usable <= most;
 }
 
@@ -224,6 +224,21 @@ void* Move(void* p, size_t old_bytes, size_t new_bytes) {
   if (moved == nullptr) return nullptr;
   memcpy(moved, p, std::min(old_bytes, new_bytes));
   Deallocate(p);
+  return moved;
+}
+
+// The same of one that grows, and that `release` frees: the thread does not keep what
+// is of a size that was outgrown.
+template <typename Release>
+void* MoveGrown(void* p, size_t old_bytes, size_t new_bytes, Release release) {
+  void* const moved = AllocateSlow(new_bytes);
+  if (moved == nullptr) return nullptr;
+  memcpy(moved, p, old_bytes);
+  if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
+    memset(p, PerturbByte(), old_bytes);
+  }
+  release();
+  StartMaintenanceIfWanted();
   return moved;
 }
 
@@ -281,7 +296,7 @@ void* MoveToHuge(Run* run, size_t bytes) {
 // Whether `run` has, or could be made to have, room for `bytes` in its place.
 bool ResizeRun(Run* run, size_t bytes) {
   const size_t pages = PagesFor(MediumBytes(bytes));
-  if (pages == run->pages) return true;
+  if (pages <= run->pages && run->bytes() <= MostMediumBytes(bytes)) return true;
   if (pages > run->pages) {
     return PagesFor(bytes) <= run->pages ||
            run->arena()->TryGrow(run, PagesFor(bytes), pages) != 0;
@@ -356,6 +371,22 @@ ABSL_ATTRIBUTE_NOINLINE void FlushRemoteBatch(const void* caller) {
   if (FlushRemoteFrees(thread_state.cache)) StartMaintenanceIfWanted(caller);
 }
 
+// MagazineOffset() of the class that serves `bytes`, at most kSmallMaxBytes.
+Tag OffsetFor(size_t bytes) {
+  return ABSL_PREDICT_TRUE(bytes <= kFastMaxBytes)
+             ? ThreadCache::MagazineOffsetFor(bytes)
+             : MagazineOffset(WideClassOf(bytes));
+}
+
+// Whether a run in use starts at `p`, of which HomeTagOf() told kRunTag, that a request
+// for `bytes` > kSmallMaxBytes may have got.
+bool RunServes(const void* p, size_t bytes) {
+  const Run* const run =
+      Arena::RunStartingAt(p, PageMap::HomeDescriptorOf(p));
+  return run != nullptr && bytes <= run->bytes() &&
+         run->bytes() <= MostMediumBytes(bytes);
+}
+
 void RefuseSize(const void* p, size_t bytes, size_t usable) {
   if (settings.check_sizes.load(std::memory_order_relaxed)) {
     ReportSizeMismatch(p, bytes, usable);
@@ -380,10 +411,14 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
   static constexpr char kCall[] = "realloc";
   switch (RoomOf(PageMap::TagOf(p))) {
     case Room::kSlab: {
-      const Slab* slab = Slab::Of(p);
+      Slab* slab = Slab::Of(p);
       CheckIsBlock(kCall, slab, p);
       if (bytes <= kSmallMaxBytes && ClassOf(bytes) == slab->size_class()) {
         return p;
+      }
+      if (bytes > slab->block_bytes() && slab->size_class() >= kFastClasses) {
+        return MoveGrown(p, slab->block_bytes(), bytes,
+                         [=] { ThreadCache::FreeOutgrown(slab, p); });
       }
       return Move(p, slab->block_bytes(), bytes);
     }
@@ -397,6 +432,10 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
       if (bytes > run->bytes() &&
           (bytes > kMostGrownRunBytes || !ServedByArena(bytes))) {
         return MoveToHuge(run, bytes);
+      }
+      if (bytes > run->bytes()) {
+        return MoveGrown(p, run->bytes(), bytes,
+                         [=] { run->arena()->Deallocate(run); });
       }
       return Move(p, run->bytes(), bytes);
     }
@@ -527,7 +566,9 @@ void DeallocateUncommon(void* p, const void* caller) {
 void DeallocateForeign(void* p, Tag offset, const void* caller) {
   const Tag tag = ThreadCache::TagOfOffset(offset);
   if (ABSL_PREDICT_FALSE(tag >= kNobody)) {
-    return tag == kRunTag ? FreeRun(p, caller) : DeallocateUncommon(p, caller);
+    if (tag == kRunTag) return FreeRun(p, caller);
+    if (tag < kHugeTag && ThreadCache::TryPushWide(p)) return;
+    return DeallocateUncommon(p, caller);
   }
   RemoteBlock block;
   if (ABSL_PREDICT_FALSE(!RemoteBlock::Find(p, tag, &block))) {
@@ -550,9 +591,10 @@ void DeallocateNotPushed(void* p, const Magazine* magazine,
 
 void DeallocateSizedSlow(void* p, size_t bytes) {
   Tag tag;
-  if (ABSL_PREDICT_TRUE(PageMap::HomeTagOf(p, &tag) && bytes <= kFastMaxBytes &&
-                        (tag & (kOwnerUnit - 1)) ==
-                            ThreadCache::MagazineOffsetFor(bytes))) {
+  if (ABSL_PREDICT_TRUE(PageMap::HomeTagOf(p, &tag) &&
+                        (bytes <= kSmallMaxBytes
+                             ? (tag & (kOwnerUnit - 1)) == OffsetFor(bytes)
+                             : tag == kRunTag && RunServes(p, bytes)))) {
     return DeallocateForeign(p, ThreadCache::OffsetOf(tag),
                              __builtin_return_address(0));
   }

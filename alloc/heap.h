@@ -81,17 +81,22 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool StaysInPlace(const void* p,
          IsWholeBlock(p, magazine->BlockBytesWhenWarm());
 }
 
-// The same for blocks of some tens of KiB to a few MiB: a page run that this
-// thread keeps, else nullptr.
+// A page run that this thread keeps, else nullptr: blocks of some tens of KiB to a few
+// MiB. Requires bytes > kSmallMaxBytes.
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
-  if (bytes <= kSmallMaxBytes || bytes > RunCache::kMostRunBytes ||
-      thread_state.tag == 0) {
-    return nullptr;
-  }
+  if (bytes > RunCache::kMostRunBytes || thread_state.tag == 0) return nullptr;
   void* start;
   const Run* run =
       ThreadCache::TakeRun(MediumBytes(bytes, KnownPageBytes()), &start);
   return run != nullptr ? start : nullptr;
+}
+
+// What TryPop() does not look at, though it is at hand: a block, else nullptr. Then
+// AllocateSlow().
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeAtHand(size_t bytes) {
+  if (bytes <= kFastMaxBytes) return ThreadCache::TryPopSpare(bytes);
+  if (bytes <= kSmallMaxBytes) return ThreadCache::TryPopWide(bytes);
+  return TryTakeMedium(bytes);
 }
 
 // All bytes are zero.
@@ -186,7 +191,8 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline size_t UsableBytes(const void* p) {
   return UsableBytesSlow(p);
 }
 
-// UsableBytes() of a block that is allocated with `bytes`.
+// UsableBytes() of a block that is allocated with `bytes`, at least: a page run that the
+// thread kept may have more, and a kept mapping, too.
 size_t GoodBytes(size_t bytes);
 
 HeapStatistics GatherStatistics();

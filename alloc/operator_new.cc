@@ -23,6 +23,7 @@
 
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
+#include "alloc/calls.h"
 #include "alloc/heap.h"
 #include "alloc/operator_forms.h"
 #include "alloc/quarry.h"
@@ -120,7 +121,7 @@ std::new_handler CurrentNewHandler() {
 void* AllocateOrCallHandlers(size_t bytes, size_t alignment) {
   for (;;) {
     void* block = alignment <= kMinAlignmentBytes
-                      ? AllocateSlow(bytes)
+                      ? MallocSlow(bytes)
                       : AllocateAligned(bytes, alignment);
     if (ABSL_PREDICT_TRUE(block != nullptr)) return block;
     const std::new_handler handler = CurrentNewHandler();

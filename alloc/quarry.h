@@ -153,8 +153,8 @@ void quarry_free_aligned_sized(void* block, size_t alignment,
 QUARRY_PUBLIC
 size_t quarry_malloc_usable_size(const void* block) QUARRY_NOTHROW;
 
-/* How many bytes a block of quarry_malloc(bytes) would have: the best size to
- * ask for instead. 0 for more than PTRDIFF_MAX bytes. */
+/* How many bytes a block of quarry_malloc(bytes) would have, at least: the best size
+ * to ask for instead. 0 for more than PTRDIFF_MAX bytes. */
 QUARRY_PUBLIC
 size_t quarry_good_size(size_t bytes) QUARRY_NOTHROW;
 

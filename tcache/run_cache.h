@@ -12,6 +12,8 @@
 //             |                  |
 //            run                run                  by Run::next
 //
+// A request that finds its list empty takes from one of the next two.
+//
 // Only the owner puts runs in. It and the maintenance thread take them out.
 //
 // Thread-safety: the lock of the thread cache guards all but HasRun() and HasRoomFor(),
@@ -115,6 +117,18 @@ class RunCache {
     run->zeroed = false;
     run->state.store(Run::kInUse, std::memory_order_relaxed);
     return run;
+  }
+
+  // The same from one of the lists above `list`, where that has none, whose runs serve
+  // its requests as well. Most of what these do not touch lies in what was touched
+  // before, and where a run is cut to size, or a new one is made, more pages are.
+  Run* TakeLarger(size_t list, void** start) {
+    for (size_t i = 1; i <= kLargerMediums; ++i) {
+      if (HasRun(list + i)) {
+        return Take(list + i, tops_[list + i]->bytes(), start);
+      }
+    }
+    return nullptr;
   }
 
   // Whether a run of so many bytes can be kept and no other has to go.

@@ -49,6 +49,9 @@ constexpr size_t kSmallMaxBytes = 16 * 1024;
 // Classes for each doubling, but for the exceptions, and sizes of what is larger.
 constexpr size_t kStepsPerDoubling = 8;
 
+// Of what is larger, so many sizes above that of a request serve it as well.
+constexpr int kLargerMediums = 2;
+
 // Of each class.
 inline constexpr uint16_t kBlockBytes[] = {
     0,    8,    16,   32,   48,   64,   80,    96,    112,   128,
@@ -96,6 +99,16 @@ constexpr SizeClass ClassOf(size_t bytes) {
 }
 
 constexpr SizeClass kFastClasses = ClassOf(kFastMaxBytes) + 1;
+
+// ClassOf(bytes) of one that is not fast, in fewer instructions.
+// Requires kFastMaxBytes < bytes <= kSmallMaxBytes.
+constexpr SizeClass WideClassOf(size_t bytes) {
+  static_assert(kSmallMaxBytes == 2 * kFastMaxBytes);
+  constexpr size_t kStep = kFastMaxBytes / kStepsPerDoubling;
+  return kFastClasses +
+         static_cast<SizeClass>((bytes - 1 - kFastMaxBytes) / kStep);
+}
+
 constexpr SizeClass kClasses = ClassOf(kSmallMaxBytes) + 1;
 static_assert(kClasses == std::size(kBlockBytes));
 
@@ -141,6 +154,15 @@ constexpr size_t MinRequestBytes(SizeClass size_class) {
 inline size_t MediumBytes(size_t bytes, size_t page_bytes = PageBytes()) {
   const size_t step = std::bit_floor(bytes - 1) / kStepsPerDoubling;
   return RoundUp(bytes, step > page_bytes ? step : page_bytes);
+}
+
+// The most that one gets: what a thread keeps of the next two sizes serves, too.
+inline size_t MostMediumBytes(size_t bytes) {
+  size_t most = MediumBytes(bytes);
+  for (int i = 0; i < kLargerMediums; ++i) {
+    most += std::bit_floor(most) / kStepsPerDoubling;
+  }
+  return most;
 }
 
 // Slabs are one granule, or, for classes of which that would hold only a few

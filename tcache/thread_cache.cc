@@ -389,13 +389,8 @@ void ThreadCache::Free(Slab* slab, void* p) {
 
 void ThreadCache::FreeLocally(Slab* slab, void* p) {
   CheckIsBlock("free", slab, p);
-  const SizeClass size_class = slab->size_class();
-  Magazine& magazine = magazines_[size_class];
-  if (ABSL_PREDICT_TRUE(size_class >= kFastClasses && magazine.head != p &&
-                        thread_state.tag != 0)) {
-    if (magazine.Push(p)) Overflow(&magazine);
-    return;
-  }
+  if (TryPushWideOf(slab, p)) return;
+  Magazine& magazine = magazines_[slab->size_class()];
   // Either every call of the thread comes here, or the fast path refused the
   // block for a reason.
   {
@@ -416,9 +411,31 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
   if (magazine.Push(p)) Overflow(&magazine);
 }
 
+void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
+  ThreadCache* const cache = thread_state.cache;
+  // As in Free().
+  if (slab->owner.load(std::memory_order_relaxed) != cache) {
+    return FreeRemotely(slab, p);
+  }
+  OwnerLockHolder hold(cache->lock_);
+  cache->SetUsed(true);
+  if (ABSL_PREDICT_FALSE(cache->magazines_[slab->size_class()].head == p ||
+                         !slab->PutBlock(slab->IndexOf(p)))) {
+    ReportDoubleFree(p, slab->block_bytes(), slab->start());
+  }
+  cache->RelistAfterPut(slab);
+}
+
 Run* ThreadCache::TakeRunUnbiased(size_t list, size_t bytes, void** start) {
   if (!lock_.TryAcquireAsOwner()) return nullptr;
   Run* const run = runs_.Take(list, bytes, start);
+  lock_.ReleaseAsOwner();
+  return run;
+}
+
+Run* ThreadCache::TakeLargerRun(size_t list, void** start) {
+  if (!lock_.TryAcquireAsOwner()) return nullptr;
+  Run* const run = runs_.TakeLarger(list, start);
   lock_.ReleaseAsOwner();
   return run;
 }

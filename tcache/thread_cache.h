@@ -20,6 +20,9 @@
 //
 //   TakeRun, FreeRun -> page runs, by size . . . . the cache's own lock
 //
+// Blocks of classes that are not fast go the same way by functions of their own
+// (TryPopWide, TryPushWide): an address alone does not tell where in its slab it is.
+//
 // Blocks of slabs that the thread does not own never enter its magazines, so
 // that two threads do not share a cache line because one freed what the other
 // allocated, and memory does not wander from thread to thread.
@@ -244,6 +247,30 @@ class alignas(64) ThreadCache {
     return thread_state.cache->TakeSpare(ClassOfTag(MagazineOffsetFor(bytes)));
   }
 
+  // The same of a class that is not fast, from the magazine or the spare one.
+  // Requires kFastMaxBytes < bytes <= kSmallMaxBytes.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPopWide(size_t bytes) {
+    ThreadCache* const cache = thread_state.cache;
+    const SizeClass size_class = WideClassOf(bytes);
+    Magazine& magazine = cache->magazines_[size_class];
+    if (ABSL_PREDICT_TRUE(magazine.head != nullptr)) return magazine.Pop();
+    return cache->TakeSpare(size_class);
+  }
+
+  // Frees `p`, for which HomeTagOf() told the tag of a slab that is nobody's, if the
+  // class is not fast, and it is a block of the thread's own that it did not free
+  // last. Otherwise false, with nothing changed.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushWide(void* p) {
+    ThreadCache* const cache = thread_state.cache;
+    const Slab* const slab =
+        static_cast<const Slab*>(PageMap::HomeDescriptorOf(p));
+    // As in Free().
+    return ABSL_PREDICT_TRUE(
+               slab->owner.load(std::memory_order_relaxed) == cache &&
+               slab->IsGivenOut(p)) &&
+           cache->TryPushWideOf(slab, p);
+  }
+
   // Whether the thread has a cache and is to use its magazines, and `bytes` are of a
   // fast class: AllocateFast() then does what Allocate() does, in less time.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool IsOnFastPath(size_t bytes) {
@@ -283,12 +310,16 @@ class alignas(64) ThreadCache {
   // Frees a block of `slab`, whoever owns it. Aborts if `p` is no block in use.
   static void Free(Slab* slab, void* p);
 
-  // A page run of the thread's arena that it keeps, of exactly `bytes` bytes, and
-  // where it starts; nullptr if there is none. What it holds is not known.
+  // A page run of the thread's arena that it keeps, of `bytes` bytes, as MediumBytes()
+  // rounds them, or up to MostMediumBytes() if it keeps none, and where it starts;
+  // nullptr if there is none. What it holds is not known.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t bytes, void** start) {
     ThreadCache* const cache = thread_state.cache;
     const size_t list = RunCache::ListOf(bytes);
-    if (!cache->runs_unlocked().HasRun(list)) return nullptr;
+    if (!cache->runs_unlocked().HasRun(list)) {
+      return cache->CachedRunBytes() == 0 ? nullptr
+                                          : cache->TakeLargerRun(list, start);
+    }
     if (ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
       return cache->TakeRunUnbiased(list, bytes, start);
     }
@@ -319,6 +350,11 @@ class alignas(64) ThreadCache {
     maintenance_signal.NoteKept(cache->CachedRunBytes());
     return is_kept;
   }
+
+  // The same for one that realloc() has moved away from, since it is to be larger: blocks
+  // of a size that was outgrown are seldom wanted next, and to keep them would keep
+  // slabs from being empty.
+  static void FreeOutgrown(Slab* slab, void* p);
 
   // Frees a run in use: keeps it, or gives it to its arena.
   static void FreeRun(Run* run);
@@ -533,9 +569,10 @@ class alignas(64) ThreadCache {
   const RunCache& runs_unlocked() const ABSL_NO_THREAD_SAFETY_ANALYSIS {
     return runs_;
   }
-  // Does not wait: the maintenance thread may be at work on all slabs.
+  // Do not wait: the maintenance thread may be at work on all slabs.
   Run* TakeRunUnbiased(size_t list, size_t bytes, void** start)
       ABSL_LOCKS_EXCLUDED(lock_);
+  Run* TakeLargerRun(size_t list, void** start) ABSL_LOCKS_EXCLUDED(lock_);
   void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Relaxed: under the lock, but for IsTidy(), whose caller has had a fence.
   bool WasUsed() const { return was_used_.load(std::memory_order_relaxed); }
@@ -561,6 +598,16 @@ class alignas(64) ThreadCache {
   void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void* TakeOne(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
+  // Of `slab`, which is the cache's, the block `p`.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryPushWideOf(const Slab* slab, void* p) {
+    Magazine& magazine = magazines_[slab->size_class()];
+    if (ABSL_PREDICT_FALSE(slab->size_class() < kFastClasses ||
+                           magazine.head == p || thread_state.tag == 0)) {
+      return false;
+    }
+    if (ABSL_PREDICT_FALSE(magazine.Push(p))) Overflow(&magazine);
+    return true;
+  }
   // Requires that there is a magazine in it.
   void TakeFromDepot(SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);

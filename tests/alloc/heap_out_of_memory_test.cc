@@ -218,11 +218,11 @@ TEST(HeapOutOfMemory, AShorterBlockHasItsNewSizeOrNull) {
     size_t refused = 0;
     for (Block& block : blocks) {
       char* const shorter =
-          static_cast<char*>(Reallocate(block.start, 10 * PageBytes()));
+          static_cast<char*>(Reallocate(block.start, 8 * PageBytes()));
       if (shorter == nullptr) {
         ++refused;
       } else {
-        block = {shorter, 10 * PageBytes()};
+        block = {shorter, 8 * PageBytes()};
       }
       QUARRY_CHECK(*block.start == 1);
     }

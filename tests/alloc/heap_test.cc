@@ -1,6 +1,7 @@
 #include "alloc/heap.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <random>
@@ -39,7 +40,10 @@ void ExpectGoodBlock(size_t bytes) {
   // A huge block may be larger than it must be: kept mappings serve again.
   const size_t usable = UsableBytes(block);
   ASSERT_GE(usable, good) << bytes;
-  ASSERT_LE(usable, bytes < 4 * kMiB ? good : good + good / 8) << bytes;
+  ASSERT_LE(usable, bytes >= 4 * kMiB         ? good + good / 8
+                    : bytes > kSmallMaxBytes ? MostMediumBytes(bytes)
+                                             : good)
+      << bytes;
   if (bytes > kLinearMaxBytes && bytes <= kSmallMaxBytes) {
     ASSERT_LE((good - bytes) * (bytes <= kEvenMaxBytes ? 8 : 7), bytes);
   }
@@ -399,6 +403,61 @@ TEST(Heap, ReallocationOfAPageRunStaysInPlaceWhereItCan) {
   EXPECT_TRUE(Content::IsIntact(block, 96 * kKiB, 1));
   VerifyHeap();
   DeallocateSized(block, kMiB);
+}
+
+// As where a kept run of one of the next sizes serves a request.
+TEST(Heap, APageRunThatIsALittleTooLargeIsAsAnyOther) {
+  constexpr size_t kLarger = 80 * kKiB;
+  constexpr size_t kBytes = 65 * kKiB;
+  for (int way = 0; way < 4; ++way) {
+    FlushThread();
+    char* const larger = Allocate(kLarger);
+    Deallocate(larger);
+    char* const block = Allocate(kBytes);
+    ASSERT_EQ(block, larger);
+    ASSERT_EQ(UsableBytes(block), kLarger);
+    ASSERT_EQ(Reallocate(block, kBytes), block);
+    ASSERT_EQ(UsableBytes(block), kLarger) << "nothing to give back";
+    ASSERT_EQ(Reallocate(block, kLarger), block);
+    ASSERT_EQ(Reallocate(block, kBytes + 1), block);
+    memset(block, 1, kLarger);
+    if (way == 0) Deallocate(block);
+    if (way == 1) DeallocateSized(block, kBytes);
+    if (way == 2) DeallocateSized(block, kLarger);
+    if (way == 3) std::thread([=] { DeallocateSized(block, kBytes); }).join();
+    VerifyHeap();
+  }
+}
+
+TEST(Heap, WhatABlockHasOutgrownIsNotKept) {
+  constexpr size_t kBytes = 40 * kKiB;
+  FlushThread();
+  // Each in the way of the one before.
+  std::array<char*, 3> blocks;
+  for (char*& block : blocks) block = Allocate(kBytes);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    Content::Write(blocks[i], kBytes, i);
+    blocks[i] = static_cast<char*>(Reallocate(blocks[i], 3 * kBytes));
+    ASSERT_TRUE(Content::IsIntact(blocks[i], kBytes, i));
+    EXPECT_EQ(thread_state.cache->CachedRunBytes(), 0u);
+  }
+  // What becomes shorter than a run is likely to be wanted in that size again.
+  blocks[0] = static_cast<char*>(Reallocate(blocks[0], 100));
+  EXPECT_GE(thread_state.cache->CachedRunBytes(), 3 * kBytes);
+  for (char* block : blocks) Deallocate(block);
+  // A block of a slab, whose content must not change before it is moved.
+  settings.perturb_byte = 0x5a;
+  ApplyPerturbation();
+  for (size_t bytes = kFastMaxBytes + 1; bytes < 2 * kMiB; bytes *= 2) {
+    char* block = Allocate(bytes);
+    Content::Write(block, bytes, bytes);
+    block = static_cast<char*>(Reallocate(block, 4 * bytes));
+    ASSERT_TRUE(Content::IsIntact(block, bytes, bytes)) << bytes;
+    Deallocate(block);
+  }
+  settings.perturb_byte = 0;
+  ApplyPerturbation();
+  VerifyHeap();
 }
 
 TEST(Heap, APageRunThatGrowsIntoAHugeBlockIsNotCopied) {

@@ -110,6 +110,41 @@ TEST_F(RunCacheTest, GivesTheRunThatWasPutInLastBackFirst) {
   EXPECT_EQ(Take(9), &other);
 }
 
+TEST_F(RunCacheTest, OneOfTheNextTwoSizesServesToo) {
+  std::array<PageRun, 2> runs;
+  Make(&runs[0], 11);
+  Make(&runs[1], 10);
+  for (PageRun& run : runs) EXPECT_TRUE(cache_.Put(&run));
+  const auto take_larger = [&](size_t units) {
+    void* start = nullptr;
+    PageRun* const run =
+        cache_.TakeLarger(RunCache::ListOf(units * kUnit), &start);
+    EXPECT_EQ(start, run == nullptr ? nullptr : run->start);
+    return run;
+  };
+  EXPECT_EQ(take_larger(16), nullptr) << "there is no larger list";
+  EXPECT_EQ(take_larger(11), nullptr);
+  PageRun* const first = take_larger(9);
+  EXPECT_EQ(first, &runs[1]) << "the smaller one first";
+  EXPECT_TRUE(first->IsInUse());
+  EXPECT_EQ(cache_.cached_bytes(), runs[0].bytes());
+  EXPECT_EQ(take_larger(8), nullptr);
+  EXPECT_EQ(take_larger(9), &runs[0]);
+  EXPECT_EQ(cache_.cached_bytes(), 0u);
+}
+
+// What a request may get as size_classes.h has it, and here.
+TEST_F(RunCacheTest, NoRunIsLargerThanTheRequestMayGet) {
+  for (size_t bytes = kSmallMaxBytes + 1; bytes <= RunCache::kMostRunBytes;
+       bytes += PageBytes()) {
+    const size_t list = RunCache::ListOf(MediumBytes(bytes));
+    const size_t most = MostMediumBytes(bytes);
+    if (most > RunCache::kMostRunBytes) continue;
+    ASSERT_EQ(RunCache::ListOf(most), list + kLargerMediums) << bytes;
+    ASSERT_GT(RunCache::ListOf(most + 1), list + kLargerMediums) << bytes;
+  }
+}
+
 TEST_F(RunCacheTest, TheShortWayEvictsNone) {
   std::array<PageRun, RunCache::kMostBytes / (8 * kUnit) + 1> runs;
   for (size_t i = 0; i < runs.size(); ++i) {

@@ -27,6 +27,27 @@ TEST(SizeClasses, EverySizeGetsTheSmallestClassThatHoldsIt) {
   EXPECT_EQ(expected, kClasses - 1);
 }
 
+TEST(SizeClasses, AClassThatIsNotFastIsFoundInFewInstructions) {
+  for (size_t bytes = kFastMaxBytes + 1; bytes <= kSmallMaxBytes; ++bytes) {
+    ASSERT_EQ(WideClassOf(bytes), ClassOf(bytes)) << bytes;
+  }
+}
+
+TEST(SizeClasses, AMediumBlockIsAtMostTwoSizesTooLarge) {
+  for (size_t bytes = kSmallMaxBytes + 1; bytes < size_t{8} << 20; bytes += 1001) {
+    const size_t medium = MediumBytes(bytes);
+    const size_t most = MostMediumBytes(bytes);
+    ASSERT_GE(medium, bytes);
+    ASSERT_EQ(MostMediumBytes(medium), most) << bytes;
+    ASSERT_LE(most, medium + medium / 4) << bytes;
+    // With pages that are larger than the steps, there may be no such sizes.
+    const size_t next = medium + std::bit_floor(medium) / kStepsPerDoubling;
+    ASSERT_EQ(most, next + std::bit_floor(next) / kStepsPerDoubling) << bytes;
+    if (std::bit_floor(bytes) / kStepsPerDoubling < PageBytes()) continue;
+    ASSERT_EQ(most, MediumBytes(MediumBytes(medium + 1) + 1)) << bytes;
+  }
+}
+
 TEST(SizeClasses, EveryClassServesItsOwnSizes) {
   for (SizeClass c = kFirstClass; c < kClasses; ++c) {
     EXPECT_EQ(ClassOf(BlockBytes(c)), c);

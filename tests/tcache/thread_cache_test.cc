@@ -705,6 +705,39 @@ TEST_F(ThreadCacheTest, AFreedRunComesBackToTheNextRequestOfItsSize) {
   EXPECT_EQ(arena->statistics().in_use_bytes, SlabBytesInUse());
 }
 
+TEST_F(ThreadCacheTest, AKeptRunServesRequestsOfUpToAFifthLess) {
+  Arena& arena = *thread_state.cache->arena();
+  auto* const run = arena.Allocate(20, PageBytes());
+  ASSERT_NE(run, nullptr);
+  void* start;
+  for (const size_t pages : {18, 16}) {
+    ThreadCache::FreeRun(run);
+    EXPECT_EQ(ThreadCache::TakeRun(pages * PageBytes(), &start), run);
+    EXPECT_EQ(start, run->start);
+    EXPECT_EQ(run->pages, 20u);
+  }
+  ThreadCache::FreeRun(run);
+  EXPECT_EQ(ThreadCache::TakeRun(15 * PageBytes(), &start), nullptr);
+  EXPECT_EQ(ThreadCache::TakeRun(22 * PageBytes(), &start), nullptr);
+  ThreadCache::FlushThread();
+}
+
+TEST_F(ThreadCacheTest, AnOutgrownBlockIsInItsSlabAtOnce) {
+  constexpr size_t kWideBytes = kFastMaxBytes + 1000;
+  void* const p = Allocate(kWideBytes);
+  Slab* const slab = Slab::Of(p);
+  const size_t used = slab->used();
+  ThreadCache::FreeOutgrown(slab, p);
+  EXPECT_EQ(slab->used(), used - 1);
+  VerifyAll();
+  void* const again = Allocate(kWideBytes);
+  EXPECT_EQ(again, p);
+  // Of a thread that does not own it, as any other.
+  OnAnotherThread([&] { ThreadCache::FreeOutgrown(slab, again); });
+  ThreadCache::FlushThread();
+  EXPECT_EQ(StatisticsOf(ClassOf(kWideBytes)).used_blocks, 0u);
+}
+
 // The maintenance thread holds the lock for as long as it is at the slabs.
 TEST_F(ThreadCacheTest, RunsDoNotWaitForTheLock) {
   Arena& arena = *thread_state.cache->arena();
