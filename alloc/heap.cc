@@ -299,7 +299,7 @@ bool ResizeRun(Run* run, size_t bytes) {
   if (pages <= run->pages && run->bytes() <= MostMediumBytes(bytes)) return true;
   if (pages > run->pages) {
     return PagesFor(bytes) <= run->pages ||
-           run->arena()->TryGrow(run, PagesFor(bytes), pages) != 0;
+           ThreadCache::TryGrowRun(run, PagesFor(bytes), pages) != 0;
   }
   run->arena()->Shrink(run, pages);
   // Not when there is no memory for a record. A block that is larger than its
@@ -536,7 +536,7 @@ size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes) {
       usable = run->bytes();
       if (most_bytes <= usable) break;
       grown = PageBytes() *
-              run->arena()->TryGrow(
+              ThreadCache::TryGrowRun(
                   run, std::max<size_t>(PagesFor(least_bytes), run->pages),
                   PagesFor(most_bytes));
       break;

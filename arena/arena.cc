@@ -181,6 +181,19 @@ size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   return pages;
 }
 
+Run* Arena::KeptBehind(const Run* run, size_t* bytes) {
+  LockHolder hold(lock_);
+  const Segment* const segment = run->segment;
+  Run* behind = segment->After(run);
+  if (IsFree(behind)) behind = segment->After(behind);
+  if (behind == nullptr ||
+      behind->state.load(std::memory_order_relaxed) != Run::kCached) {
+    return nullptr;
+  }
+  *bytes = behind->bytes();
+  return behind;
+}
+
 void Arena::Shrink(Run* run, size_t pages) {
   {
     LockHolder hold(lock_);

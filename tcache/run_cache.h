@@ -153,6 +153,31 @@ class RunCache {
     return true;
   }
 
+  // Takes out `run`, which has or had so many bytes, if it is among the kMostLooks that
+  // were put into its list last; else false. Its state stays kCached.
+  [[nodiscard]] bool TryRemove(Run* run, size_t bytes) {
+    const size_t list = ListOfRun(bytes);
+    if (!HasRun(list)) return false;
+    Run* above = tops_[list];
+    if (above == run) {
+      Pop(list, run, bytes);
+      return true;
+    }
+    for (size_t looks = 1; looks < kMostLooks; ++looks) {
+      CheckMark(above);
+      Run* const next = above->next;
+      if (next == run) {
+        TakeOut(run, bytes);
+        above->next = run->next;
+        return true;
+      }
+      if (next == nullptr) return false;
+      above = next;
+    }
+    return false;
+  }
+  static constexpr size_t kMostLooks = 32;
+
   // A run, of the lists in turn, if more than `keep_bytes` are kept; else nullptr. Its
   // state stays kCached.
   Run* PopAbove(size_t keep_bytes) {
@@ -227,15 +252,24 @@ class RunCache {
 
   // `run` is the top.
   ABSL_ATTRIBUTE_ALWAYS_INLINE void Pop(size_t list, Run* run, size_t bytes) {
-    if (ABSL_PREDICT_FALSE(run->previous != Mark())) {
-      ReportFreedLargeBlock("free", run->start);
-    }
-    run->previous = nullptr;
+    TakeOut(run, bytes);
     Run* const next = run->next;
     Store(tops_[list], next);
     if (next != nullptr) starts_[list] = next->start;
+  }
+
+  // All but its links.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void TakeOut(Run* run, size_t bytes) {
+    CheckMark(run);
+    run->previous = nullptr;
     Store(cached_bytes_, cached_bytes_ - bytes);
     if (cached_bytes_ < least_bytes_) least_bytes_ = cached_bytes_;
+  }
+
+  void CheckMark(const Run* run) {
+    if (ABSL_PREDICT_FALSE(run->previous != Mark())) {
+      ReportFreedLargeBlock("free", run->start);
+    }
   }
 
   // What tells a run of this cache from one of another, or of an arena's lists.

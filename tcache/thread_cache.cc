@@ -440,6 +440,30 @@ Run* ThreadCache::TakeLargerRun(size_t list, void** start) {
   return run;
 }
 
+size_t ThreadCache::TryGrowRun(Run* run, size_t least_pages,
+                               size_t most_pages) {
+  ThreadCache* const cache = thread_state.cache;
+  Arena* const arena = run->arena();
+  size_t pages;
+  do {
+    pages = arena->TryGrow(run, least_pages, most_pages);
+  } while (pages == 0 && cache->arena_ == arena && cache->TryGiveUpBehind(run));
+  return pages;
+}
+
+bool ThreadCache::TryGiveUpBehind(const Run* run) {
+  if (CachedRunBytes() == 0) return false;
+  size_t bytes;
+  Run* const kept = arena_->KeptBehind(run, &bytes);
+  // As TakeRunUnbiased().
+  if (kept == nullptr || !lock_.TryAcquireAsOwner()) return false;
+  // It may be another thread's, or have left the cache since.
+  const bool is_removed = runs_.TryRemove(kept, bytes);
+  if (is_removed) arena_->Deallocate(kept);
+  lock_.ReleaseAsOwner();
+  return is_removed;
+}
+
 void ThreadCache::FreeRun(Run* run) {
   ThreadCache* cache = thread_state.cache;
   if (cache == &no_cache || run->arena() != cache->arena_) {

@@ -303,6 +303,11 @@ class alignas(64) ThreadCache {
            TryNote(p, notes_are_full);
   }
 
+  // Arena::TryGrow() of the run's arena; if that has no room, once the thread has given
+  // up what it keeps right behind the run.
+  [[nodiscard]] static size_t TryGrowRun(Run* run, size_t least_pages,
+                                         size_t most_pages);
+
   // A block of `size_class`, making a cache for the thread if need be; nullptr
   // when there is no memory.
   [[nodiscard]] static void* Allocate(SizeClass size_class);
@@ -573,6 +578,8 @@ class alignas(64) ThreadCache {
   Run* TakeRunUnbiased(size_t list, size_t bytes, void** start)
       ABSL_LOCKS_EXCLUDED(lock_);
   Run* TakeLargerRun(size_t list, void** start) ABSL_LOCKS_EXCLUDED(lock_);
+  // Gives back the run behind `run`, if it keeps that. Returns whether it did.
+  bool TryGiveUpBehind(const Run* run) ABSL_LOCKS_EXCLUDED(lock_);
   void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Relaxed: under the lock, but for IsTidy(), whose caller has had a fence.
   bool WasUsed() const { return was_used_.load(std::memory_order_relaxed); }

@@ -360,6 +360,28 @@ TEST_F(ArenaTest, GrowsIntoTheFreeNeighbour) {
   Deallocate({run, guard});
 }
 
+TEST_F(ArenaTest, KnowsWhatAThreadKeepsBehindARun) {
+  PageRun* const run = Allocate(4);
+  PageRun* const next = Allocate(6);
+  PageRun* const kept = Allocate(5);
+  size_t bytes = 0;
+  EXPECT_EQ(arena_.KeptBehind(run, &bytes), nullptr) << "it is in use";
+  next->state = PageRun::kCached;
+  EXPECT_EQ(arena_.KeptBehind(run, &bytes), next);
+  EXPECT_EQ(bytes, 6 * PageBytes());
+  next->state = PageRun::kInUse;
+  Deallocate({next});
+  EXPECT_EQ(arena_.KeptBehind(run, &bytes), nullptr);
+  kept->state = PageRun::kCached;
+  EXPECT_EQ(arena_.KeptBehind(run, &bytes), kept) << "behind the free one";
+  EXPECT_EQ(bytes, 5 * PageBytes());
+  kept->state = PageRun::kInUse;
+  ASSERT_NE(arena_.TryGrow(kept, 6, Arena::kFirstSegmentBytes / PageBytes()),
+            0u);
+  EXPECT_EQ(arena_.KeptBehind(kept, &bytes), nullptr) << "at the end";
+  Deallocate({run, kept});
+}
+
 TEST_F(ArenaTest, GrowsIntoTopAndToTheEndOfTheSegment) {
   PageRun* const run = Allocate(1);
   const size_t all = Arena::kFirstSegmentBytes / PageBytes();

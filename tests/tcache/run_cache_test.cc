@@ -24,6 +24,7 @@ class RunCacheTest : public testing::Test {
   // Sizes are given in units of kUnit, of which 8 to 16 are sizes of medium blocks,
   // whatever the size of pages.
   static constexpr size_t kUnit = RunCache::kMostRunBytes / 16;
+  static constexpr size_t kKiB = 1024;
 
   static void MakePages(PageRun* run, size_t pages) {
     run->pages = static_cast<uint32_t>(pages);
@@ -131,6 +132,40 @@ TEST_F(RunCacheTest, OneOfTheNextTwoSizesServesToo) {
   EXPECT_EQ(take_larger(8), nullptr);
   EXPECT_EQ(take_larger(9), &runs[0]);
   EXPECT_EQ(cache_.cached_bytes(), 0u);
+}
+
+TEST_F(RunCacheTest, AnyOfTheLatestRunsOfAListCanBeTakenOut) {
+  // One more than is looked at.
+  constexpr size_t kRuns = RunCache::kMostLooks + 1;
+  std::array<PageRun, kRuns> runs;
+  for (PageRun& run : runs) {
+    MakePages(&run, PagesFor(20 * kKiB * (PageBytes() / 4096)));
+    ASSERT_TRUE(cache_.Put(&run));
+  }
+  const size_t bytes = runs[0].bytes();
+  PageRun other;
+  MakePages(&other, runs[0].pages);
+  EXPECT_FALSE(cache_.TryRemove(&other, bytes));
+  EXPECT_FALSE(cache_.TryRemove(&runs[1], 10 * kUnit)) << "of another list";
+  EXPECT_FALSE(cache_.TryRemove(&runs[1], bytes + 1)) << "of none";
+  EXPECT_FALSE(cache_.TryRemove(&runs[0], bytes)) << "put in too long ago";
+  std::vector<size_t> left;
+  for (size_t i = 0; i < kRuns; ++i) left.push_back(i);
+  // The oldest that is looked at, one between, the top.
+  for (const size_t i : {size_t{1}, size_t{20}, kRuns - 1}) {
+    EXPECT_TRUE(cache_.TryRemove(&runs[i], bytes)) << i;
+    EXPECT_EQ(runs[i].state, PageRun::kCached);
+    EXPECT_FALSE(cache_.TryRemove(&runs[i], bytes)) << i;
+    std::erase(left, i);
+    EXPECT_EQ(cache_.cached_bytes(), left.size() * bytes);
+  }
+  const size_t list = RunCache::ListOfRun(bytes);
+  for (size_t i = left.size(); i-- > 0;) {
+    void* start = nullptr;
+    EXPECT_EQ(cache_.Take(list, bytes, &start), &runs[left[i]]);
+    EXPECT_EQ(start, runs[left[i]].start);
+  }
+  EXPECT_FALSE(cache_.TryRemove(&runs[0], bytes)) << "the list is empty";
 }
 
 // What a request may get as size_classes.h has it, and here.

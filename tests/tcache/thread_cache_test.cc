@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <csignal>
 #include <cstring>
@@ -719,6 +720,44 @@ TEST_F(ThreadCacheTest, AKeptRunServesRequestsOfUpToAFifthLess) {
   ThreadCache::FreeRun(run);
   EXPECT_EQ(ThreadCache::TakeRun(15 * PageBytes(), &start), nullptr);
   EXPECT_EQ(ThreadCache::TakeRun(22 * PageBytes(), &start), nullptr);
+  ThreadCache::FlushThread();
+}
+
+TEST_F(ThreadCacheTest, ARunGrowsIntoWhatTheThreadKeepsBehindIt) {
+  Arena& arena = *thread_state.cache->arena();
+  // In one piece of the arena, one behind the other.
+  auto* const piece = arena.Allocate(64, PageBytes());
+  ASSERT_NE(piece, nullptr);
+  char* const start = piece->start;
+  arena.Deallocate(piece);
+  std::array<quarry::Run*, 4> runs;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    runs[i] = arena.Allocate(16, PageBytes());
+    ASSERT_EQ(runs[i]->start, start + i * 16 * PageBytes());
+  }
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 17, 18), 0u);
+  ThreadCache::FreeRun(runs[1]);
+  ThreadCache::FreeRun(runs[2]);
+  ASSERT_EQ(thread_state.cache->CachedRunBytes(), 32 * PageBytes());
+  // One is enough, and the other stays.
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 17, 18), 18u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 16 * PageBytes());
+  // Behind what is free.
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 40, 44), 44u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 0u);
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
+  // Of another thread, which keeps what is its own.
+  OnAnotherThread([&] {
+    Free(Allocate(kBytes));
+    EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
+  });
+  ThreadCache::FreeRun(runs[3]);
+  OnAnotherThread([&] {
+    Free(Allocate(kBytes));
+    EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
+  });
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 50u);
+  arena.Deallocate(runs[0]);
   ThreadCache::FlushThread();
 }
 
