@@ -227,18 +227,30 @@ void* Move(void* p, size_t old_bytes, size_t new_bytes) {
   return moved;
 }
 
-// The same of one that grows, and that `release` frees: the thread does not keep what
-// is of a size that was outgrown.
-template <typename Release>
-void* MoveGrown(void* p, size_t old_bytes, size_t new_bytes, Release release) {
+// The same of a page run, or of a block of a class that is not fast, that grows: the
+// thread does not keep what is of a size that was outgrown.
+ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_bytes) {
   void* const moved = AllocateSlow(new_bytes);
   if (moved == nullptr) return nullptr;
   memcpy(moved, p, old_bytes);
-  if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
-    memset(p, PerturbByte(), old_bytes);
+  // Anew: another thread may have freed it meanwhile, wrongly.
+  switch (RoomOf(PageMap::TagOf(p))) {
+    case Room::kSlab:
+      if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) break;
+      ThreadCache::FreeOutgrown(Slab::Of(p), p);
+      StartMaintenanceIfWanted();
+      return moved;
+    case Room::kRun: {
+      if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) break;
+      Run* const run = RunAt("realloc", p);
+      run->arena()->Deallocate(run);
+      StartMaintenanceIfWanted();
+      return moved;
+    }
+    default:
+      break;
   }
-  release();
-  StartMaintenanceIfWanted();
+  Deallocate(p);
   return moved;
 }
 
@@ -335,12 +347,21 @@ ABSL_ATTRIBUTE_NOINLINE void FlushNotes(const void* caller) {
   StartMaintenanceIfWanted(caller);
 }
 
+// Not StartMaintenanceIfWanted(): where there is no thread, these are no paths on which
+// to do its work.
 ABSL_ATTRIBUTE_NOINLINE void FreeRun(void* p, const void* caller) {
   if (ABSL_PREDICT_FALSE(!ThreadCache::TryKeepRun(p))) {
     return DeallocateUncommon(p, caller);
   }
-  // Not StartMaintenanceIfWanted(): where there is no thread, this is no path on which
-  // to do its work.
+  if (ABSL_PREDICT_FALSE(maintenance_signal.IsWanted())) {
+    MaintainOnSlowPath(caller);
+  }
+}
+
+ABSL_ATTRIBUTE_NOINLINE void FreeWide(void* p, const void* caller) {
+  if (ABSL_PREDICT_FALSE(!ThreadCache::TryPushWide(p))) {
+    return DeallocateUncommon(p, caller);
+  }
   if (ABSL_PREDICT_FALSE(maintenance_signal.IsWanted())) {
     MaintainOnSlowPath(caller);
   }
@@ -411,14 +432,13 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
   static constexpr char kCall[] = "realloc";
   switch (RoomOf(PageMap::TagOf(p))) {
     case Room::kSlab: {
-      Slab* slab = Slab::Of(p);
+      const Slab* slab = Slab::Of(p);
       CheckIsBlock(kCall, slab, p);
       if (bytes <= kSmallMaxBytes && ClassOf(bytes) == slab->size_class()) {
         return p;
       }
       if (bytes > slab->block_bytes() && slab->size_class() >= kFastClasses) {
-        return MoveGrown(p, slab->block_bytes(), bytes,
-                         [=] { ThreadCache::FreeOutgrown(slab, p); });
+        return MoveGrown(p, slab->block_bytes(), bytes);
       }
       return Move(p, slab->block_bytes(), bytes);
     }
@@ -434,8 +454,7 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
         return MoveToHuge(run, bytes);
       }
       if (bytes > run->bytes()) {
-        return MoveGrown(p, run->bytes(), bytes,
-                         [=] { run->arena()->Deallocate(run); });
+        return MoveGrown(p, run->bytes(), bytes);
       }
       return Move(p, run->bytes(), bytes);
     }
@@ -567,8 +586,7 @@ void DeallocateForeign(void* p, Tag offset, const void* caller) {
   const Tag tag = ThreadCache::TagOfOffset(offset);
   if (ABSL_PREDICT_FALSE(tag >= kNobody)) {
     if (tag == kRunTag) return FreeRun(p, caller);
-    if (tag < kHugeTag && ThreadCache::TryPushWide(p)) return;
-    return DeallocateUncommon(p, caller);
+    return tag < kHugeTag ? FreeWide(p, caller) : DeallocateUncommon(p, caller);
   }
   RemoteBlock block;
   if (ABSL_PREDICT_FALSE(!RemoteBlock::Find(p, tag, &block))) {

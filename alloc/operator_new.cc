@@ -10,7 +10,8 @@
 // Errors: the plain forms call the new_handler until there is memory or no
 //   handler, then throw std::bad_alloc; the nothrow forms return null in place
 //   of any exception, the handler's own included. Without a C++ runtime there
-//   is no way to throw: one line to stderr, and abort.
+//   is no way to throw: one line to stderr, and abort. errno may be ENOMEM after a
+//   failure, as with the runtimes' own.
 // Source: ISO C++20 [new.delete]; P0901r5 for the size-returning forms, under
 //   the names that LLVM gives them.
 #include <dlfcn.h>
@@ -140,7 +141,7 @@ ABSL_ATTRIBUTE_NOINLINE void* NewNothrowSlow(size_t bytes,
                                              size_t alignment) noexcept {
   // With a runtime that came late nothing here can catch: no handler may run.
   if (!HasRuntime()) {
-    return alignment <= kMinAlignmentBytes ? AllocateSlow(bytes)
+    return alignment <= kMinAlignmentBytes ? MallocSlow(bytes)
                                            : AllocateAligned(bytes, alignment);
   }
   try {

@@ -181,17 +181,22 @@ size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   return pages;
 }
 
-Run* Arena::KeptBehind(const Run* run, size_t* bytes) {
+Run* Arena::KeptBehind(const Run* run, size_t least_pages, size_t* bytes) {
   LockHolder hold(lock_);
-  const Segment* const segment = run->segment;
-  Run* behind = segment->After(run);
-  if (IsFree(behind)) behind = segment->After(behind);
-  if (behind == nullptr ||
-      behind->state.load(std::memory_order_relaxed) != Run::kCached) {
-    return nullptr;
+  Run* kept = nullptr;
+  size_t pages = run->pages;
+  for (Run* behind = run->segment->After(run); behind != nullptr;
+       behind = run->segment->After(behind)) {
+    const Run::State state = behind->state.load(std::memory_order_relaxed);
+    if (state != Run::kFree && state != Run::kCached) break;
+    if (state == Run::kCached && kept == nullptr) {
+      kept = behind;
+      *bytes = kept->bytes();
+    }
+    pages += behind->pages;
+    if (pages >= least_pages) return kept;
   }
-  *bytes = behind->bytes();
-  return behind;
+  return nullptr;
 }
 
 void Arena::Shrink(Run* run, size_t pages) {

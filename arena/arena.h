@@ -154,9 +154,11 @@ class Arena {
   [[nodiscard]] size_t TryGrow(Run* run, size_t least_pages, size_t most_pages)
       ABSL_LOCKS_EXCLUDED(lock_);
 
-  // The run behind `run`, or behind the free one that is there, if a thread keeps it, and
-  // its bytes; else nullptr. By the time of the return the thread may have used it.
-  Run* KeptBehind(const Run* run, size_t* bytes) ABSL_LOCKS_EXCLUDED(lock_);
+  // The first run behind `run` that a thread keeps, and its bytes, if run and all that is
+  // free or kept right behind it make least_pages; else nullptr. By the time of the
+  // return that thread may have used it.
+  Run* KeptBehind(const Run* run, size_t least_pages, size_t* bytes)
+      ABSL_LOCKS_EXCLUDED(lock_);
 
   // Gives back all but the first `pages` > 0 pages; leaves the run as it is if
   // there is no memory for the record of the rest.

@@ -65,11 +65,7 @@ uint64_t RemoteFreesWithoutCache();
 // Aborts unless `p`, which lies in the run of `slab`, is the start of one of
 // its blocks. `call` names the misused call in the report.
 inline void CheckIsBlock(const char* call, const Slab* slab, const void* p) {
-  const size_t index = slab->IndexOf(p);
-  if (ABSL_PREDICT_TRUE(slab->BlockAt(index) == p && index < slab->blocks())) {
-    return;
-  }
-  ReportNoBlock(call, slab, p);
+  if (ABSL_PREDICT_FALSE(!slab->IsStart(p))) ReportNoBlock(call, slab, p);
 }
 
 }  // namespace quarry

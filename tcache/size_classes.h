@@ -147,7 +147,7 @@ constexpr size_t MinRequestBytes(SizeClass size_class) {
   return size_class <= kFirstClass ? 0 : BlockBytes(size_class - 1) + 1;
 }
 
-// What a request above kSmallMaxBytes gets: whole pages, in eight steps for
+// What a request above kSmallMaxBytes gets at least: whole pages, in eight steps for
 // each doubling as most classes, or of a page where that is more. So a size
 // which varies a little meets runs of its size again, and a block that grows a
 // little stays.

@@ -193,6 +193,12 @@ class alignas(64) Slab {
   }
   char* BlockAt(size_t index) const { return start_ + index * block_bytes_; }
 
+  // Whether `p` is where a block starts. Any thread may ask.
+  bool IsStart(const void* p) const {
+    const size_t index = IndexOf(p);
+    return BlockAt(index) == p && index < blocks_;
+  }
+
   // Whether `p` is the start of a block that was ever given out.
   bool IsGivenOut(const void* p) const {
     const size_t index = IndexOf(p);

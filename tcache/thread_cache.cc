@@ -417,13 +417,19 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
   if (slab->owner.load(std::memory_order_relaxed) != cache) {
     return FreeRemotely(slab, p);
   }
+  CheckIsBlock("realloc", slab, p);
   OwnerLockHolder hold(cache->lock_);
   cache->SetUsed(true);
   if (ABSL_PREDICT_FALSE(cache->magazines_[slab->size_class()].head == p ||
                          !slab->PutBlock(slab->IndexOf(p)))) {
     ReportDoubleFree(p, slab->block_bytes(), slab->start());
   }
+  cache->outgrown_bytes_ += slab->block_bytes();
   cache->RelistAfterPut(slab);
+  if (cache->outgrown_bytes_ > maintenance_signal.ThreadShare()) {
+    cache->outgrown_bytes_ = 0;
+    maintenance_signal.NoteWork();
+  }
 }
 
 Run* ThreadCache::TakeRunUnbiased(size_t list, size_t bytes, void** start) {
@@ -447,14 +453,15 @@ size_t ThreadCache::TryGrowRun(Run* run, size_t least_pages,
   size_t pages;
   do {
     pages = arena->TryGrow(run, least_pages, most_pages);
-  } while (pages == 0 && cache->arena_ == arena && cache->TryGiveUpBehind(run));
+  } while (pages == 0 && cache->arena_ == arena &&
+           cache->TryGiveUpBehind(run, least_pages));
   return pages;
 }
 
-bool ThreadCache::TryGiveUpBehind(const Run* run) {
+bool ThreadCache::TryGiveUpBehind(const Run* run, size_t least_pages) {
   if (CachedRunBytes() == 0) return false;
   size_t bytes;
-  Run* const kept = arena_->KeptBehind(run, &bytes);
+  Run* const kept = arena_->KeptBehind(run, least_pages, &bytes);
   // As TakeRunUnbiased().
   if (kept == nullptr || !lock_.TryAcquireAsOwner()) return false;
   // It may be another thread's, or have left the cache since.

@@ -267,7 +267,7 @@ class alignas(64) ThreadCache {
     // As in Free().
     return ABSL_PREDICT_TRUE(
                slab->owner.load(std::memory_order_relaxed) == cache &&
-               slab->IsGivenOut(p)) &&
+               slab->IsStart(p)) &&
            cache->TryPushWideOf(slab, p);
   }
 
@@ -315,6 +315,11 @@ class alignas(64) ThreadCache {
   // Frees a block of `slab`, whoever owns it. Aborts if `p` is no block in use.
   static void Free(Slab* slab, void* p);
 
+  // The same for a block of a class that is not fast, which realloc() has moved away from
+  // since it is to be larger. Blocks of a size that was outgrown are seldom wanted next,
+  // and would keep slabs from being empty.
+  static void FreeOutgrown(Slab* slab, void* p);
+
   // A page run of the thread's arena that it keeps, of `bytes` bytes, as MediumBytes()
   // rounds them, or up to MostMediumBytes() if it keeps none, and where it starts;
   // nullptr if there is none. What it holds is not known.
@@ -355,11 +360,6 @@ class alignas(64) ThreadCache {
     maintenance_signal.NoteKept(cache->CachedRunBytes());
     return is_kept;
   }
-
-  // The same for one that realloc() has moved away from, since it is to be larger: blocks
-  // of a size that was outgrown are seldom wanted next, and to keep them would keep
-  // slabs from being empty.
-  static void FreeOutgrown(Slab* slab, void* p);
 
   // Frees a run in use: keeps it, or gives it to its arena.
   static void FreeRun(Run* run);
@@ -578,8 +578,10 @@ class alignas(64) ThreadCache {
   Run* TakeRunUnbiased(size_t list, size_t bytes, void** start)
       ABSL_LOCKS_EXCLUDED(lock_);
   Run* TakeLargerRun(size_t list, void** start) ABSL_LOCKS_EXCLUDED(lock_);
-  // Gives back the run behind `run`, if it keeps that. Returns whether it did.
-  bool TryGiveUpBehind(const Run* run) ABSL_LOCKS_EXCLUDED(lock_);
+  // Gives back a run behind `run`, if it keeps that, and with what is free or kept there
+  // `run` could have least_pages. Returns whether it did.
+  bool TryGiveUpBehind(const Run* run, size_t least_pages)
+      ABSL_LOCKS_EXCLUDED(lock_);
   void KeepRun(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Relaxed: under the lock, but for IsTidy(), whose caller has had a fence.
   bool WasUsed() const { return was_used_.load(std::memory_order_relaxed); }
@@ -685,6 +687,8 @@ class alignas(64) ThreadCache {
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr uint32_t kMostUndrained = 16;
+  // By FreeOutgrown(), since the maintenance thread was told.
+  size_t outgrown_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
 
   // How many of notes_ there are.

@@ -11,6 +11,7 @@
 
 #include "alloc/heap.h"
 #include "arena/maintenance_signal.h"
+#include "arena/page_source.h"
 #include "arena/report.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
@@ -55,6 +56,44 @@ TEST(HeapMaintenance, AfterSmallBlocksWereFreed) {
       for (void* block : blocks) Deallocate(block);
     });
   }
+}
+
+// Of classes that never turn cold for free().
+TEST(HeapMaintenance, AfterBlocksOfASlabOfSeveralGranulesWereFreed) {
+  for (const bool all : {true, false}) {
+    ExpectToGoBackAfter([&] {
+      std::vector<void*> blocks(Steps(5000));
+      for (void*& block : blocks) {
+        block = Allocate(10'000);
+        memset(block, 1, 10'000);
+      }
+      QUARRY_CHECK(maintenance_signal.state() == MaintenanceSignal::kNoThread);
+      for (size_t i = 0; i < blocks.size(); ++i) {
+        if (all || i % 8 != 0) Deallocate(blocks[i]);
+      }
+      // What slabs with some blocks in use have free, too.
+      QUARRY_CHECK(Soon([&] {
+        return OsPages().statistics().purged_bytes > blocks.size() * 10'000 / 2;
+      }));
+    });
+  }
+}
+
+TEST(HeapMaintenance, AfterBlocksOfSlabsHaveGrown) {
+  ExpectToGoBackAfter([] {
+    std::vector<void*> blocks(Steps(5000));
+    for (void*& block : blocks) {
+      block = Allocate(10'000);
+      memset(block, 1, 10'000);
+    }
+    QUARRY_CHECK(maintenance_signal.state() == MaintenanceSignal::kNoThread);
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      if (i % 8 != 0) blocks[i] = Reallocate(blocks[i], 40'000);
+    }
+    QUARRY_CHECK(Soon([&] {
+      return OsPages().statistics().purged_bytes > blocks.size() * 10'000 / 2;
+    }));
+  });
 }
 
 TEST(HeapMaintenance, AfterAPageRunWasFreed) {

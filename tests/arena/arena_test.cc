@@ -364,22 +364,28 @@ TEST_F(ArenaTest, KnowsWhatAThreadKeepsBehindARun) {
   PageRun* const run = Allocate(4);
   PageRun* const next = Allocate(6);
   PageRun* const kept = Allocate(5);
+  PageRun* const guard = Allocate(1);
   size_t bytes = 0;
-  EXPECT_EQ(arena_.KeptBehind(run, &bytes), nullptr) << "it is in use";
+  EXPECT_EQ(arena_.KeptBehind(run, 5, &bytes), nullptr) << "it is in use";
   next->state = PageRun::kCached;
-  EXPECT_EQ(arena_.KeptBehind(run, &bytes), next);
+  EXPECT_EQ(arena_.KeptBehind(run, 10, &bytes), next);
   EXPECT_EQ(bytes, 6 * PageBytes());
+  EXPECT_EQ(arena_.KeptBehind(run, 11, &bytes), nullptr) << "not enough";
+  kept->state = PageRun::kCached;
+  EXPECT_EQ(arena_.KeptBehind(run, 15, &bytes), next) << "the first of them";
+  EXPECT_EQ(arena_.KeptBehind(run, 16, &bytes), nullptr);
   next->state = PageRun::kInUse;
   Deallocate({next});
-  EXPECT_EQ(arena_.KeptBehind(run, &bytes), nullptr);
-  kept->state = PageRun::kCached;
-  EXPECT_EQ(arena_.KeptBehind(run, &bytes), kept) << "behind the free one";
+  EXPECT_EQ(arena_.KeptBehind(run, 10, &bytes), nullptr) << "needs none kept";
+  EXPECT_EQ(arena_.KeptBehind(run, 11, &bytes), kept) << "behind the free one";
   EXPECT_EQ(bytes, 5 * PageBytes());
   kept->state = PageRun::kInUse;
-  ASSERT_NE(arena_.TryGrow(kept, 6, Arena::kFirstSegmentBytes / PageBytes()),
+  EXPECT_EQ(arena_.KeptBehind(run, 11, &bytes), nullptr);
+  ASSERT_NE(arena_.TryGrow(guard, 2, Arena::kFirstSegmentBytes / PageBytes()),
             0u);
-  EXPECT_EQ(arena_.KeptBehind(kept, &bytes), nullptr) << "at the end";
-  Deallocate({run, kept});
+  EXPECT_EQ(arena_.KeptBehind(guard, guard->pages + 1, &bytes), nullptr)
+      << "at the end";
+  Deallocate({run, kept, guard});
 }
 
 TEST_F(ArenaTest, GrowsIntoTopAndToTheEndOfTheSegment) {

@@ -147,7 +147,7 @@ TEST_F(RunCacheTest, AnyOfTheLatestRunsOfAListCanBeTakenOut) {
   MakePages(&other, runs[0].pages);
   EXPECT_FALSE(cache_.TryRemove(&other, bytes));
   EXPECT_FALSE(cache_.TryRemove(&runs[1], 10 * kUnit)) << "of another list";
-  EXPECT_FALSE(cache_.TryRemove(&runs[1], bytes + 1)) << "of none";
+  EXPECT_FALSE(cache_.TryRemove(&runs[1], PageBytes() / 2)) << "of none";
   EXPECT_FALSE(cache_.TryRemove(&runs[0], bytes)) << "put in too long ago";
   std::vector<size_t> left;
   for (size_t i = 0; i < kRuns; ++i) left.push_back(i);

@@ -746,17 +746,21 @@ TEST_F(ThreadCacheTest, ARunGrowsIntoWhatTheThreadKeepsBehindIt) {
   EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 40, 44), 44u);
   EXPECT_EQ(thread_state.cache->CachedRunBytes(), 0u);
   EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
-  // Of another thread, which keeps what is its own.
-  OnAnotherThread([&] {
-    Free(Allocate(kBytes));
-    EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
-  });
+  // As if another thread kept it. This one keeps another.
+  auto* const other = arena.Allocate(16, PageBytes());
+  ASSERT_NE(other, nullptr);
+  ThreadCache::FreeRun(other);
+  runs[3]->state = quarry::Run::kCached;
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 16 * PageBytes());
+  runs[3]->state = quarry::Run::kInUse;
+  // Nothing is given up where it does not help.
   ThreadCache::FreeRun(runs[3]);
-  OnAnotherThread([&] {
-    Free(Allocate(kBytes));
-    EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
-  });
+  ASSERT_NE(other->start, runs[0]->end());
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 10'000, 10'000), 0u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 32 * PageBytes());
   EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 50u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 16 * PageBytes());
   arena.Deallocate(runs[0]);
   ThreadCache::FlushThread();
 }
