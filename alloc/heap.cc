@@ -234,23 +234,16 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_by
   if (moved == nullptr) return nullptr;
   memcpy(moved, p, old_bytes);
   // Anew: another thread may have freed it meanwhile, wrongly.
-  switch (RoomOf(PageMap::TagOf(p))) {
-    case Room::kSlab:
-      if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) break;
-      ThreadCache::FreeOutgrown(Slab::Of(p), p);
-      StartMaintenanceIfWanted();
-      return moved;
-    case Room::kRun: {
-      if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) break;
-      Run* const run = RunAt("realloc", p);
-      run->arena()->Deallocate(run);
-      StartMaintenanceIfWanted();
-      return moved;
-    }
-    default:
-      break;
+  const Room room = RoomOf(PageMap::TagOf(p));
+  if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
+    Deallocate(p);
+  } else if (room == Room::kSlab) {
+    ThreadCache::FreeOutgrown(Slab::Of(p), p);
+  } else {
+    Run* const run = RunAt("realloc", p);
+    run->arena()->Deallocate(run);
   }
-  Deallocate(p);
+  StartMaintenanceIfWanted();
   return moved;
 }
 
@@ -453,10 +446,8 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
           (bytes > kMostGrownRunBytes || !ServedByArena(bytes))) {
         return MoveToHuge(run, bytes);
       }
-      if (bytes > run->bytes()) {
-        return MoveGrown(p, run->bytes(), bytes);
-      }
-      return Move(p, run->bytes(), bytes);
+      return bytes > run->bytes() ? MoveGrown(p, run->bytes(), bytes)
+                                  : Move(p, run->bytes(), bytes);
     }
     case Room::kHuge: {
       Huge* huge = HugeAt(kCall, p);

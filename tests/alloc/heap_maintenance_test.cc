@@ -58,41 +58,43 @@ TEST(HeapMaintenance, AfterSmallBlocksWereFreed) {
   }
 }
 
-// Of classes that never turn cold for free().
+// Of a class that never turns cold for free().
+std::vector<void*> BlocksOf10000() {
+  std::vector<void*> blocks(Steps(5000));
+  for (void*& block : blocks) {
+    block = Allocate(10'000);
+    memset(block, 1, 10'000);
+  }
+  QUARRY_CHECK(maintenance_signal.state() == MaintenanceSignal::kNoThread);
+  return blocks;
+}
+
+void CheckThatHalfGoesBack(const std::vector<void*>& blocks) {
+  QUARRY_CHECK(Soon([&] {
+    return OsPages().statistics().purged_bytes > blocks.size() * 10'000 / 2;
+  }));
+}
+
 TEST(HeapMaintenance, AfterBlocksOfASlabOfSeveralGranulesWereFreed) {
   for (const bool all : {true, false}) {
     ExpectToGoBackAfter([&] {
-      std::vector<void*> blocks(Steps(5000));
-      for (void*& block : blocks) {
-        block = Allocate(10'000);
-        memset(block, 1, 10'000);
-      }
-      QUARRY_CHECK(maintenance_signal.state() == MaintenanceSignal::kNoThread);
+      std::vector<void*> blocks = BlocksOf10000();
       for (size_t i = 0; i < blocks.size(); ++i) {
         if (all || i % 8 != 0) Deallocate(blocks[i]);
       }
       // What slabs with some blocks in use have free, too.
-      QUARRY_CHECK(Soon([&] {
-        return OsPages().statistics().purged_bytes > blocks.size() * 10'000 / 2;
-      }));
+      CheckThatHalfGoesBack(blocks);
     });
   }
 }
 
 TEST(HeapMaintenance, AfterBlocksOfSlabsHaveGrown) {
   ExpectToGoBackAfter([] {
-    std::vector<void*> blocks(Steps(5000));
-    for (void*& block : blocks) {
-      block = Allocate(10'000);
-      memset(block, 1, 10'000);
-    }
-    QUARRY_CHECK(maintenance_signal.state() == MaintenanceSignal::kNoThread);
+    std::vector<void*> blocks = BlocksOf10000();
     for (size_t i = 0; i < blocks.size(); ++i) {
       if (i % 8 != 0) blocks[i] = Reallocate(blocks[i], 40'000);
     }
-    QUARRY_CHECK(Soon([&] {
-      return OsPages().statistics().purged_bytes > blocks.size() * 10'000 / 2;
-    }));
+    CheckThatHalfGoesBack(blocks);
   });
 }
 
