@@ -725,8 +725,8 @@ TEST_F(ThreadCacheTest, AKeptRunServesRequestsOfUpToAFifthLess) {
 
 TEST_F(ThreadCacheTest, ARunGrowsIntoWhatTheThreadKeepsBehindIt) {
   Arena& arena = *thread_state.cache->arena();
-  // In one piece of the arena, one behind the other.
-  auto* const piece = arena.Allocate(64, PageBytes());
+  // In one piece of the arena, one behind the other, and then one that stays in use.
+  auto* const piece = arena.Allocate(65, PageBytes());
   ASSERT_NE(piece, nullptr);
   char* const start = piece->start;
   arena.Deallocate(piece);
@@ -735,6 +735,8 @@ TEST_F(ThreadCacheTest, ARunGrowsIntoWhatTheThreadKeepsBehindIt) {
     runs[i] = arena.Allocate(16, PageBytes());
     ASSERT_EQ(runs[i]->start, start + i * 16 * PageBytes());
   }
+  auto* const guard = arena.Allocate(1, PageBytes());
+  ASSERT_EQ(guard->start, start + 64 * PageBytes());
   EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 17, 18), 0u);
   ThreadCache::FreeRun(runs[1]);
   ThreadCache::FreeRun(runs[2]);
@@ -756,12 +758,12 @@ TEST_F(ThreadCacheTest, ARunGrowsIntoWhatTheThreadKeepsBehindIt) {
   runs[3]->state = quarry::Run::kInUse;
   // Nothing is given up where it does not help.
   ThreadCache::FreeRun(runs[3]);
-  ASSERT_NE(other->start, runs[0]->end());
-  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 10'000, 10'000), 0u);
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 65, 66), 0u);
   EXPECT_EQ(thread_state.cache->CachedRunBytes(), 32 * PageBytes());
   EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 50u);
   EXPECT_EQ(thread_state.cache->CachedRunBytes(), 16 * PageBytes());
   arena.Deallocate(runs[0]);
+  arena.Deallocate(guard);
   ThreadCache::FlushThread();
 }
 
