@@ -82,12 +82,10 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
   if (ServedByArena(std::max(bytes, alignment))) {
     Run* run;
     if (ABSL_PREDICT_TRUE(alignment <= PageBytes() && bytes > kSmallMaxBytes)) {
-      const size_t medium_bytes = MediumBytes(bytes);
-      void* start;
-      run = ThreadCache::TakeRun(medium_bytes, &start);
-      if (run == nullptr) {
-        run = ArenaOfThread().Allocate(PagesFor(medium_bytes), PageBytes());
+      if (thread_state.cache->CachedRunBytes() != 0) {
+        if (void* const kept = ThreadCache::TakeRun(bytes)) return {kept, false};
       }
+      run = ArenaOfThread().Allocate(PagesFor(MediumBytes(bytes)), PageBytes());
     } else {
       // No more than the needed pages: what is aligned widely seldom fits
       // another request.
@@ -340,14 +338,20 @@ ABSL_ATTRIBUTE_NOINLINE void FlushNotes(const void* caller) {
   StartMaintenanceIfWanted(caller);
 }
 
-// Not StartMaintenanceIfWanted(): where there is no thread, these are no paths on which
-// to do its work.
+// Not StartMaintenanceIfWanted(), here and in the next two: where there is no thread,
+// these are no paths on which to do its work.
+ABSL_ATTRIBUTE_NOINLINE void SeeToKeptRuns(const void* caller) {
+  maintenance_signal.NoteKept(thread_state.cache->CachedRunBytes());
+  if (maintenance_signal.IsWanted()) MaintainOnSlowPath(caller);
+}
+
 ABSL_ATTRIBUTE_NOINLINE void FreeRun(void* p, const void* caller) {
   if (ABSL_PREDICT_FALSE(!ThreadCache::TryKeepRun(p))) {
     return DeallocateUncommon(p, caller);
   }
-  if (ABSL_PREDICT_FALSE(maintenance_signal.IsWanted())) {
-    MaintainOnSlowPath(caller);
+  if (ABSL_PREDICT_FALSE(maintenance_signal.IsWantedFor(
+          thread_state.cache->CachedRunBytes()))) {
+    SeeToKeptRuns(caller);
   }
 }
 

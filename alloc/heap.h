@@ -84,11 +84,8 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool StaysInPlace(const void* p,
 // A page run that this thread keeps, else nullptr: blocks of some tens of KiB to a few
 // MiB. Requires bytes > kSmallMaxBytes.
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
-  if (bytes > RunCache::kMostRunBytes || thread_state.tag == 0) return nullptr;
-  void* start;
-  const Run* run =
-      ThreadCache::TakeRun(MediumBytes(bytes, KnownPageBytes()), &start);
-  return run != nullptr ? start : nullptr;
+  if (ABSL_PREDICT_FALSE(thread_state.tag == 0)) return nullptr;
+  return ThreadCache::TakeRun(bytes);
 }
 
 // What TryPop() does not look at, though it is at hand: a block, else nullptr. Then

@@ -338,6 +338,7 @@ Run* Arena::Carve(Run* run, uint32_t pages, size_t alignment) {
   run = CutOut(run, before, pages, becomes_victim ? Place::kVictim : origin);
   run->zeroed =
       run->segment->AreZero(run->segment->PageOf(run->start), pages);
+  run->bin = 0;
   run->state.store(Run::kInUse, std::memory_order_relaxed);
   CountInUse(in_use_pages() + pages);
   ++in_use_runs_;

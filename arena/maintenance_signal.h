@@ -65,6 +65,14 @@ class MaintenanceSignal {
   void NoteKept(size_t bytes) {
     if (bytes > ThreadShare()) NoteWork();
   }
+  // Whether who keeps so many has to call NoteKept(), or to see to it that the thread is
+  // started.
+  bool IsWantedFor(size_t kept_bytes) const {
+    // As NoteWork().
+    const uint32_t state = state_.load(std::memory_order_seq_cst);
+    if (state == kAwake) return false;
+    return state == kWanted || (kept_bytes > ThreadShare() && state != kOff);
+  }
   void NoteDirty(size_t bytes) {
     if (bytes > arena_share_.load(std::memory_order_relaxed)) NoteWork();
   }

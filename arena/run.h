@@ -62,7 +62,9 @@ struct alignas(64) Run {
   // given out.
   bool begins_huge_page = false;
 
-  // While free and in a bin: the bin, and the ring of runs of the same size.
+  // While free and in a bin: the bin, and the ring of runs of the same size. While in
+  // use or kept by a thread, `bin` is a note of what threads make of its size: 0 as
+  // long as that has not changed since it was made.
   uint8_t bin = 0;
   Run* next = nullptr;
   Run* previous = nullptr;

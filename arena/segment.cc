@@ -107,6 +107,7 @@ void Segment::MoveEnd(Run* run, uint32_t pages) {
   const uint32_t first = PageOf(run->start);
   if (run->pages > 1) SetTag(first + run->pages - 1, nullptr);
   run->pages = pages;
+  run->bin = 0;
   if (pages > 1) SetTag(first + pages - 1, run);
 }
 

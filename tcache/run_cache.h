@@ -16,8 +16,8 @@
 //
 // Only the owner puts runs in. It and the maintenance thread take them out.
 //
-// Thread-safety: the lock of the thread cache guards all but HasRun() and HasRoomFor(),
-//   which the owner may call without it, and cached_bytes(), which any thread may.
+// Thread-safety: the lock of the thread cache guards all but HasRoomFor(), which the
+//   owner may call without it, and cached_bytes(), which any thread may.
 // Invariant: the sum of the runs' bytes is cached_bytes_. Every run in a list is in
 //   state kCached, and its `previous` is this cache.
 // Errors: of a run that two threads free at once, and both keep, one of the two lists
@@ -56,8 +56,6 @@ class RunCache {
       : cached_bytes_(0),
         tops_{},
         starts_{},
-        last_bytes_(0),
-        last_list_(0),
         next_list_(0),
         least_bytes_(0),
         puts_(0),
@@ -69,64 +67,55 @@ class RunCache {
   RunCache(const RunCache&) = delete;
   RunCache& operator=(const RunCache&) = delete;
 
-  // The list for requests of `bytes`, which MediumBytes() has rounded; kNoList if
-  // they are too many.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static size_t ListOf(size_t bytes) {
-    constexpr unsigned kFirstPower = std::countr_zero(kSmallMaxBytes);
+  // The list for requests of `bytes`, more than kSmallMaxBytes and at most
+  // kMostRunBytes: that of MediumBytes(bytes).
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static size_t ListFor(size_t bytes) {
     constexpr unsigned kStepBits = std::countr_zero(kStepsPerDoubling);
-    if (ABSL_PREDICT_FALSE(bytes > kMostRunBytes)) return kNoList;
-    const size_t last = bytes - 1;
-    const auto power = static_cast<unsigned>(std::bit_width(last)) - 1;
-    return (static_cast<size_t>(power - kFirstPower) << kStepBits) +
-           ((last >> (power - kStepBits)) & (kStepsPerDoubling - 1));
+    constexpr size_t kFirst =
+        kStepsPerDoubling * (std::countr_zero(kSmallMaxBytes) + size_t{1});
+    // Of the last byte of whole pages the four highest bits tell, and how high they are.
+    const size_t last = (bytes - 1) | (KnownPageBytes() - 1);
+    const auto power = static_cast<unsigned>(std::bit_width(last | 1)) - 1;
+    return (last >> (power - kStepBits)) + kStepsPerDoubling * power - kFirst;
   }
 
-  // The list of a run of exactly `bytes` > 0 bytes, or kNoList: for the rest of what
-  // was rounded to whole pages alone, too.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static size_t ListOfRun(size_t bytes) {
-    if (ABSL_PREDICT_FALSE(bytes <= kSmallMaxBytes)) return kNoList;
-    const size_t step = std::bit_floor(bytes - 1) / kStepsPerDoubling;
-    const bool is_rounded = (bytes & (step - 1)) == 0 || step <= KnownPageBytes();
-    return ABSL_PREDICT_TRUE(is_rounded) ? ListOf(bytes) : kNoList;
+  // The list of a run of exactly `bytes` > 0 bytes, or kNoList: for one that is too
+  // large, and the rest of what was rounded to whole pages alone.
+  static size_t ListOfRun(size_t bytes) {
+    if (bytes <= kSmallMaxBytes || bytes > kMostRunBytes) return kNoList;
+    return MediumBytes(bytes, KnownPageBytes()) == bytes ? ListFor(bytes) : kNoList;
   }
 
-  // The same for a run that is to be put in. In a loop of allocation and free the next
-  // request would wait for it to be computed, from the record of the run, before it
-  // could read the list: this way the processor goes ahead with that of the run before.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE size_t ListToPutIn(size_t bytes) {
-    if (bytes != last_bytes_) {
-      last_bytes_ = bytes;
-      last_list_ = ListOfRun(bytes);
-    }
-    return last_list_;
+  // The same from the note that Put() made of it in the record of a run in use; kLists
+  // or more if there is none, or the run is of no list. In a loop of allocation and free
+  // the next request would wait for it to be computed before it could read the list.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static size_t NotedListOfRun(const Run* run) {
+    return size_t{run->bin} - 1;
   }
 
-  // Whether a list has a run. It may have none when the lock has been taken.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE bool HasRun(size_t list) const {
-    return list < kLists && Load(tops_[list]) != nullptr;
+  // Whether a list has a run.
+  bool HasRun(size_t list) const {
+    return list < kLists && tops_[list] != nullptr;
   }
 
-  // Takes the run that was put last into `list`, which is that of `bytes`, in state
-  // kInUse, which may hold anything, and where it starts; nullptr if the list is empty.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE Run* Take(size_t list, size_t bytes,
-                                         void** start) {
-    *start = starts_[list];
+  // Takes the run that was put last into `list`, in state kInUse, which may hold
+  // anything. Returns where it starts; nullptr if the list is empty.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void* Take(size_t list) {
+    void* const start = starts_[list];
     Run* const run = tops_[list];
     if (ABSL_PREDICT_FALSE(run == nullptr)) return nullptr;
-    Pop(list, run, bytes);
+    Pop(list, run);
     run->zeroed = false;
     run->state.store(Run::kInUse, std::memory_order_relaxed);
-    return run;
+    return start;
   }
 
   // The same from one of the lists above `list`, where that has none, whose runs serve
   // its requests as well. Most of what these do not touch lies in what was touched
   // before, and where a run is cut to size, or a new one is made, more pages are.
-  Run* TakeLarger(size_t list, void** start) {
+  void* TakeLarger(size_t list) {
     for (size_t i = 1; i <= kLargerMediums; ++i) {
-      if (HasRun(list + i)) {
-        return Take(list + i, tops_[list + i]->bytes(), start);
-      }
+      if (HasRun(list + i)) return Take(list + i);
     }
     return nullptr;
   }
@@ -146,10 +135,10 @@ class RunCache {
   // Keeps `run`, whose state the caller has made kCached; false if it is of no list.
   // Then PopAbove(kMostBytes) until there is none.
   [[nodiscard]] bool Put(Run* run) {
-    const size_t bytes = run->bytes();
-    const size_t list = ListToPutIn(bytes);
+    const size_t list = ListOfRun(run->bytes());
     if (list == kNoList) return false;
-    Push(list, run, run->start, bytes);
+    run->bin = static_cast<uint8_t>(list + 1);
+    Push(list, run, run->start, run->bytes());
     return true;
   }
 
@@ -160,14 +149,14 @@ class RunCache {
     if (!HasRun(list)) return false;
     Run* above = tops_[list];
     if (above == run) {
-      Pop(list, run, bytes);
+      Pop(list, run);
       return true;
     }
     for (size_t looks = 1; looks < kMostLooks; ++looks) {
       CheckMark(above);
       Run* const next = above->next;
       if (next == run) {
-        TakeOut(run, bytes);
+        TakeOut(run);
         above->next = run->next;
         return true;
       }
@@ -186,7 +175,7 @@ class RunCache {
     while (tops_[list] == nullptr) list = (list + 1) % kLists;
     next_list_ = (list + 1) % kLists;
     Run* const run = tops_[list];
-    Pop(list, run, run->bytes());
+    Pop(list, run);
     return run;
   }
 
@@ -216,7 +205,7 @@ class RunCache {
              run->bytes() <= unused_bytes) {
         unused_bytes -= run->bytes();
         --left;
-        Pop(list, run, run->bytes());
+        Pop(list, run);
         visit(run);
       }
     }
@@ -245,25 +234,27 @@ class RunCache {
     run->next = tops_[list];
     run->previous = Mark();
     starts_[list] = start;
-    Store(tops_[list], run);
+    tops_[list] = run;
     Store(cached_bytes_, cached_bytes_ + bytes);
     ++puts_;
   }
 
   // `run` is the top.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE void Pop(size_t list, Run* run, size_t bytes) {
-    TakeOut(run, bytes);
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void Pop(size_t list, Run* run) {
+    TakeOut(run);
     Run* const next = run->next;
-    Store(tops_[list], next);
-    if (next != nullptr) starts_[list] = next->start;
+    tops_[list] = next;
+    // Whatever, if there is no next: but no branch, since that is as often as not.
+    starts_[list] = (next != nullptr ? next : run)->start;
   }
 
   // All but its links.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE void TakeOut(Run* run, size_t bytes) {
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void TakeOut(Run* run) {
     CheckMark(run);
     run->previous = nullptr;
-    Store(cached_bytes_, cached_bytes_ - bytes);
-    if (cached_bytes_ < least_bytes_) least_bytes_ = cached_bytes_;
+    const size_t left_bytes = cached_bytes_ - run->bytes();
+    Store(cached_bytes_, left_bytes);
+    if (left_bytes < least_bytes_) least_bytes_ = left_bytes;
   }
 
   void CheckMark(const Run* run) {
@@ -277,15 +268,12 @@ class RunCache {
 
   // None of these has a value of its own: see the constructors.
 
-  // These two are read without the lock.
-  size_t cached_bytes_;
+  size_t cached_bytes_;  // Read without the lock, too.
   Run* tops_[kLists];
   // Where the tops start, as the owner was told. In a loop of allocation and free each
   // turn would wait for the look-up of the record from the address, and for the
   // address in the record, if what is given out came from there.
   void* starts_[kLists];
-  size_t last_bytes_;  // 0, or what ListOfRun() made last_list_ of.
-  size_t last_list_;
   size_t next_list_;    // To evict from.
   size_t least_bytes_;  // That there were since the last StealIdle().
   // How often the owner put a run in, and what that was at the last PopIdle() and

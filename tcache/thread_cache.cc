@@ -432,18 +432,18 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
   }
 }
 
-Run* ThreadCache::TakeRunUnbiased(size_t list, size_t bytes, void** start) {
+void* ThreadCache::TakeRunUnbiased(size_t list) {
   if (!lock_.TryAcquireAsOwner()) return nullptr;
-  Run* const run = runs_.Take(list, bytes, start);
+  void* const start = runs_.Take(list);
   lock_.ReleaseAsOwner();
-  return run;
+  return start;
 }
 
-Run* ThreadCache::TakeLargerRun(size_t list, void** start) {
+void* ThreadCache::TakeLargerRun(size_t list) {
   if (!lock_.TryAcquireAsOwner()) return nullptr;
-  Run* const run = runs_.TakeLarger(list, start);
+  void* const start = runs_.TakeLarger(list);
   lock_.ReleaseAsOwner();
-  return run;
+  return start;
 }
 
 size_t ThreadCache::TryGrowRun(Run* run, size_t least_pages,

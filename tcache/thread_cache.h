@@ -320,45 +320,46 @@ class alignas(64) ThreadCache {
   // and would keep slabs from being empty.
   static void FreeOutgrown(Slab* slab, void* p);
 
-  // A page run of the thread's arena that it keeps, of `bytes` bytes, as MediumBytes()
-  // rounds them, or up to MostMediumBytes() if it keeps none, and where it starts;
-  // nullptr if there is none. What it holds is not known.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static Run* TakeRun(size_t bytes, void** start) {
+  // Where a page run of the thread's arena starts that it keeps, of MediumBytes(bytes),
+  // or up to MostMediumBytes() if it keeps none; nullptr if there is none. What it holds
+  // is not known. Requires bytes > kSmallMaxBytes, and a cache.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TakeRun(size_t bytes) {
+    if (ABSL_PREDICT_FALSE(bytes > RunCache::kMostRunBytes)) return nullptr;
     ThreadCache* const cache = thread_state.cache;
-    const size_t list = RunCache::ListOf(bytes);
-    if (!cache->runs_unlocked().HasRun(list)) {
-      return cache->CachedRunBytes() == 0 ? nullptr
-                                          : cache->TakeLargerRun(list, start);
-    }
+    const size_t list = RunCache::ListFor(bytes);
     if (ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
-      return cache->TakeRunUnbiased(list, bytes, start);
+      return cache->TakeRunUnbiased(list);
     }
-    Run* const run = cache->runs_.Take(list, bytes, start);
+    void* const start = cache->runs_.Take(list);
     cache->lock_.ReleaseByBias();
-    return run;
+    if (ABSL_PREDICT_TRUE(start != nullptr) || cache->CachedRunBytes() == 0) {
+      return start;
+    }
+    return cache->TakeLargerRun(list);
   }
 
   // Frees the run that starts at `p`, for which HomeTagOf() told kRunTag, by
   // keeping it, if that is possible with a look at it alone. Otherwise false, and the
   // run is as it was.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepRun(void* p) {
-    ThreadCache* cache = thread_state.cache;
-    Run* run = Arena::RunStartingAt(p, PageMap::HomeDescriptorOf(p));
+    ThreadCache* const cache = thread_state.cache;
+    const void* const descriptor = PageMap::HomeDescriptorOf(p);
+    Run* const run = Arena::RunStartingAt(p, descriptor);
     if (ABSL_PREDICT_FALSE(run == nullptr || thread_state.tag == 0 ||
-                           run->arena() != cache->arena_)) {
+                           static_cast<const Segment*>(descriptor)->arena() !=
+                               cache->arena_)) {
       return false;
     }
+    const size_t list = RunCache::NotedListOfRun(run);
     const size_t bytes = run->bytes();
-    if (!cache->runs_unlocked().HasRoomFor(bytes) ||
+    if (ABSL_PREDICT_FALSE(list >= RunCache::kLists) ||
+        !cache->runs_unlocked().HasRoomFor(bytes) ||
         ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
       return false;
     }
-    const size_t list = cache->runs_.ListToPutIn(bytes);
-    const bool is_kept = list != RunCache::kNoList;
-    if (ABSL_PREDICT_TRUE(is_kept)) cache->runs_.PutIn(list, run, p, bytes);
+    cache->runs_.PutIn(list, run, p, bytes);
     cache->lock_.ReleaseByBias();
-    maintenance_signal.NoteKept(cache->CachedRunBytes());
-    return is_kept;
+    return true;
   }
 
   // Frees a run in use: keeps it, or gives it to its arena.
@@ -575,9 +576,8 @@ class alignas(64) ThreadCache {
     return runs_;
   }
   // Do not wait: the maintenance thread may be at work on all slabs.
-  Run* TakeRunUnbiased(size_t list, size_t bytes, void** start)
-      ABSL_LOCKS_EXCLUDED(lock_);
-  Run* TakeLargerRun(size_t list, void** start) ABSL_LOCKS_EXCLUDED(lock_);
+  void* TakeRunUnbiased(size_t list) ABSL_LOCKS_EXCLUDED(lock_);
+  void* TakeLargerRun(size_t list) ABSL_LOCKS_EXCLUDED(lock_);
   // Gives back a run behind `run`, if it keeps that, and with what is free or kept there
   // `run` could have least_pages. Returns whether it did.
   bool TryGiveUpBehind(const Run* run, size_t least_pages)

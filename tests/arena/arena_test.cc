@@ -205,6 +205,7 @@ TEST_F(ArenaTest, JoinsWithBothNeighbours) {
   EXPECT_EQ(arena_.statistics().free_runs, 2u);
   PageRun* const whole = Allocate(12);
   EXPECT_EQ(whole->start, start);
+  EXPECT_EQ(whole->bin, 0u) << "and not that of the arena";
   Deallocate({whole, guard});
   EXPECT_EQ(arena_.statistics().free_runs, 1u);
 }
@@ -349,7 +350,10 @@ TEST_F(ArenaTest, GrowsIntoTheFreeNeighbour) {
   EXPECT_EQ(arena_.TryGrow(run, 11, 20), 0u);
   EXPECT_EQ(arena_.TryGrow(run, 4, 4), 4u);
   EXPECT_EQ(run->pages, 4u);
+  EXPECT_EQ(run->bin, 0u);
+  run->bin = 3;
   ASSERT_EQ(arena_.TryGrow(run, 6, 7), 7u);
+  EXPECT_EQ(run->bin, 0u) << "what was noted of its length";
   arena_.Verify();
   EXPECT_EQ(run->pages, 7u);
   ASSERT_EQ(arena_.TryGrow(run, 8, 20), 10u);
@@ -405,9 +409,11 @@ TEST_F(ArenaTest, ShrinksFromTheEnd) {
   PageRun* const run = Allocate(20);
   PageRun* const guard = Allocate(1);
   arena_.Shrink(run, 20);
+  run->bin = 3;
   arena_.Shrink(run, 5);
   arena_.Verify();
   EXPECT_EQ(run->pages, 5u);
+  EXPECT_EQ(run->bin, 0u) << "what was noted of its length";
   EXPECT_EQ(Arena::RunOf(run->start), run);
   PageRun* const rest = Allocate(15);
   EXPECT_EQ(rest->start, run->end());

@@ -37,11 +37,13 @@ class RunCacheTest : public testing::Test {
   }
 
   PageRun* Take(size_t units) {
-    const size_t list = RunCache::ListOf(units * kUnit);
-    if (!cache_.HasRun(list)) return nullptr;
-    void* start = nullptr;
-    PageRun* const run = cache_.Take(list, units * kUnit, &start);
-    EXPECT_EQ(start, run->start);
+    return RunAt(cache_.Take(RunCache::ListFor(units * kUnit)));
+  }
+
+  // See MakePages().
+  static PageRun* RunAt(void* start) {
+    PageRun* const run = static_cast<PageRun*>(start);
+    EXPECT_TRUE(run == nullptr || start == run->start);
     return run;
   }
 
@@ -76,7 +78,8 @@ TEST_F(RunCacheTest, EachMediumSizeHasAList) {
     const size_t list = RunCache::ListOfRun(bytes);
     ASSERT_LT(list, RunCache::kLists);
     ASSERT_TRUE(lists.insert(list).second) << bytes;
-    ASSERT_EQ(RunCache::ListOf(bytes), list);
+    ASSERT_EQ(RunCache::ListFor(bytes), list);
+    ASSERT_EQ(RunCache::ListFor(bytes - 1), list);
   }
   EXPECT_TRUE(lists.contains(RunCache::kLists - 1));
 }
@@ -95,6 +98,19 @@ TEST_F(RunCacheTest, GivesARunOfTheExactSizeBack) {
   EXPECT_FALSE(run.zeroed) << "the program wrote to it";
   EXPECT_EQ(Take(10), nullptr);
   EXPECT_EQ(cache_.cached_bytes(), 0u);
+}
+
+TEST_F(RunCacheTest, NotesInARunWhatListItIsOf) {
+  PageRun run;
+  Make(&run, 10);
+  EXPECT_GE(RunCache::NotedListOfRun(&run), RunCache::kLists) << "nobody looked";
+  EXPECT_TRUE(cache_.Put(&run));
+  EXPECT_EQ(Take(10), &run);
+  EXPECT_EQ(RunCache::NotedListOfRun(&run), RunCache::ListFor(10 * kUnit));
+  PageRun larger;
+  Make(&larger, 18);
+  EXPECT_FALSE(cache_.Put(&larger));
+  EXPECT_GE(RunCache::NotedListOfRun(&larger), RunCache::kLists) << "of none";
 }
 
 TEST_F(RunCacheTest, GivesTheRunThatWasPutInLastBackFirst) {
@@ -117,11 +133,7 @@ TEST_F(RunCacheTest, OneOfTheNextTwoSizesServesToo) {
   Make(&runs[1], 10);
   for (PageRun& run : runs) EXPECT_TRUE(cache_.Put(&run));
   const auto take_larger = [&](size_t units) {
-    void* start = nullptr;
-    PageRun* const run =
-        cache_.TakeLarger(RunCache::ListOf(units * kUnit), &start);
-    EXPECT_EQ(start, run == nullptr ? nullptr : run->start);
-    return run;
+    return RunAt(cache_.TakeLarger(RunCache::ListFor(units * kUnit)));
   };
   EXPECT_EQ(take_larger(16), nullptr) << "there is no larger list";
   EXPECT_EQ(take_larger(11), nullptr);
@@ -161,9 +173,7 @@ TEST_F(RunCacheTest, AnyOfTheLatestRunsOfAListCanBeTakenOut) {
   }
   const size_t list = RunCache::ListOfRun(bytes);
   for (size_t i = left.size(); i-- > 0;) {
-    void* start = nullptr;
-    EXPECT_EQ(cache_.Take(list, bytes, &start), &runs[left[i]]);
-    EXPECT_EQ(start, runs[left[i]].start);
+    EXPECT_EQ(RunAt(cache_.Take(list)), &runs[left[i]]);
   }
   EXPECT_FALSE(cache_.TryRemove(&runs[0], bytes)) << "the list is empty";
 }
@@ -172,11 +182,12 @@ TEST_F(RunCacheTest, AnyOfTheLatestRunsOfAListCanBeTakenOut) {
 TEST_F(RunCacheTest, NoRunIsLargerThanTheRequestMayGet) {
   for (size_t bytes = kSmallMaxBytes + 1; bytes <= RunCache::kMostRunBytes;
        bytes += PageBytes()) {
-    const size_t list = RunCache::ListOf(MediumBytes(bytes));
+    const size_t list = RunCache::ListFor(bytes);
+    ASSERT_EQ(list, RunCache::ListOfRun(MediumBytes(bytes))) << bytes;
     const size_t most = MostMediumBytes(bytes);
-    if (most > RunCache::kMostRunBytes) continue;
-    ASSERT_EQ(RunCache::ListOf(most), list + kLargerMediums) << bytes;
-    ASSERT_GT(RunCache::ListOf(most + 1), list + kLargerMediums) << bytes;
+    if (most >= RunCache::kMostRunBytes) continue;
+    ASSERT_EQ(RunCache::ListFor(most), list + kLargerMediums) << bytes;
+    ASSERT_GT(RunCache::ListFor(most + 1), list + kLargerMediums) << bytes;
   }
 }
 
@@ -208,7 +219,7 @@ TEST_F(RunCacheTest, KeepsNoRunOfAnotherSize) {
   PageRun page;
   MakePages(&page, 1);
   EXPECT_EQ(cache_.Put(&page), PageBytes() > kSmallMaxBytes);
-  EXPECT_TRUE(cache_.HasRun(RunCache::ListOf(16 * kUnit)));
+  EXPECT_TRUE(cache_.HasRun(RunCache::ListFor(16 * kUnit)));
   while (cache_.PopAbove(0) != nullptr) {
   }
 }
@@ -343,17 +354,7 @@ TEST_F(RunCacheTest, WhatIsUrgentIsStolenAtOnce) {
   PageRun* stolen = nullptr;
   EXPECT_FALSE(cache_.StealIdle(true, [&](PageRun* r) { stolen = r; }));
   EXPECT_EQ(stolen, &run);
-}
-
-TEST_F(RunCacheTest, WhatWasFoundMayBeGone) {
-  PageRun run;
-  Make(&run, 8);
-  EXPECT_TRUE(cache_.Put(&run));
-  const size_t list = RunCache::ListOf(8 * kUnit);
-  ASSERT_TRUE(cache_.HasRun(list));
-  EXPECT_FALSE(cache_.StealIdle(true, [](PageRun*) {}));
-  void* start;
-  EXPECT_EQ(cache_.Take(list, 8 * kUnit, &start), nullptr);
+  EXPECT_EQ(Take(8), nullptr);
 }
 
 }  // namespace

@@ -691,14 +691,13 @@ TEST_F(ThreadCacheTest, AFreedRunComesBackToTheNextRequestOfItsSize) {
   Arena* const arena = thread_state.cache->arena();
   auto* const run = arena->Allocate(20, PageBytes());
   ASSERT_NE(run, nullptr);
-  void* start;
-  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes(), &start), nullptr);
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes()), nullptr);
+  EXPECT_FALSE(ThreadCache::TryKeepRun(run->start)) << "nobody knows its list";
   ThreadCache::FreeRun(run);
   EXPECT_FALSE(run->IsInUse());
   EXPECT_FALSE(run->IsFree()) << "the thread keeps it";
   EXPECT_EQ(thread_state.cache->CachedRunBytes(), 20 * PageBytes());
-  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes(), &start), run);
-  EXPECT_EQ(start, run->start);
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes()), run->start);
   EXPECT_TRUE(ThreadCache::TryKeepRun(run->start));
   EXPECT_FALSE(ThreadCache::TryKeepRun(run->start)) << "freed twice";
   ThreadCache::FlushThread();
@@ -710,17 +709,45 @@ TEST_F(ThreadCacheTest, AKeptRunServesRequestsOfUpToAFifthLess) {
   Arena& arena = *thread_state.cache->arena();
   auto* const run = arena.Allocate(20, PageBytes());
   ASSERT_NE(run, nullptr);
-  void* start;
   for (const size_t pages : {18, 16}) {
     ThreadCache::FreeRun(run);
-    EXPECT_EQ(ThreadCache::TakeRun(pages * PageBytes(), &start), run);
-    EXPECT_EQ(start, run->start);
+    EXPECT_EQ(ThreadCache::TakeRun(pages * PageBytes()), run->start);
     EXPECT_EQ(run->pages, 20u);
   }
   ThreadCache::FreeRun(run);
-  EXPECT_EQ(ThreadCache::TakeRun(15 * PageBytes(), &start), nullptr);
-  EXPECT_EQ(ThreadCache::TakeRun(22 * PageBytes(), &start), nullptr);
+  EXPECT_EQ(ThreadCache::TakeRun(15 * PageBytes()), nullptr);
+  EXPECT_EQ(ThreadCache::TakeRun(22 * PageBytes()), nullptr);
   ThreadCache::FlushThread();
+}
+
+TEST_F(ThreadCacheTest, ARunWhoseLengthHasChangedIsKeptAsWhatItIsNow) {
+  Arena& arena = *thread_state.cache->arena();
+  auto* const run = arena.Allocate(28, PageBytes());
+  ASSERT_NE(run, nullptr);
+  void* const start = run->start;
+  ThreadCache::FreeRun(run);
+  ASSERT_EQ(ThreadCache::TakeRun(28 * PageBytes()), start);
+  const auto expect_kept_as = [&](size_t pages) {
+    if (!ThreadCache::TryKeepRun(start)) ThreadCache::FreeRun(run);
+    EXPECT_EQ(ThreadCache::TakeRun(28 * PageBytes()),
+              pages == 28 ? start : nullptr);
+    if (pages != 28) {
+      EXPECT_EQ(ThreadCache::TakeRun(pages * PageBytes()), start);
+    }
+  };
+  expect_kept_as(28);
+  arena.Shrink(run, 20);
+  expect_kept_as(20);
+  ASSERT_EQ(arena.TryGrow(run, 24, 24), 24u);
+  expect_kept_as(24);
+  // And when it has been the arena's meanwhile.
+  arena.Deallocate(run);
+  auto* const piece = arena.Allocate(18, PageBytes());
+  ASSERT_EQ(piece->start, start);
+  ThreadCache::FreeRun(piece);
+  EXPECT_EQ(ThreadCache::TakeRun(24 * PageBytes()), nullptr);
+  EXPECT_EQ(ThreadCache::TakeRun(18 * PageBytes()), start);
+  arena.Deallocate(piece);
 }
 
 TEST_F(ThreadCacheTest, ARunGrowsIntoWhatTheThreadKeepsBehindIt) {
@@ -800,15 +827,14 @@ TEST_F(ThreadCacheTest, RunsDoNotWaitForTheLock) {
     while (!is_done) std::this_thread::yield();
   });
   while (!is_held) std::this_thread::yield();
-  void* start;
-  EXPECT_EQ(ThreadCache::TakeRun(kept->bytes(), &start), nullptr);
+  EXPECT_EQ(ThreadCache::TakeRun(kept->bytes()), nullptr);
   EXPECT_FALSE(ThreadCache::TryKeepRun(run->start));
   ThreadCache::FreeRun(run);
   EXPECT_EQ(thread_state.cache->CachedRunBytes(), kept->bytes());
   EXPECT_EQ(arena.statistics().free_bytes, free_bytes + run_bytes);
   is_done = true;
   holder.join();
-  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes(), &start), kept);
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes()), kept->start);
   arena.Deallocate(kept);
 }
 
@@ -822,8 +848,7 @@ ABSL_NO_THREAD_SAFETY_ANALYSIS {
   auto* const run = cache->arena()->Allocate(20, PageBytes());
   ASSERT_NE(run, nullptr);
   ThreadCache::FreeRun(run);
-  void* start;
-  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes(), &start), run);
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes()), run->start);
   cache->arena()->Deallocate(run);
   std::vector<void*> blocks;
   for (int i = 0; i < 10'000; ++i) blocks.push_back(Allocate(kBytes));
