@@ -249,7 +249,9 @@ void* ThreadCache::Refill(SizeClass size_class) {
     // The fullest comes first also where only a slab that is less full has blocks that
     // were given out.
   } while (taken * 2 < wanted && (slab = BestSlab(size_class)) != nullptr &&
-           (slab->NextIsResident() || taken * kFewForRefill < wanted));
+           (slab->NextIsResident() ||
+            (taken * kFewForRefill < wanted &&
+             static_cast<size_t>(taken) * slab->block_bytes() < kFewBytesForRefill)));
   magazine.room = magazine.capacity - taken;
   magazine.head = list.Finish();
   ++counters_.refills;

@@ -462,10 +462,12 @@ class alignas(64) ThreadCache {
   static constexpr int32_t kMostMagazineBlocks = 128;
   // What a refill takes from slabs, if that is a block at all. A thread that only
   // allocates has so much of each class at hand that nobody uses.
-  static constexpr size_t kMostRefillBytes = 8 * 1024;
-  // A refill that has found less than this part of what it takes makes more of a slab
-  // resident; with more, what others free meanwhile may do for the next one.
+  static constexpr size_t kMostRefillBytes = 16 * 1024;
+  // A refill that has found less than this part of what it takes, and less than so many
+  // bytes, makes more of a slab resident; with more, what others free meanwhile may do
+  // for the next one.
   static constexpr int32_t kFewForRefill = 8;
+  static constexpr size_t kFewBytesForRefill = 1024;
   static constexpr int32_t kFewestMagazineBlocks = 2;
   static constexpr int32_t kFirstMagazineBlocks = 8;
   // Of the depot: magazines of one class, and bytes of one class and of all. A
