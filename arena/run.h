@@ -23,8 +23,9 @@ class Segment;
 //   table   |  A    -    A  |  B  |  C    -    -   C |
 //
 // Thread-safety: `start`, `pages`, `segment`, `zeroed` and `begins_huge_page` of
-//   a run in use may be read by whoever was given it; all else under the arena's
-//   lock.
+//   a run in use may be read by whoever was given it. While a thread keeps it, `next`
+//   and `previous` are that thread's cache's, and so is `bin` until it is freed. All else
+//   under the arena's lock.
 // Invariant: no two neighbouring runs are both free.
 // Size: two cache lines; the second is of use only while some page is dirty.
 struct alignas(64) Run {
@@ -63,8 +64,8 @@ struct alignas(64) Run {
   bool begins_huge_page = false;
 
   // While free and in a bin: the bin, and the ring of runs of the same size. While in
-  // use or kept by a thread, `bin` is a note of what threads make of its size: 0 as
-  // long as that has not changed since it was made.
+  // use or kept by a thread, `bin` is a note that the threads' caches make of its size,
+  // and 0 as long as they have made none of the size that it has now.
   uint8_t bin = 0;
   Run* next = nullptr;
   Run* previous = nullptr;

@@ -105,7 +105,7 @@ class alignas(64) Segment {
   void ClearTags(const Run* run);
 
   // Changes the run's length and moves the tag of its last page; that of its
-  // first page is not touched.
+  // first page is not touched. What was noted of the length in Run::bin is forgotten.
   void MoveEnd(Run* run, uint32_t pages);
 
   // The runs before and after, or nullptr at the ends of the segment.

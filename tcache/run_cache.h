@@ -128,6 +128,7 @@ class RunCache {
   // Keeps `run`, which is in use and starts at `start`, in the list that it is of.
   ABSL_ATTRIBUTE_ALWAYS_INLINE void PutIn(size_t list, Run* run, void* start,
                                           size_t bytes) {
+    QUARRY_DCHECK(list == ListOfRun(bytes));
     run->state.store(Run::kCached, std::memory_order_relaxed);
     Push(list, run, start, bytes);
   }
@@ -137,6 +138,7 @@ class RunCache {
   [[nodiscard]] bool Put(Run* run) {
     const size_t list = ListOfRun(run->bytes());
     if (list == kNoList) return false;
+    static_assert(kLists < UINT8_MAX);
     run->bin = static_cast<uint8_t>(list + 1);
     Push(list, run, run->start, run->bytes());
     return true;

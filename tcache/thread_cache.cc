@@ -51,18 +51,6 @@ constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
   return most;
 }();
 
-// How many blocks a refill takes at most: one at least, and no more than half of the
-// largest magazine.
-constexpr std::array<int16_t, kClasses> ThreadCache::kRefillBlocks = [] {
-  std::array<int16_t, kClasses> blocks = {};
-  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    blocks[c] = static_cast<int16_t>(
-        std::clamp(static_cast<int32_t>(kMostRefillBytes / BlockBytes(c)), 1,
-                   kMostMagazineBlocks / 2));
-  }
-  return blocks;
-}();
-
 constexpr std::array<uint8_t, kClasses> ThreadCache::kMostMagazines = [] {
   std::array<uint8_t, kClasses> most = {};
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
@@ -236,8 +224,8 @@ void* ThreadCache::Refill(SizeClass size_class) {
   } else {
     GrowMagazine(&magazine);
   }
-  const int32_t wanted =
-      std::min(magazine.capacity / 2, int32_t{kRefillBlocks[size_class]});
+  // A thread that only allocates has so much of each class at hand that nobody uses.
+  const int32_t wanted = magazine.capacity / 2;
   if (slab == nullptr) slab = AcquireSlab(size_class);
   if (slab == nullptr) return nullptr;
   BlockList list;
@@ -435,8 +423,9 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
 }
 
 void* ThreadCache::TakeRunUnbiased(size_t list) {
-  if (!lock_.TryAcquireAsOwner()) return nullptr;
-  void* const start = runs_.Take(list);
+  if (CachedRunBytes() == 0 || !lock_.TryAcquireAsOwner()) return nullptr;
+  void* start = runs_.Take(list);
+  if (start == nullptr) start = runs_.TakeLarger(list);
   lock_.ReleaseAsOwner();
   return start;
 }

@@ -460,9 +460,6 @@ class alignas(64) ThreadCache {
  private:
   static constexpr size_t kMostMagazineBytes = 32 * 1024;
   static constexpr int32_t kMostMagazineBlocks = 128;
-  // What a refill takes from slabs, if that is a block at all. A thread that only
-  // allocates has so much of each class at hand that nobody uses.
-  static constexpr size_t kMostRefillBytes = 16 * 1024;
   // A refill that has found less than this part of what it takes, and less than so many
   // bytes, makes more of a slab resident; with more, what others free meanwhile may do
   // for the next one.
@@ -484,7 +481,6 @@ class alignas(64) ThreadCache {
 
   // The bounds above for each class.
   static const std::array<int16_t, kClasses> kMostBlocks;
-  static const std::array<int16_t, kClasses> kRefillBlocks;
   static const std::array<uint8_t, kClasses> kMostMagazines;
 
   // A magazine overflows with one block more than it may hold, and only one

@@ -119,6 +119,29 @@ TEST(HeapMaintenance, AfterAThreadKeptPageRuns) {
   });
 }
 
+// The second time they are freed in a shorter way.
+TEST(HeapMaintenance, AfterAThreadKeptPageRunsAgain) {
+  ExpectToGoBackAfter([] {
+    std::vector<char*> blocks(4);
+    const auto allocate = [&blocks] {
+      for (char*& block : blocks) {
+        block = Allocate(kMiB);
+        memset(block, 1, kMiB);
+      }
+    };
+    allocate();
+    for (char* block : blocks) Deallocate(block);
+    allocate();
+    QUARRY_CHECK(Soon([] {
+      return maintenance_signal.state() == MaintenanceSignal::kAsleep ||
+             maintenance_signal.state() == MaintenanceSignal::kNoThread;
+    }));
+    for (char* block : blocks) Deallocate(block);
+    QUARRY_CHECK(GatherStatistics().cached_bytes >= 4 * kMiB);
+    QUARRY_CHECK(Soon([] { return GatherStatistics().cached_bytes < kMiB; }));
+  });
+}
+
 // None of them keeps much, all of them together do.
 TEST(HeapMaintenance, AfterManyThreadsKeptAFewPageRunsEach) {
   ExpectToGoBackAfter([] {

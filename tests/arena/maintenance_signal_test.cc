@@ -72,6 +72,24 @@ TEST(MaintenanceSignal, ManyThreadsAndArenasShareIt) {
   }
 }
 
+// To be asked before NoteKept(), by who has no time for a call that does nothing.
+TEST(MaintenanceSignal, TellsWhetherACallWouldDoAnything) {
+  MaintenanceSignal signal;
+  constexpr size_t kShare = MaintenanceSignal::kNotedBytes;
+  EXPECT_FALSE(signal.IsWantedFor(kShare));
+  EXPECT_TRUE(signal.IsWantedFor(kShare + 1));
+  signal.NoteKept(kShare + 1);
+  ASSERT_TRUE(signal.IsWanted());
+  EXPECT_TRUE(signal.IsWantedFor(0)) << "to start the thread";
+  ASSERT_TRUE(signal.TryStart());
+  EXPECT_FALSE(signal.IsWantedFor(kShare + 1)) << "it is awake";
+  signal.FallAsleep();
+  EXPECT_FALSE(signal.IsWantedFor(kShare));
+  EXPECT_TRUE(signal.IsWantedFor(kShare + 1));
+  signal.TurnOff();
+  EXPECT_FALSE(signal.IsWantedFor(kShare + 1));
+}
+
 TEST(MaintenanceSignal, WhatIsOffStaysOff) {
   MaintenanceSignal signal;
   signal.NoteWork();

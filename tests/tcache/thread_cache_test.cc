@@ -375,21 +375,63 @@ TEST_F(ThreadCacheTest, OnlyAClassOfManySlabsGetsHugePages) {
   arena.Deallocate(large);
 }
 
-TEST_F(ThreadCacheTest, ARefillTakesNoMoreThanEightKibibytes) {
+TEST_F(ThreadCacheTest, ARefillTakesNoMoreThanSixteenKibibytes) {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     ThreadCache::FlushThread();
     std::vector<void*> blocks;
     size_t most = 0;
-    for (int i = 0; i < 600; ++i) {
-      blocks.push_back(AllocateOfClass(c));
-      // And the one that was asked for.
-      most = std::max(most, thread_state.cache->MagazineBlocks(c) + 1);
-    }
-    EXPECT_LE(most, std::max<size_t>(8192 / BlockBytes(c), 1)) << BlockBytes(c);
+    const auto allocate = [&](int count) {
+      for (int i = 0; i < count; ++i) {
+        blocks.push_back(AllocateOfClass(c));
+        // And the one that was asked for.
+        most = std::max(most, thread_state.cache->MagazineBlocks(c) + 1);
+      }
+    };
+    const size_t bound =
+        std::min<size_t>(std::max<size_t>(16384 / BlockBytes(c), 1), 64);
+    allocate(600);
+    EXPECT_LE(most, bound) << BlockBytes(c);
     // A page of them, if it is a fresh one.
     EXPECT_GE(most, std::min<size_t>(4096 / BlockBytes(c), 2)) << BlockBytes(c);
+    // More, where they were given out before: in slabs that are full but for those that
+    // another thread has freed. How many there are in the last of these is by chance.
+    const size_t freed = blocks.size() / 2;
+    OnAnotherThread([&] {
+      for (size_t i = 0; i < freed; ++i) Free(blocks[i]);
+    });
+    blocks.erase(blocks.begin(), blocks.begin() + static_cast<long>(freed));
+    most = 0;
+    allocate(600);
+    EXPECT_LE(most, bound) << BlockBytes(c);
+    if (bound > 2) {
+      EXPECT_GT(2 * most, bound) << BlockBytes(c);
+    }
     for (void* p : blocks) Free(p);
   }
+}
+
+TEST_F(ThreadCacheTest, AKibibyteIsARefillWithoutFreshBlocks) {
+  constexpr size_t kOneKiB = 1024;
+  const SizeClass c = ClassOf(kOneKiB);
+  std::vector<void*> blocks;
+  const auto refill_after_remote_frees = [&](size_t freed) {
+    while (thread_state.cache->MagazineBlocks(c) > 0) {
+      blocks.push_back(Allocate(kOneKiB));
+    }
+    OnAnotherThread([&] {
+      for (size_t i = 0; i < freed; ++i) {
+        Free(blocks.back());
+        blocks.pop_back();
+      }
+    });
+    blocks.push_back(Allocate(kOneKiB));
+    return thread_state.cache->MagazineBlocks(c) + 1;
+  };
+  // Until a refill takes all that it may, and the slab has fresh blocks left.
+  while (blocks.size() < 70) blocks.push_back(Allocate(kOneKiB));
+  EXPECT_EQ(refill_after_remote_frees(1), 1u);
+  EXPECT_GT(refill_after_remote_frees(0), 1u);
+  for (void* p : blocks) Free(p);
 }
 
 TEST_F(ThreadCacheTest, CountsWhatItDoes) {
@@ -847,8 +889,11 @@ ABSL_NO_THREAD_SAFETY_ANALYSIS {
   ASSERT_FALSE(cache->lock().TryAcquireByBias());
   auto* const run = cache->arena()->Allocate(20, PageBytes());
   ASSERT_NE(run, nullptr);
-  ThreadCache::FreeRun(run);
-  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes()), run->start);
+  EXPECT_EQ(ThreadCache::TakeRun(20 * PageBytes()), nullptr);
+  for (const size_t pages : {20, 18}) {
+    ThreadCache::FreeRun(run);
+    EXPECT_EQ(ThreadCache::TakeRun(pages * PageBytes()), run->start);
+  }
   cache->arena()->Deallocate(run);
   std::vector<void*> blocks;
   for (int i = 0; i < 10'000; ++i) blocks.push_back(Allocate(kBytes));
