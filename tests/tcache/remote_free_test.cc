@@ -106,25 +106,41 @@ TEST(RemoteFree, IsDrainedBeforeBlocksAreFresh) {
   EXPECT_EQ(SlabBytesInUse(), 0u);
 }
 
+// Lets another thread free `freed` of the last blocks when there are none at hand, and
+// allocates one. Returns how many the refill took.
+size_t RefillAfterRemoteFrees(std::vector<void*>* blocks, size_t bytes,
+                              size_t freed) {
+  const auto at_hand = [bytes] {
+    return thread_state.cache->MagazineBlocks(ClassOf(bytes));
+  };
+  while (at_hand() > 0) blocks->push_back(Allocate(bytes));
+  OnAnotherThread([&] {
+    for (size_t i = 0; i < freed; ++i) {
+      Free(blocks->back());
+      blocks->pop_back();
+    }
+  });
+  blocks->push_back(Allocate(bytes));
+  return at_hand() + 1;
+}
+
 TEST(RemoteFree, SomeBlocksAreARefillWithoutFreshOnes) {
   // Until a refill takes 64 blocks, most of the slab fresh.
   std::vector<void*> blocks;
   while (blocks.size() < 200) blocks.push_back(Allocate(kBytes));
-  const auto drain_by_refill = [&](size_t freed) {
-    while (thread_state.cache->MagazineBlocks(ClassOf(kBytes)) > 0) {
-      blocks.push_back(Allocate(kBytes));
-    }
-    OnAnotherThread([&] {
-      for (size_t i = 0; i < freed; ++i) {
-        Free(blocks.back());
-        blocks.pop_back();
-      }
-    });
-    blocks.push_back(Allocate(kBytes));
-    return thread_state.cache->MagazineBlocks(ClassOf(kBytes)) + 1;
-  };
-  EXPECT_EQ(drain_by_refill(8), 8u);
-  EXPECT_GT(drain_by_refill(7), 7u) << "too few";
+  EXPECT_EQ(RefillAfterRemoteFrees(&blocks, kBytes, 8), 8u);
+  EXPECT_GT(RefillAfterRemoteFrees(&blocks, kBytes, 7), 7u) << "too few";
+  for (void* p : blocks) Free(p);
+  ThreadCache::FlushThread();
+  EXPECT_EQ(SlabBytesInUse(), 0u);
+}
+
+TEST(RemoteFree, AKibibyteIsARefillWithoutFreshOnes) {
+  // Until a refill takes 16 blocks, some of the slab fresh.
+  std::vector<void*> blocks;
+  while (blocks.size() < 70) blocks.push_back(Allocate(1024));
+  EXPECT_EQ(RefillAfterRemoteFrees(&blocks, 1024, 1), 1u);
+  EXPECT_GT(RefillAfterRemoteFrees(&blocks, 1024, 0), 1u);
   for (void* p : blocks) Free(p);
   ThreadCache::FlushThread();
   EXPECT_EQ(SlabBytesInUse(), 0u);

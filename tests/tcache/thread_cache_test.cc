@@ -410,30 +410,6 @@ TEST_F(ThreadCacheTest, ARefillTakesNoMoreThanSixteenKibibytes) {
   }
 }
 
-TEST_F(ThreadCacheTest, AKibibyteIsARefillWithoutFreshBlocks) {
-  constexpr size_t kOneKiB = 1024;
-  const SizeClass c = ClassOf(kOneKiB);
-  std::vector<void*> blocks;
-  const auto refill_after_remote_frees = [&](size_t freed) {
-    while (thread_state.cache->MagazineBlocks(c) > 0) {
-      blocks.push_back(Allocate(kOneKiB));
-    }
-    OnAnotherThread([&] {
-      for (size_t i = 0; i < freed; ++i) {
-        Free(blocks.back());
-        blocks.pop_back();
-      }
-    });
-    blocks.push_back(Allocate(kOneKiB));
-    return thread_state.cache->MagazineBlocks(c) + 1;
-  };
-  // Until a refill takes all that it may, and the slab has fresh blocks left.
-  while (blocks.size() < 70) blocks.push_back(Allocate(kOneKiB));
-  EXPECT_EQ(refill_after_remote_frees(1), 1u);
-  EXPECT_GT(refill_after_remote_frees(0), 1u);
-  for (void* p : blocks) Free(p);
-}
-
 TEST_F(ThreadCacheTest, CountsWhatItDoes) {
   const ThreadCache::Counters before = counters();
   void* const p = Allocate(kBytes);
