@@ -74,6 +74,7 @@ class RunCache {
     constexpr size_t kFirst =
         kStepsPerDoubling * (std::countr_zero(kSmallMaxBytes) + size_t{1});
     // Of the last byte of whole pages the four highest bits tell, and how high they are.
+    // It is not 0, which the compiler cannot know and would look at.
     const size_t last = (bytes - 1) | (KnownPageBytes() - 1);
     const auto power = static_cast<unsigned>(std::bit_width(last | 1)) - 1;
     return (last >> (power - kStepBits)) + kStepsPerDoubling * power - kFirst;
@@ -217,18 +218,15 @@ class RunCache {
   static constexpr size_t kMostStolen = 64;
 
   // Any thread may ask.
-  size_t cached_bytes() const { return Load(cached_bytes_); }
-
- private:
-  // Relaxed: what is read without the lock is a hint.
-  template <typename T>
-  static T Load(const T& word) {
-    return std::atomic_ref<T>(const_cast<T&>(word))
+  size_t cached_bytes() const {
+    return std::atomic_ref<size_t>(const_cast<size_t&>(cached_bytes_))
         .load(std::memory_order_relaxed);
   }
-  template <typename T>
-  static void Store(T& word, T value) {
-    std::atomic_ref<T>(word).store(value, std::memory_order_relaxed);
+
+ private:
+  // Under the lock. Relaxed: who reads it without that takes it for a hint.
+  void SetCachedBytes(size_t bytes) {
+    std::atomic_ref<size_t>(cached_bytes_).store(bytes, std::memory_order_relaxed);
   }
 
   ABSL_ATTRIBUTE_ALWAYS_INLINE void Push(size_t list, Run* run, void* start,
@@ -237,7 +235,7 @@ class RunCache {
     run->previous = Mark();
     starts_[list] = start;
     tops_[list] = run;
-    Store(cached_bytes_, cached_bytes_ + bytes);
+    SetCachedBytes(cached_bytes_ + bytes);
     ++puts_;
   }
 
@@ -255,7 +253,7 @@ class RunCache {
     CheckMark(run);
     run->previous = nullptr;
     const size_t left_bytes = cached_bytes_ - run->bytes();
-    Store(cached_bytes_, left_bytes);
+    SetCachedBytes(left_bytes);
     if (left_bytes < least_bytes_) least_bytes_ = left_bytes;
   }
 
