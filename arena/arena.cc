@@ -39,6 +39,12 @@ char* PlaceIn(const Run* run, uint32_t pages, size_t alignment) {
   return last - (reinterpret_cast<uintptr_t>(last) & (alignment - 1));
 }
 
+// Where the first huge page that begins in the run does; its end or more if none does.
+char* HugePageIn(const Run* run) {
+  return reinterpret_cast<char*>(RoundUp(
+      reinterpret_cast<uintptr_t>(run->start), Arena::kHugePageBytes));
+}
+
 // Times are compared within half of the clock's range.
 constexpr uint32_t kLongestAgeMs = ~uint32_t{0} / 2;
 
@@ -87,16 +93,17 @@ Run* Arena::TryAllocate(uint32_t pages, size_t alignment, Filling filling,
     if (fit == nullptr) return nullptr;
   }
   Run* const run = Carve(fit, pages, alignment);
-  run->begins_huge_page =
-      filling == Filling::kFromLowEnd && TryPreferHugePage(run);
+  run->begins_huge_page = filling == Filling::kFromLowEnd &&
+                          in_use_pages() * PageBytes() >= huge_from_bytes_ &&
+                          TryPreferHugePage(run);
   return run;
 }
 
 bool Arena::TryPreferHugePage(const Run* run) {
   // Where no more may be dirty, or memory is short, what is resident too early
   // would go back at once.
-  if (reinterpret_cast<uintptr_t>(run->start) % kHugePageBytes != 0 ||
-      in_use_pages() * PageBytes() < huge_from_bytes_ ||
+  char* const start = HugePageIn(run);
+  if (start >= run->end() ||
       settings.huge_pages.load(std::memory_order_relaxed) !=
           HugePagePolicy::kGrown ||
       FreeDirtyBytes() + kHugePageBytes > CapBytes() || AboveSoftLimit()) {
@@ -104,18 +111,18 @@ bool Arena::TryPreferHugePage(const Run* run) {
   }
   const uint32_t pages = static_cast<uint32_t>(kHugePageBytes / PageBytes());
   Segment* const segment = run->segment;
-  const uint32_t first = segment->PageOf(run->start);
+  const uint32_t first = segment->PageOf(start);
+  const uint32_t own = static_cast<uint32_t>((run->end() - start) / PageBytes());
   Run* const rest = segment->After(run);
-  if (!IsFree(rest) || run->pages >= pages ||
-      rest->pages < pages - run->pages ||
+  if (!IsFree(rest) || own >= pages || rest->pages < pages - own ||
       segment->CountDirty(first, pages) != 0 ||
       !segment->AreZero(first, pages)) {
     return false;
   }
   segment->SetResident(first, pages);
-  dirty_.Raise(rest, pages - run->pages, NowMs());
+  dirty_.Raise(rest, pages - own, NowMs());
   // Before another thread can touch a page of it, which would be a small one.
-  source_.PreferHugePages(run->start, kHugePageBytes);
+  source_.PreferHugePages(start, kHugePageBytes);
   return true;
 }
 
@@ -123,18 +130,19 @@ bool Arena::TryPreferHugePage(const Run* run) {
 // frees nothing need not have one.
 void Arena::TouchHugePage(Run* run) {
   // Without a lock, for the system clears all of the huge page now.
-  *static_cast<volatile char*>(run->start) = 0;
+  char* const start = HugePageIn(run);
+  *static_cast<volatile char*>(start) = 0;
   LockHolder hold(lock_);
   // What was unmapped since the run was cut out is not the arena's any more.
   const Segment* const segment = run->segment;
   const size_t bytes = std::min<size_t>(
-      kHugePageBytes, segment->start() + segment->bytes() - run->start);
-  const bool is_huge = source_.FinishHugePage(run->start, bytes);
+      kHugePageBytes, segment->start() + segment->bytes() - start);
+  const bool is_huge = source_.FinishHugePage(start, bytes);
   // Of what was purged or unmapped since, it tells nothing that pages are missing.
   const uint32_t pages = static_cast<uint32_t>(kHugePageBytes / PageBytes());
   const bool is_whole =
       purging_ == nullptr &&
-      segment->CountDirty(segment->PageOf(run->start), pages) == pages;
+      segment->CountDirty(segment->PageOf(start), pages) == pages;
   if (!is_huge && is_whole) {
     huge_from_bytes_ = 2 * in_use_pages() * PageBytes();
   }

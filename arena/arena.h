@@ -105,7 +105,7 @@ class Arena {
 
   // With so much in use, what is resident too early for a huge page is little
   // beside it. Where the system had none, so much is twice what was in use then.
-  static constexpr size_t kGrownBytes = 8 * kHugePageBytes;
+  static constexpr size_t kGrownBytes = 4 * kHugePageBytes;
 
   // Purge() leaves a shorter free end of a segment mapped: to map it again
   // costs more than its page tables.
@@ -122,10 +122,10 @@ class Arena {
   // are known to be zero.
   //
   // What will be filled lies on huge pages where much is in use already: the
-  // first run in a huge page's worth of pages of which none is resident makes all
-  // of them resident, if settings and the system have it so. Those behind the run
-  // are free and dirty then: what is not soon allocated goes back with the next that
-  // is freed.
+  // first run that reaches into a huge page's worth of pages of which none is
+  // resident makes all of them resident, if settings and the system have it so. Those
+  // behind the run are free and dirty then: what is not soon allocated goes back with
+  // the next that is freed.
   [[nodiscard]] Run* Allocate(size_t pages, size_t alignment,
                               Filling filling = Filling::kUnknown)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
@@ -274,8 +274,8 @@ class Arena {
   Run* TryAllocate(uint32_t pages, size_t alignment, Filling filling,
                    bool* wait) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Whether a huge page is to begin where a new run does. It was asked for then;
-  // TouchHugePage() gets it.
+  // Whether a huge page is to begin where a new run does, or within it. It was asked
+  // for then; TouchHugePage() gets it. Requires that as much is in use as one needs.
   bool TryPreferHugePage(const Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TouchHugePage(Run* run) ABSL_LOCKS_EXCLUDED(lock_);
 

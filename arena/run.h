@@ -59,8 +59,7 @@ struct alignas(64) Run {
   // run out.
   bool zeroed = false;
 
-  // Whether the pages from its first on were to become a huge page when it was
-  // given out.
+  // Whether a huge page was to begin with one of its pages when it was given out.
   bool begins_huge_page = false;
 
   // While free and in a bin: the bin, and the ring of runs of the same size. While in

@@ -74,6 +74,7 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
     magazine.start_reciprocal = c < kFastClasses ? StartReciprocal(c) : 0;
     TurnWarm(c);
   }
+  owned_slab_bytes_ = 0;
   pending_.Open();
 }
 
@@ -322,6 +323,7 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   Slab* slab = OrphansOf(arena_->index()).Adopt(size_class, this);
   if (slab != nullptr) {
     ++counters_.adoptions;
+    owned_slab_bytes_ += SlabBytes(size_class);
     TakeOwnership(slab);
     return slab;
   }
@@ -334,12 +336,14 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   }
   if (shelf.new_slabs_first > 0) --shelf.new_slabs_first;
   ++counters_.slabs_made;
+  owned_slab_bytes_ += SlabBytes(size_class);
   slab->owner.store(this, std::memory_order_relaxed);
   TakeOwnership(slab);
   return slab;
 }
 
-Arena::Filling ThreadCache::FillingOfNext(const Shelf& shelf) {
+Arena::Filling ThreadCache::FillingOfNext(const Shelf& shelf) const {
+  if (owned_slab_bytes_ >= kManySlabBytes) return Arena::Filling::kFromLowEnd;
   const Slab* slab = shelf.slabs[Slab::kFull].first();
   for (uint32_t full = 0; slab != nullptr; slab = slab->next) {
     if (++full == kManySlabs) return Arena::Filling::kFromLowEnd;
@@ -699,6 +703,7 @@ void ThreadCache::MoveToItsList(Slab* slab) {
   if (slab->fullness() == Slab::kEmpty &&
       (!list.IsEmpty() || slab->is_inherited())) {
     ++counters_.slabs_returned;
+    owned_slab_bytes_ -= SlabBytes(slab->size_class());
     ReturnSlab(slab);
     return;
   }
@@ -802,6 +807,7 @@ bool ThreadCache::ReturnEmptySlabs() {
   for (Shelf& shelf : shelves_) {
     while (Slab* slab = shelf.slabs[Slab::kEmpty].PopFront()) {
       ++counters_.slabs_returned;
+      owned_slab_bytes_ -= SlabBytes(slab->size_class());
       ReturnSlab(slab);
       any = true;
     }

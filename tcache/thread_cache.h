@@ -637,8 +637,10 @@ class alignas(64) ThreadCache {
   Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // One more slab, from the orphans or the arena.
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Whether a class will likely fill the next slab, too.
-  static Arena::Filling FillingOfNext(const Shelf& shelf);
+  // Whether a class will likely fill the next slab, too, or what is left of it is
+  // little beside what the thread has.
+  Arena::Filling FillingOfNext(const Shelf& shelf) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TakeOwnership(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The first of these inherited slabs, as one's own.
   Slab* TakeInherited(SlabList* list) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -682,6 +684,10 @@ class alignas(64) ThreadCache {
   Arena* arena_ = nullptr;
   Counters counters_ ABSL_GUARDED_BY(lock_);
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  // In all slabs of the thread. With so many, what it leaves of them untouched is little
+  // beside that, of whatever classes they are.
+  size_t owned_slab_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  static constexpr size_t kManySlabBytes = size_t{8} << 20;
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr uint32_t kMostUndrained = 16;

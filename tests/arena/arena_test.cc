@@ -866,6 +866,35 @@ TEST_F(GrownArenaTest, ARunThatIsLargerThanAHugePageGetsNone) {
   EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
 }
 
+TEST_F(GrownArenaTest, ARunThatReachesIntoARangeBeginsAHugePageThere) {
+  PageRun* first = AllocateFirstSlab();
+  const auto has_another_range = [](const PageRun* run) {
+    const PageRun* const last = Arena::RunContaining(run->start + 2 * kHuge - 1);
+    return last != nullptr && last->segment == run->segment;
+  };
+  while (!has_another_range(first)) first = AllocateFirstSlab();
+  char* const next = first->start + kHuge;
+  runs_.push_back(Allocate((kHuge - 2 * kGranuleBytes) / PageBytes()));
+  ASSERT_EQ(runs_.back()->end(), next - kGranuleBytes);
+  ASSERT_EQ(arena_.FreeDirtyBytes(), kGranuleBytes);
+  const size_t asked_before = source_.huge_pages.size();
+
+  PageRun* const run =
+      arena_.Allocate(4 * kGranuleBytes / PageBytes(), kGranuleBytes,
+                      Arena::Filling::kFromLowEnd);
+  ASSERT_EQ(run->start, next - kGranuleBytes);
+  EXPECT_TRUE(run->begins_huge_page);
+  EXPECT_TRUE(run->zeroed);
+  ASSERT_EQ(source_.huge_pages.size(), asked_before + 1);
+  EXPECT_EQ(source_.huge_pages.back(), std::pair(next, kHuge));
+  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge - 3 * kGranuleBytes);
+  arena_.Verify();
+  // All of it is resident, the part of the run as well.
+  arena_.Deallocate(run, 0);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge + kGranuleBytes);
+  arena_.Verify();
+}
+
 // A free run that is dirty behind the range already.
 TEST_F(GrownArenaTest, TheRestMayHaveDirtyPages) {
   const size_t few = kGranuleBytes / PageBytes();

@@ -352,18 +352,21 @@ TEST_F(ThreadCacheTest, RefillsFromTheFullestSlab) {
 }
 
 // Each thread has a slab of each class, most of them hardly touched.
-TEST_F(ThreadCacheTest, OnlyAClassOfManySlabsGetsHugePages) {
+TEST_F(ThreadCacheTest, OfFewSlabsOnlyAClassOfManyGetsHugePages) {
   Arena& arena = ArenaAt(0);
   ThreadCache::FlushThread();
   auto* const large = arena.Allocate(Arena::kGrownBytes / PageBytes(), 1);
   arena.Purge(0);
   ASSERT_EQ(arena.FreeDirtyBytes(), 0u);
   std::vector<void*> blocks;
-  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+  const size_t bytes_before = SlabBytesInUse();
+  for (SizeClass c = ClassOf(kBytes);
+       SlabBytesInUse() - bytes_before + 8 * SlabBytes(c) <= size_t{7} << 20; ++c) {
     for (size_t i = 0; i < 8 * SlabBlocks(c); ++i) {
       blocks.push_back(AllocateOfClass(c));
     }
   }
+  EXPECT_GT(SlabBytesInUse() - bytes_before, size_t{6} << 20);
   // Nothing was freed: only what a huge page made resident is dirty.
   EXPECT_EQ(arena.FreeDirtyBytes(), 0u);
   const size_t made = counters().slabs_made;
@@ -373,6 +376,27 @@ TEST_F(ThreadCacheTest, OnlyAClassOfManySlabsGetsHugePages) {
   EXPECT_EQ(arena.FreeDirtyBytes(), Arena::kHugePageBytes - kGranuleBytes);
   for (void* block : blocks) Free(block);
   arena.Deallocate(large);
+}
+
+TEST_F(ThreadCacheTest, OfManySlabsEachClassGetsHugePages) {
+  Arena& arena = ArenaAt(0);
+  ThreadCache::FlushThread();
+  // Enough also where the system had none for the test before.
+  const size_t pages = (size_t{32} << 20) / PageBytes();
+  const std::array large = {arena.Allocate(pages, 1), arena.Allocate(pages, 1)};
+  arena.Purge(0);
+  std::vector<void*> blocks;
+  const size_t bytes_before = SlabBytesInUse();
+  for (SizeClass c = kFirstClass; c < kClasses && arena.FreeDirtyBytes() == 0; ++c) {
+    for (size_t i = 0; i < 6 * SlabBlocks(c) && arena.FreeDirtyBytes() == 0; ++i) {
+      blocks.push_back(AllocateOfClass(c));
+    }
+  }
+  EXPECT_GE(arena.FreeDirtyBytes(), Arena::kHugePageBytes / 2);
+  EXPECT_GT(SlabBytesInUse() - bytes_before, size_t{8} << 20);
+  EXPECT_LT(SlabBytesInUse() - bytes_before, size_t{12} << 20);
+  for (void* block : blocks) Free(block);
+  for (auto* run : large) arena.Deallocate(run);
 }
 
 TEST_F(ThreadCacheTest, ARefillTakesNoMoreThanSixteenKibibytes) {
