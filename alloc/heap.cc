@@ -85,6 +85,7 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
       if (thread_state.cache->CachedRunBytes() != 0) {
         if (void* const kept = ThreadCache::TakeRun(bytes)) return {kept, false};
       }
+      thread_state.cache->MakeRoomForRun(bytes);
       run = ArenaOfThread().Allocate(PagesFor(MediumBytes(bytes)), PageBytes());
     } else {
       // No more than the needed pages: what is aligned widely seldom fits

@@ -75,6 +75,7 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
     TurnWarm(c);
   }
   owned_slab_bytes_ = 0;
+  has_cold_depots_ = false;
   pending_.Open();
 }
 
@@ -279,6 +280,7 @@ void ThreadCache::TakeFromDepot(SizeClass size_class) {
 
 void ThreadCache::TurnCold(SizeClass size_class) {
   shelves_[size_class].is_cold = true;
+  has_cold_depots_ = true;
   Magazine& magazine = magazines_[size_class];
   // No offset and no size passes.
   magazine.start_limit = 0;
@@ -330,6 +332,7 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   // What a program that has turned to small blocks does not take up again may serve
   // for them.
   if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
+  if (WantsColdDepotsBackFor(SlabBytes(size_class))) FlushColdDepots();
   slab = Slab::Make(arena_, size_class, FillingOfNext(shelf));
   if (slab == nullptr) {
     return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);
@@ -424,6 +427,13 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
     cache->outgrown_bytes_ = 0;
     maintenance_signal.NoteWork();
   }
+}
+
+void ThreadCache::FlushColdDepotsUnlocked() {
+  OwnerLockHolder hold(lock_);
+  SetUsed(true);
+  FlushCold();
+  FlushColdDepots();
 }
 
 void* ThreadCache::TakeRunUnbiased(size_t list) {
@@ -800,6 +810,19 @@ bool ThreadCache::FlushUnusedDepots() {
     shelf.depot_unused = shelf.depot_count;
   }
   return any;
+}
+
+void ThreadCache::FlushColdDepots() {
+  has_cold_depots_ = false;
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    Shelf& shelf = shelves_[c];
+    if (!shelf.is_cold) continue;
+    for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(DepotOf(c)[i], c);
+    depot_bytes_ -= shelf.depot_count * DepotBytes(c);
+    shelf.depot_count = 0;
+    shelf.depot_unused = 0;
+    TurnWarm(c);
+  }
 }
 
 bool ThreadCache::ReturnEmptySlabs() {

@@ -43,7 +43,7 @@
 // the block and does not touch the block, since that would bring a line into
 // the cache for the sake of a link. Sixty-four such notes at a time go to the
 // bitmaps of their slabs. The class is warm again when half of the depot has
-// been used up.
+// been used up, or is given back since memory is wanted for something else.
 //
 // Thread-safety: magazines and spares belong to the owner thread. All else is
 //   guarded by the cache's lock, which is biased towards the owner: others are
@@ -336,6 +336,12 @@ class alignas(64) ThreadCache {
       return start;
     }
     return cache->TakeLargerRun(list);
+  }
+
+  // To be called by the owner before it asks the arena for a run of so many bytes: slabs
+  // of cold classes come free where the run would be of fresh pages.
+  void MakeRoomForRun(size_t bytes) {
+    if (ABSL_PREDICT_FALSE(WantsColdDepotsBackFor(bytes))) FlushColdDepotsUnlocked();
   }
 
   // Frees the run that starts at `p`, for which HomeTagOf() told kRunTag, by
@@ -653,6 +659,15 @@ class alignas(64) ThreadCache {
     if (ABSL_PREDICT_FALSE(slab->FullnessHasFallen())) MoveToItsList(slab);
   }
   void MoveToItsList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Whether so much more from the arena would be fresh pages, as a rule, while full
+  // magazines of cold classes keep slabs from being empty. What was freed in no order
+  // has a block in them in each slab.
+  bool WantsColdDepotsBackFor(size_t bytes) const {
+    return has_cold_depots_ && arena_->FreeDirtyBytes() < bytes;
+  }
+  void FlushColdDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // The owner's, which does not hold it.
+  void FlushColdDepotsUnlocked() ABSL_LOCKS_EXCLUDED(lock_);
   // Returns whether there were any.
   bool FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // A step of slab_pass_.
@@ -688,6 +703,8 @@ class alignas(64) ThreadCache {
   // beside that, of whatever classes they are.
   size_t owned_slab_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr size_t kManySlabBytes = size_t{8} << 20;
+  // Whether a class may be cold. The owner's.
+  bool has_cold_depots_ = false;
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr uint32_t kMostUndrained = 16;

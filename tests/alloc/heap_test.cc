@@ -539,6 +539,29 @@ TEST(Heap, NoCallChangesErrno) {
 
 // --- Giving back. ---
 
+TEST(Heap, APageRunGetsWhatFullMagazinesOfColdClassesKept) {
+  std::mt19937_64 random(TestSeed());
+  // What is free and dirty would serve first.
+  Deallocate(Allocate(1));
+  ReleaseMemory(0);
+  Arena& arena = *thread_state.cache->arena();
+  std::vector<void*> blocks;
+  for (size_t bytes = 0; bytes < 16 * kMiB; bytes += 64) {
+    blocks.push_back(Allocate(64));
+  }
+  const size_t most_bytes = arena.statistics().in_use_bytes;
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (void* p : blocks) Deallocate(p);
+  blocks.clear();
+  constexpr size_t kRunBytes = 40 * kKiB;
+  for (size_t bytes = 0; bytes < 12 * kMiB; bytes += kRunBytes) {
+    blocks.push_back(Allocate(kRunBytes));
+  }
+  EXPECT_LE(arena.statistics().in_use_bytes, most_bytes);
+  VerifyHeap();
+  for (void* p : blocks) Deallocate(p);
+}
+
 TEST(Heap, ReleasedMemoryServesAgain) {
   std::vector<char*> blocks;
   for (size_t i = 0; i < 20000; ++i) {

@@ -291,6 +291,34 @@ TEST_F(ThreadCacheTest, ColdBlocksOfManyClassesGoBackToTheirSlabs) {
   }
 }
 
+// What is freed in no order has a block in a full magazine in each slab.
+TEST_F(ThreadCacheTest, ColdMagazinesGiveWayBeforeFreshPagesAreTouched) {
+  std::mt19937_64 random(TestSeed());
+  // What is free and dirty would serve first.
+  ArenaAt(0).Purge(0);
+  std::vector<void*> blocks;
+  for (size_t bytes = 0; bytes < size_t{16} << 20; bytes += 64) {
+    blocks.push_back(Allocate(64));
+  }
+  const size_t most_bytes = SlabBytesInUse();
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (void* p : blocks) Free(p);
+  EXPECT_GT(StatisticsOf(ClassOf(64)).depot_blocks, 0u);
+  blocks.clear();
+  for (size_t bytes = 0; bytes < size_t{12} << 20; bytes += 1024) {
+    blocks.push_back(Allocate(1024));
+  }
+  EXPECT_EQ(StatisticsOf(ClassOf(64)).depot_blocks, 0u);
+  EXPECT_LE(SlabBytesInUse(), most_bytes);
+  VerifyAll();
+  // The class is warm again, and turns cold as before.
+  std::vector<void*> again;
+  for (int i = 0; i < 20000; ++i) again.push_back(Allocate(64));
+  for (void* p : again) Free(p);
+  EXPECT_GT(StatisticsOf(ClassOf(64)).depot_blocks, 0u);
+  for (void* p : blocks) Free(p);
+}
+
 TEST_F(ThreadCacheTest, CachedBytesAreBounded) {
   for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
     const SizeClass c = ClassOf(bytes);
