@@ -83,6 +83,8 @@ void* Memalign(size_t alignment, size_t bytes) {
   if (IsPowerOfTwo(alignment)) {
     if (void* block = TryPopAligned(bytes, alignment)) return block;
   }
+  // Buffers for direct I/O, as a rule. What is not small starts on a page.
+  if (bytes > kSmallMaxBytes && alignment <= PageBytes()) return MallocSlow(bytes);
   return MemalignUncommon(alignment, bytes);
 }
 

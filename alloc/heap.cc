@@ -510,8 +510,11 @@ void* AllocateZeroed(size_t bytes) {
 }
 
 void* AllocateAligned(size_t bytes, size_t alignment) {
-  if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
   const SizeClass size_class = ClassOf(bytes, alignment);
+  if (size_class != kNoClass) {
+    if (void* block = ThreadCache::TryTake(size_class)) return block;
+  }
+  if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
   void* block = size_class != kNoClass ? AllocateBlock(size_class)
                                        : AllocateLarge(bytes, alignment).start;
   return Perturb(block, bytes);

@@ -250,8 +250,12 @@ class alignas(64) ThreadCache {
   // The same of a class that is not fast, from the magazine or the spare one.
   // Requires kFastMaxBytes < bytes <= kSmallMaxBytes.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPopWide(size_t bytes) {
+    return TryTake(WideClassOf(bytes));
+  }
+
+  // A block of `size_class` from the magazine or the spare one, else nullptr.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryTake(SizeClass size_class) {
     ThreadCache* const cache = thread_state.cache;
-    const SizeClass size_class = WideClassOf(bytes);
     Magazine& magazine = cache->magazines_[size_class];
     if (ABSL_PREDICT_TRUE(magazine.head != nullptr)) return magazine.Pop();
     return cache->TakeSpare(size_class);
