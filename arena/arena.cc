@@ -143,7 +143,9 @@ void Arena::TouchHugePage(Run* run) {
   const bool is_whole =
       purging_ == nullptr &&
       segment->CountDirty(segment->PageOf(start), pages) == pages;
-  if (!is_huge && is_whole) {
+  if (is_huge) {
+    huge_page_failures_ = 0;
+  } else if (is_whole && ++huge_page_failures_ >= kMostHugePageFailures) {
     huge_from_bytes_ = 2 * in_use_pages() * PageBytes();
   }
 }

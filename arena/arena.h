@@ -104,8 +104,13 @@ class Arena {
   static constexpr size_t kHugePageBytes = size_t{2} << 20;
 
   // With so much in use, what is resident too early for a huge page is little
-  // beside it. Where the system had none, so much is twice what was in use then.
+  // beside it.
   static constexpr size_t kGrownBytes = 4 * kHugePageBytes;
+
+  // Where the system had none so often in a row, twice as much as now must be in use
+  // before it is asked again. Once, and the range may be the reason: Linux makes none
+  // where there were small pages, while it keeps the table of those.
+  static constexpr uint32_t kMostHugePageFailures = 4;
 
   // Purge() leaves a shorter free end of a segment mapped: to map it again
   // costs more than its page tables.
@@ -382,6 +387,8 @@ class Arena {
 
   // So much must be in use for the next huge page.
   size_t huge_from_bytes_ ABSL_GUARDED_BY(lock_) = kGrownBytes;
+  // How often the system had none since it had one.
+  uint32_t huge_page_failures_ ABSL_GUARDED_BY(lock_) = 0;
 
   DirtyRuns dirty_ ABSL_GUARDED_BY(lock_);
   Run* purging_ ABSL_GUARDED_BY(lock_) = nullptr;

@@ -750,6 +750,7 @@ TEST_F(PlacedArenaTest, KeepsSmallPagesUnlessAllIsAsTheSystemIsSet) {
 class GrownArenaTest : public PlacedArenaTest {
  protected:
   static constexpr size_t kHuge = Arena::kHugePageBytes;
+  static constexpr uint32_t kMostFailures = Arena::kMostHugePageFailures;
 
   GrownArenaTest() {
     runs_.push_back(Allocate(Arena::kGrownBytes / PageBytes()));
@@ -922,10 +923,12 @@ TEST_F(GrownArenaTest, TheRestMayHaveDirtyPages) {
 class InterruptedArenaTest : public GrownArenaTest {
  protected:
   PageRun* AllocateFirstSlabAnd(void (*call)(Arena& arena)) {
+    // One more would be once too often.
+    source_.has_huge_pages = false;
+    for (uint32_t i = 2; i < kMostFailures; ++i) AllocateFirstSlab();
     DeallocateAllFrom(AllocateFirstSlab());
     arena_.PurgeFreedBefore(NowMs() + 1);
     source_.small_pages.clear();
-    source_.has_huge_pages = false;
     interrupted_ = &arena_;
     interrupt_ = call;
     source_.during_advice = [&] {
@@ -1079,17 +1082,38 @@ TEST_F(GrownArenaTest, NoneIsAskedForWhileLittleIsInUse) {
 
 TEST_F(GrownArenaTest, WhereTheSystemHadNoneTwiceAsMuchMustBeInUse) {
   source_.has_huge_pages = false;
+  for (uint32_t i = 0; i < kMostFailures; ++i) AllocateFirstSlab();
+  EXPECT_EQ(source_.huge_pages.size(), kMostFailures);
+  size_t in_use_bytes = arena_.statistics().in_use_bytes;
+  const auto allocate_up_to_twice = [&] {
+    while (arena_.statistics().in_use_bytes + kGranuleBytes < 2 * in_use_bytes) {
+      AllocateSlab();
+    }
+  };
+  allocate_up_to_twice();
+  EXPECT_EQ(source_.huge_pages.size(), kMostFailures);
+  // Asked again, it has none again.
   AllocateFirstSlab();
-  EXPECT_EQ(source_.huge_pages.size(), 1u);
-  const size_t in_use_bytes = arena_.statistics().in_use_bytes;
+  EXPECT_EQ(source_.huge_pages.size(), kMostFailures + 1);
+  in_use_bytes = arena_.statistics().in_use_bytes;
   source_.has_huge_pages = true;
-  while (arena_.statistics().in_use_bytes + kGranuleBytes < 2 * in_use_bytes) {
-    AllocateSlab();
+  allocate_up_to_twice();
+  EXPECT_EQ(source_.huge_pages.size(), kMostFailures + 1);
+  AllocateFirstSlab();
+  AllocateFirstSlab();
+  EXPECT_EQ(source_.huge_pages.size(), kMostFailures + 3);
+}
+
+// A range may be the reason, where it had small pages before.
+TEST_F(GrownArenaTest, AFewThatDoNotComeAreNoReasonToAskForFewer) {
+  for (int i = 0; i < 5; ++i) {
+    source_.has_huge_pages = false;
+    for (uint32_t j = 1; j < kMostFailures; ++j) {
+      EXPECT_TRUE(AllocateFirstSlab()->begins_huge_page);
+    }
+    source_.has_huge_pages = true;
+    EXPECT_TRUE(AllocateFirstSlab()->begins_huge_page);
   }
-  EXPECT_EQ(source_.huge_pages.size(), 1u);
-  AllocateFirstSlab();
-  AllocateFirstSlab();
-  EXPECT_EQ(source_.huge_pages.size(), 3u);
 }
 
 // Runs freed at 10, 20, ... ms. The clock is the real one, so their times are
