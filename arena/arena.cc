@@ -145,9 +145,26 @@ void Arena::TouchHugePage(Run* run) {
       segment->CountDirty(segment->PageOf(start), pages) == pages;
   if (is_huge) {
     huge_page_failures_ = 0;
-  } else if (is_whole && ++huge_page_failures_ >= kMostHugePageFailures) {
-    huge_from_bytes_ = 2 * in_use_pages() * PageBytes();
+  } else if (is_whole) {
+    ForgetHugePage(run, start + kHugePageBytes);
+    if (++huge_page_failures_ >= kMostHugePageFailures) {
+      huge_from_bytes_ = 2 * in_use_pages() * PageBytes();
+    }
   }
+}
+
+// Of a range that ends at `end` and did not come, what is free behind the run is not
+// resident, unless another thread had it meanwhile.
+void Arena::ForgetHugePage(const Run* run, const char* end) {
+  Segment* const segment = run->segment;
+  Run* const rest = segment->After(run);
+  if (!IsFree(rest) || rest->start >= end) return;
+  const uint32_t first = segment->PageOf(rest->start);
+  const uint32_t pages = std::min(
+      rest->pages, static_cast<uint32_t>((end - rest->start) / PageBytes()));
+  if (!segment->AreZero(first, pages)) return;
+  segment->SetPurged(first, pages, /*zero=*/true);
+  dirty_.Reduce(rest, pages);
 }
 
 void Arena::Deallocate(Run* run, size_t touched_pages) {

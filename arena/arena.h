@@ -283,6 +283,8 @@ class Arena {
   // for then; TouchHugePage() gets it. Requires that as much is in use as one needs.
   bool TryPreferHugePage(const Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TouchHugePage(Run* run) ABSL_LOCKS_EXCLUDED(lock_);
+  void ForgetHugePage(const Run* run, const char* end)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   // Maps more. Returns the free run that it is part of, or nullptr.
   Run* AddMapping(uint32_t pages, size_t alignment)

@@ -74,8 +74,6 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
     magazine.start_reciprocal = c < kFastClasses ? StartReciprocal(c) : 0;
     TurnWarm(c);
   }
-  owned_slab_bytes_ = 0;
-  has_cold_depots_ = false;
   pending_.Open();
 }
 
@@ -101,6 +99,7 @@ void ThreadCache::Close() {
       }
       slab = next;
     }
+    owned_slab_bytes_ = 0;
     for (Shelf& shelf : shelves_) {
       for (SlabList& list : shelf.slabs) {
         while ((slab = list.PopFront()) != nullptr) {
@@ -170,6 +169,7 @@ bool ThreadCache::DrainAllAfterFork() {
     slab->ForgetPass();
     shelves_[slab->size_class()].slabs[slab->fullness()].PushFront(slab);
   }
+  owned_slab_bytes_ = inherits ? 0 : bytes;
   return inherits;
 }
 
@@ -357,6 +357,7 @@ Arena::Filling ThreadCache::FillingOfNext(const Shelf& shelf) const {
 Slab* ThreadCache::TakeInherited(SlabList* list) {
   Slab* const slab = list->PopFront();
   slab->SetInherited(false);
+  owned_slab_bytes_ += SlabBytes(slab->size_class());
   // Its blocks are to be written to now, so their frees may be, too.
   TakeOwnership(slab);
   return slab;
@@ -430,10 +431,12 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
 }
 
 void ThreadCache::FlushColdDepotsUnlocked() {
-  OwnerLockHolder hold(lock_);
+  // As TakeRunUnbiased().
+  if (!lock_.TryAcquireAsOwner()) return;
   SetUsed(true);
   FlushCold();
   FlushColdDepots();
+  lock_.ReleaseAsOwner();
 }
 
 void* ThreadCache::TakeRunUnbiased(size_t list) {
@@ -686,6 +689,7 @@ void ThreadCache::FlushAll() {
     shelf.depot_unused = 0;
     if (shelf.is_cold) TurnWarm(c);
   }
+  has_cold_depots_ = false;
   depot_bytes_ = 0;
   while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
 }
@@ -712,9 +716,7 @@ void ThreadCache::MoveToItsList(Slab* slab) {
   // take and return it in turn.
   if (slab->fullness() == Slab::kEmpty &&
       (!list.IsEmpty() || slab->is_inherited())) {
-    ++counters_.slabs_returned;
-    owned_slab_bytes_ -= SlabBytes(slab->size_class());
-    ReturnSlab(slab);
+    ReturnEmptySlab(slab);
     return;
   }
   slab->ForgetPass();
@@ -814,24 +816,30 @@ bool ThreadCache::FlushUnusedDepots() {
 
 void ThreadCache::FlushColdDepots() {
   has_cold_depots_ = false;
+  // Where all depots together are full, a class may be cold whose own is empty.
+  const bool all_are_full = depot_bytes_ >= kMostDepotBytes;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Shelf& shelf = shelves_[c];
-    if (!shelf.is_cold) continue;
+    if (!shelf.is_cold && !all_are_full) continue;
     for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(DepotOf(c)[i], c);
     depot_bytes_ -= shelf.depot_count * DepotBytes(c);
     shelf.depot_count = 0;
     shelf.depot_unused = 0;
-    TurnWarm(c);
+    if (shelf.is_cold) TurnWarm(c);
   }
+}
+
+void ThreadCache::ReturnEmptySlab(Slab* slab) {
+  ++counters_.slabs_returned;
+  if (!slab->is_inherited()) owned_slab_bytes_ -= SlabBytes(slab->size_class());
+  ReturnSlab(slab);
 }
 
 bool ThreadCache::ReturnEmptySlabs() {
   bool any = false;
   for (Shelf& shelf : shelves_) {
     while (Slab* slab = shelf.slabs[Slab::kEmpty].PopFront()) {
-      ++counters_.slabs_returned;
-      owned_slab_bytes_ -= SlabBytes(slab->size_class());
-      ReturnSlab(slab);
+      ReturnEmptySlab(slab);
       any = true;
     }
   }
@@ -904,9 +912,11 @@ ThreadCache::Counters ThreadCache::AddStatistics(
 
 void ThreadCache::Verify(bool with_magazines) {
   BiasedLockHolder hold(lock_);
+  size_t owned_slab_bytes = 0;
   ForEachSlab([&](Slab* slab) {
     slab->Verify();
     QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);
+    if (!slab->is_inherited()) owned_slab_bytes += SlabBytes(slab->size_class());
   });
   size_t depot_bytes = 0;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
@@ -934,6 +944,7 @@ void ThreadCache::Verify(bool with_magazines) {
     QUARRY_CHECK(magazine.capacity == kMostBlocks[c]);
   }
   QUARRY_CHECK(depot_bytes == depot_bytes_);
+  QUARRY_CHECK(owned_slab_bytes == owned_slab_bytes_);
 }
 
 }  // namespace quarry

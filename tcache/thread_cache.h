@@ -670,13 +670,14 @@ class alignas(64) ThreadCache {
     return has_cold_depots_ && arena_->FreeDirtyBytes() < bytes;
   }
   void FlushColdDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // The owner's, which does not hold it.
+  // The same by the owner, which does not hold the lock, unless it would have to wait.
   void FlushColdDepotsUnlocked() ABSL_LOCKS_EXCLUDED(lock_);
   // Returns whether there were any.
   bool FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // A step of slab_pass_.
   SlabPass::State PassOverSlabs(uint8_t looks, bool* gave_back)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void ReturnEmptySlab(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Returns whether there were any.
   bool ReturnEmptySlabs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void DrainPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -703,11 +704,12 @@ class alignas(64) ThreadCache {
   Arena* arena_ = nullptr;
   Counters counters_ ABSL_GUARDED_BY(lock_);
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
-  // In all slabs of the thread. With so many, what it leaves of them untouched is little
-  // beside that, of whatever classes they are.
+  // In all slabs of the thread that are not inherited. With so many, what it leaves of
+  // them untouched is little beside that, of whatever classes they are.
   size_t owned_slab_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr size_t kManySlabBytes = size_t{8} << 20;
-  // Whether a class may be cold. The owner's.
+  // Whether a class may be cold. Written under the lock by the owner, which reads it
+  // without.
   bool has_cold_depots_ = false;
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;

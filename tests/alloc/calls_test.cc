@@ -9,6 +9,7 @@
 
 #include "alloc/heap.h"
 #include "alloc/options.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/alloc/malloc_contract.h"
 
@@ -72,6 +73,32 @@ TEST(Calls, BlocksAlignedTo8AreFreedLikeAnyOther) {
   errno = 0;
   EXPECT_EQ(MallocAligned8(Opaque(SIZE_MAX)), nullptr);
   EXPECT_EQ(errno, ENOMEM);
+}
+
+TEST(Calls, ABufferAlignedToPagesMayHaveItsOwnMapping) {
+  const size_t threshold_before = settings.mmap_threshold_bytes;
+  for (const size_t threshold : {size_t{0}, size_t{50000}, threshold_before}) {
+    settings.mmap_threshold_bytes = threshold;
+    for (const size_t bytes : {16385, 40000, 60000, 200000}) {
+      void* const block = Memalign(4096, bytes);
+      EXPECT_TRUE(block != nullptr && IsAligned(block, 4096));
+      memset(block, 1, bytes);
+      DeallocateAlignedSized(block, bytes, 4096);
+    }
+  }
+}
+
+TEST(Calls, ABufferAlignedToPagesIsFilledWhereBlocksAre) {
+  settings.perturb_byte = 0x5a;
+  ApplyPerturbation();
+  for (const size_t bytes : {40000, 40000, 5000000}) {
+    void* const block = Memalign(4096, bytes);
+    EXPECT_TRUE(block != nullptr && IsAligned(block, 4096));
+    EXPECT_TRUE(AllBytesAre(block, bytes, 0xa5));
+    Free(block);
+  }
+  settings.perturb_byte = 0;
+  ApplyPerturbation();
 }
 
 TEST(Calls, ThePageOfStatisticsIsThatOfTheHeap) {

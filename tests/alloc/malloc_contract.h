@@ -252,7 +252,7 @@ TEST_P(MallocContract, EveryAlignmentIsHonouredAndFreedInEveryWay) {
   for (size_t alignment = 1; alignment <= size_t{1} << 30; alignment *= 2) {
     for (const size_t bytes :
          {size_t{0}, size_t{1}, alignment / 2, alignment, alignment + 1,
-          size_t{3000}}) {
+          size_t{3000}, size_t{16385}, size_t{40000}, size_t{5} << 20}) {
       if (bytes > size_t{1} << 29) continue;
       for (int way = 0; way < 4; ++way) {
         void* block = call_.memalign(alignment, bytes);
@@ -304,6 +304,12 @@ TEST_P(MallocContract, MemalignRoundsItsAlignmentUp) {
     call_.free(block);
     block = align(Opaque(4097), 10);
     EXPECT_TRUE(block != nullptr && IsAligned(block, 8192));
+    call_.free(block);
+    block = align(Opaque(33), 40000);
+    EXPECT_TRUE(block != nullptr && IsAligned(block, 64));
+    call_.free(block);
+    block = align(Opaque(3000), 40000);
+    EXPECT_TRUE(block != nullptr && IsAligned(block, 4096));
     call_.free(block);
   }
 }

@@ -963,6 +963,21 @@ TEST_F(InterruptedArenaTest, APurgedRangeTellsNothingOfTheSystem) {
   EXPECT_EQ(source_.huge_pages.size(), 1u);
 }
 
+// What another thread had of the range is not taken for clean.
+TEST_F(InterruptedArenaTest, WhatWasWrittenToMeanwhileStaysDirty) {
+  const PageRun* const run = AllocateFirstSlabAnd([](Arena& arena) {
+    PageRun* const other =
+        arena.Allocate(kGranuleBytes / PageBytes(), kGranuleBytes);
+    memset(other->start, 1, kGranuleBytes);
+    arena.Deallocate(other);
+  });
+  EXPECT_GE(arena_.FreeDirtyBytes(), kGranuleBytes);
+  PageRun* const again = AllocateSlab();
+  EXPECT_EQ(again->start, run->end());
+  EXPECT_FALSE(again->zeroed);
+  arena_.Verify();
+}
+
 TEST_F(InterruptedArenaTest, NoAdviceIsGivenForWhatIsNoLongerMapped) {
   PageRun* const run =
       AllocateFirstSlabAnd([](Arena& arena) { arena.Purge(0); });
@@ -1102,6 +1117,17 @@ TEST_F(GrownArenaTest, WhereTheSystemHadNoneTwiceAsMuchMustBeInUse) {
   AllocateFirstSlab();
   AllocateFirstSlab();
   EXPECT_EQ(source_.huge_pages.size(), kMostFailures + 3);
+}
+
+// Nor are the pages behind the run resident.
+TEST_F(GrownArenaTest, WhereTheSystemHadNoneNothingIsDirty) {
+  source_.has_huge_pages = false;
+  AllocateFirstSlab();
+  EXPECT_EQ(source_.huge_pages.size(), 1u);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+  arena_.Verify();
+  EXPECT_TRUE(AllocateSlab()->zeroed);
+  arena_.Verify();
 }
 
 // A range may be the reason, where it had small pages before.

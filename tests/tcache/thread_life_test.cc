@@ -614,6 +614,30 @@ TEST_F(ThreadLifeTest, AForksChildDoesNotWriteToWhatItFrees) {
   for (uint64_t* p : blocks) Free(p);
 }
 
+// However much it inherited: it may live for a moment.
+TEST_F(ThreadLifeTest, AForksChildMakesNoHugePageForItsFirstSlabs) {
+  std::vector<void*> blocks = {Allocate(kBytes)};
+  Arena& arena = *thread_state.cache->arena();
+  while (arena.statistics().in_use_bytes <
+         Arena::kGrownBytes + Arena::kHugePageBytes) {
+    blocks.push_back(Allocate(kBytes));
+  }
+  EXPECT_EQ(InChild([&] {
+              arena.Purge(0);
+              std::vector<void*> own;
+              // Of classes of which it inherited none, up to what begins a range.
+              for (size_t bytes = 2048; bytes <= 4096; bytes += 512) {
+                for (int i = 0; i < 200; ++i) {
+                  own.push_back(Allocate(bytes));
+                  QUARRY_CHECK(arena.FreeDirtyBytes() < Arena::kHugePageBytes / 2);
+                }
+              }
+              VerifyAll();
+            }),
+            0);
+  for (void* p : blocks) Free(p);
+}
+
 // It copies what little there is.
 TEST_F(ThreadLifeTest, AForksChildOfASmallHeapFreesAsEver) {
   void* const p = Allocate(kBytes);
