@@ -296,21 +296,16 @@ TEST_P(MallocContract, ABlockOfManyBytesAtALargeAlignment) {
 
 TEST_P(MallocContract, MemalignRoundsItsAlignmentUp) {
   for (const auto& align : {call_.memalign, call_.aligned_alloc}) {
-    void* block = align(Opaque(0), 10);
-    EXPECT_TRUE(block != nullptr && IsAligned(block, 16));
-    call_.free(block);
-    block = align(Opaque(33), 10);
-    EXPECT_TRUE(block != nullptr && IsAligned(block, 64));
-    call_.free(block);
-    block = align(Opaque(4097), 10);
-    EXPECT_TRUE(block != nullptr && IsAligned(block, 8192));
-    call_.free(block);
-    block = align(Opaque(33), 40000);
-    EXPECT_TRUE(block != nullptr && IsAligned(block, 64));
-    call_.free(block);
-    block = align(Opaque(3000), 40000);
-    EXPECT_TRUE(block != nullptr && IsAligned(block, 4096));
-    call_.free(block);
+    struct Case {
+      size_t alignment, bytes, rounded;
+    };
+    for (const Case& c : {Case{0, 10, 16}, Case{33, 10, 64}, Case{4097, 10, 8192},
+                          Case{33, 40000, 64}, Case{3000, 40000, 4096}}) {
+      void* const block = align(Opaque(c.alignment), c.bytes);
+      EXPECT_TRUE(block != nullptr && IsAligned(block, c.rounded))
+          << c.alignment << ", " << c.bytes;
+      call_.free(block);
+    }
   }
 }
 
