@@ -6,6 +6,7 @@
 #include <bit>
 
 #include "alloc/options.h"
+#include "arena/filling.h"
 #include "arena/huge.h"
 #include "arena/limits.h"
 #include "arena/maintenance_signal.h"
@@ -75,6 +76,12 @@ struct Large {
   bool zeroed;
 };
 
+Huge* AllocateHuge(size_t bytes, size_t alignment, Filling filling) {
+  Huge* const huge = huge_blocks.Allocate(bytes, alignment, filling);
+  if (huge != nullptr) filling_history.NoteAllocated(huge->start, huge->bytes);
+  return huge;
+}
+
 Large TryAllocateLarge(size_t bytes, size_t alignment) {
   if (ABSL_PREDICT_FALSE(bytes > PTRDIFF_MAX || alignment > PTRDIFF_MAX)) {
     return {};
@@ -94,10 +101,18 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
       run = ArenaOfThread().Allocate(pages, alignment);
     }
     if (run == nullptr) return {};
+    if (ABSL_PREDICT_FALSE(run->bytes() >= FillingHistory::kLeastToldBytes)) {
+      // What is not known to be zero is resident already, or in part.
+      if (run->zeroed &&
+          filling_history.Expect(run->bytes()) == Filling::kFromLowEnd) {
+        run->arena()->PreferHugePages(run);
+      }
+      filling_history.NoteAllocated(run->start, run->bytes());
+    }
     return {run->start, run->zeroed};
   }
-  if (Huge* huge = huge_blocks.Allocate(std::max<size_t>(bytes, 1),
-                                        alignment)) {
+  if (Huge* huge = AllocateHuge(std::max<size_t>(bytes, 1), alignment,
+                                filling_history.Expect(bytes))) {
     return {huge->start, huge->zeroed};
   }
   return {};
@@ -266,29 +281,39 @@ void* MoveOwn(Magazine* magazine, void* p, size_t old_bytes, size_t new_bytes) {
   return moved;
 }
 
-bool ResizeHuge(Huge* huge, size_t bytes) {
-  bool resized = huge_blocks.Resize(huge, bytes);
+ABSL_ATTRIBUTE_NOINLINE bool ResizeHuge(Huge* huge, size_t bytes) {
+  const Filling filling = bytes > huge->bytes && !huge->has_huge_pages
+                              ? filling_history.Observe(huge->start, huge->bytes)
+                              : Filling::kUnknown;
+  bool resized = huge_blocks.Resize(huge, bytes, filling);
   if (ABSL_PREDICT_FALSE(!resized) && ReleasedFor(bytes - huge->bytes)) {
-    resized = huge_blocks.Resize(huge, bytes);
+    resized = huge_blocks.Resize(huge, bytes, filling);
   }
+  filling_history.NoteAllocated(huge->start, huge->bytes);
   RelievePressure();
   return resized;
 }
 
 // Moves a run into a huge block of `bytes` bytes.
-void* MoveToHuge(Run* run, size_t bytes) {
+ABSL_ATTRIBUTE_NOINLINE void* MoveToHuge(Run* run, size_t bytes) {
   if (bytes > PTRDIFF_MAX) return nullptr;
-  if (ABSL_PREDICT_TRUE(PerturbByte() == 0)) {
-    if (Huge* huge = huge_blocks.MoveIn(run->start, run->bytes(), bytes)) {
+  const Filling filling = filling_history.Observe(run->start, run->bytes());
+  // What is filled and not large is copied to huge pages: its own are small ones, and who
+  // has the run next would have to fault them again.
+  const bool is_copied = filling == Filling::kFromLowEnd && !run->has_huge_pages &&
+                         run->bytes() <= 2 * kMostGrownRunBytes;
+  if (ABSL_PREDICT_TRUE(PerturbByte() == 0) && !is_copied) {
+    if (Huge* huge = huge_blocks.MoveIn(run->start, run->bytes(), bytes, filling)) {
+      filling_history.NoteAllocated(huge->start, huge->bytes);
       run->arena()->DeallocateMovedOut(run);
       RelievePressure();
       return huge->start;
     }
   }
   // The system may have no such call, or no memory.
-  Huge* huge = huge_blocks.Allocate(bytes, kMinAlignmentBytes);
+  Huge* huge = AllocateHuge(bytes, kMinAlignmentBytes, filling);
   if (ABSL_PREDICT_FALSE(huge == nullptr) && ReleasedFor(bytes)) {
-    huge = huge_blocks.Allocate(bytes, kMinAlignmentBytes);
+    huge = AllocateHuge(bytes, kMinAlignmentBytes, filling);
   }
   if (huge == nullptr) return nullptr;
   memcpy(Perturb(huge->start, bytes), run->start, run->bytes());
@@ -330,7 +355,10 @@ void ReturnToRoom(void* p, Tag tag) {
     }
     return ThreadCache::FreeRun(run);
   }
-  if (room == Room::kHuge) return huge_blocks.Deallocate(HugeAt(kCall, p));
+  if (room == Room::kHuge) {
+    Huge* const huge = HugeAt(kCall, p);
+    return huge_blocks.Deallocate(huge, filling_history.Observe(huge->start, huge->bytes));
+  }
   ReportWildPointer(kCall, p);
 }
 

@@ -130,7 +130,7 @@ constexpr Option kOptions[] = {
        return size_t{from.lazy_purge.load(std::memory_order_relaxed)};
      }},
     {"thp", Unit::kChoice,
-     "Huge pages: for no block, as the system is set, or for a grown heap.",
+     "Huge pages: for no block, as the system is set, or for what will be filled.",
      [](size_t value) {
        settings.huge_pages.store(static_cast<HugePagePolicy>(value),
                                  std::memory_order_relaxed);

@@ -167,6 +167,11 @@ void Arena::ForgetHugePage(const Run* run, const char* end) {
   dirty_.Reduce(rest, pages);
 }
 
+void Arena::EndHugePages(Run* run) {
+  run->has_huge_pages = false;
+  source_.KeepSmallPages(run->start, run->bytes());
+}
+
 void Arena::Deallocate(Run* run, size_t touched_pages) {
   {
     LockHolder hold(lock_);
@@ -231,6 +236,7 @@ void Arena::Shrink(Run* run, size_t pages) {
     LockHolder hold(lock_);
     QUARRY_DCHECK(!run->WasFreed() && pages > 0 && pages <= run->pages);
     if (pages == run->pages || !StockRecords()) return;
+    if (run->has_huge_pages) EndHugePages(run);
     const uint32_t fewer = run->pages - static_cast<uint32_t>(pages);
     run->segment->MoveEnd(run, static_cast<uint32_t>(pages));
     Run* const rest = TakeRecord(run->segment, run->end(), fewer);
@@ -407,6 +413,7 @@ Run* Arena::CutOut(Run* run, uint32_t before, uint32_t pages, Place place) {
 }
 
 void Arena::Free(Run* run, uint32_t touched_pages) {
+  if (ABSL_PREDICT_FALSE(run->has_huge_pages)) EndHugePages(run);
   Segment* const segment = run->segment;
   const uint32_t first = segment->PageOf(run->start);
   segment->SetDirty(first, touched_pages);
@@ -736,6 +743,7 @@ void Arena::Verify() {
         ++in_use_runs;
         continue;
       }
+      QUARRY_CHECK(!run->has_huge_pages);
       ++free_runs;
       free_pages += run->pages;
       dirty_pages += run->dirty_pages;

@@ -7,6 +7,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "arena/dirty_runs.h"
+#include "arena/filling.h"
 #include "arena/lock.h"
 #include "arena/metadata.h"
 #include "arena/page_map.h"
@@ -81,12 +82,6 @@ class Arena {
     friend bool operator==(const Statistics&, const Statistics&) = default;
   };
 
-  // What the program will do with a run.
-  enum class Filling {
-    kUnknown,     // It may touch a small part of it.
-    kFromLowEnd,  // It will touch it from the low end on, and likely all of it.
-  };
-
   // The first segment; each next one is twice the last, up to the largest.
   static constexpr size_t kFirstSegmentBytes = size_t{4} << 20;
   static constexpr size_t kLargestSegmentBytes = size_t{64} << 20;
@@ -134,6 +129,13 @@ class Arena {
   [[nodiscard]] Run* Allocate(size_t pages, size_t alignment,
                               Filling filling = Filling::kUnknown)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
+  // Asks for huge pages for all of `run`, which is in use and new and will be filled, until
+  // it is freed or shrunk: what a purge leaves of it is to be small pages again.
+  void PreferHugePages(Run* run) {
+    run->has_huge_pages = true;
+    source_.PreferHugePages(run->start, run->bytes());
+  }
 
   // Aborts with ReportFreedLargeBlock() when the run is not in use. Only its
   // first `touched_pages` may have been touched: what lies behind is as it was
@@ -283,6 +285,7 @@ class Arena {
   // for then; TouchHugePage() gets it. Requires that as much is in use as one needs.
   bool TryPreferHugePage(const Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TouchHugePage(Run* run) ABSL_LOCKS_EXCLUDED(lock_);
+  void EndHugePages(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void ForgetHugePage(const Run* run, const char* end)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 

@@ -58,16 +58,20 @@ bool RaisesThreshold(size_t bytes) {
 
 }  // namespace
 
-Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment) {
+Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment, Filling filling) {
   QUARRY_DCHECK(bytes > 0);
   if (bytes > PTRDIFF_MAX) return nullptr;
   bytes = RoundUp(bytes, PageBytes());
   alignment = std::max(alignment, kGranuleBytes);
-  if (Huge* const cached = TakeCached(bytes, alignment)) return cached;
-  if (Huge* const fresh = MapFresh(bytes, alignment)) return fresh;
+  if (Huge* const cached = TakeCached(bytes, alignment)) {
+    // What is resident stays as it is.
+    if (cached->zeroed) AdvisePages(cached, filling);
+    return cached;
+  }
+  if (Huge* const fresh = MapFresh(bytes, alignment, filling)) return fresh;
   // What is kept for reuse may be what is missing.
   Purge();
-  return MapFresh(bytes, alignment);
+  return MapFresh(bytes, alignment, filling);
 }
 
 Huge* HugeBlocks::TakeCached(size_t bytes, size_t alignment) {
@@ -86,20 +90,24 @@ Huge* HugeBlocks::TakeCached(size_t bytes, size_t alignment) {
   return best;
 }
 
-Huge* HugeBlocks::MoveIn(void* start, size_t old_bytes, size_t bytes) {
+Huge* HugeBlocks::MoveIn(void* start, size_t old_bytes, size_t bytes,
+                         Filling filling) {
   QUARRY_DCHECK(old_bytes > 0 && old_bytes <= bytes);
   if (bytes > PTRDIFF_MAX) return nullptr;
-  return MapFresh(RoundUp(bytes, PageBytes()), kGranuleBytes, start, old_bytes);
+  return MapFresh(RoundUp(bytes, PageBytes()), kGranuleBytes, filling, start,
+                  old_bytes);
 }
 
-Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment, void* old_start,
-                           size_t old_bytes) {
+Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment, Filling filling,
+                           void* old_start, size_t old_bytes) {
   void* const record = metadata_.Allocate(sizeof(Huge));
   if (record == nullptr) return nullptr;
-  void* const start =
-      old_bytes == 0
-          ? source_.Map(bytes, alignment)
-          : source_.MapPlace(0, bytes, PlaceAlignment(bytes, alignment));
+  // Huge pages begin where tables of small ones do.
+  const bool begins_table = old_bytes != 0 || filling == Filling::kFromLowEnd;
+  const size_t place_alignment =
+      begins_table ? PlaceAlignment(bytes, alignment) : alignment;
+  void* const start = old_bytes == 0 ? source_.Map(bytes, place_alignment)
+                                     : source_.MapPlace(0, bytes, place_alignment);
   if (start == nullptr) {
     metadata_.Deallocate(record, sizeof(Huge));
     return nullptr;
@@ -123,18 +131,38 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment, void* old_start,
   huge->alignment = alignment;
   huge->zeroed = old_bytes == 0;
   huge->in_use.store(true, std::memory_order_relaxed);
+  AdvisePages(huge, filling);
   PageMap::Set(start, kGranuleBytes, kHugeTag, huge);
-  LockHolder hold(lock_);
-  live_.PushNewest(huge);
+  {
+    LockHolder hold(lock_);
+    live_.PushNewest(huge);
+    peak_live_bytes_ = std::max(peak_live_bytes_, live_.bytes);
+  }
+  SeeToCached();
   return huge;
 }
 
-void HugeBlocks::Deallocate(Huge* huge) {
+void HugeBlocks::AdvisePages(Huge* huge, Filling filling) {
+  const bool wants = filling == Filling::kFromLowEnd;
+  if (wants == huge->has_huge_pages) return;
+  huge->has_huge_pages = wants;
+  // All of it, and not only whole huge pages: what has one advice is one mapping, which
+  // the system moves and extends.
+  if (wants) {
+    source_.PreferHugePages(huge->start, huge->bytes);
+  } else {
+    source_.KeepSmallPages(huge->start, huge->bytes);
+  }
+}
+
+void HugeBlocks::Deallocate(Huge* huge, Filling filling) {
   // 1000 times calloc(1 GiB) and free: 13.6 us each with munmap() and mmap(), and
   // one call of madvise() less time without.
   // calloc(1 GiB) and free in a loop: 1.6 to 4.6 us each, and 12 to 17 us when
   // the mapping was given back as well.
-  const bool is_large = huge->bytes > kLargestDirtyBytes;
+  const bool is_filled = filling == Filling::kFromLowEnd;
+  const bool keeps_pages = huge->bytes <= kLargestUnfilledBytes ||
+                           (huge->bytes <= kLargestDirtyBytes && is_filled);
   bool is_kept = MayBeKept() && !RaisesThreshold(huge->bytes);
   {
     LockHolder hold(lock_);
@@ -142,19 +170,28 @@ void HugeBlocks::Deallocate(Huge* huge) {
     huge->in_use.store(false, std::memory_order_relaxed);
     live_.Remove(huge);
   }
-  huge->zeroed = is_kept && is_large &&
-                 source_.PurgeToZero(huge->start, huge->bytes);
-  if (is_large && !huge->zeroed) is_kept = false;
+  huge->zeroed = false;
+  if (!keeps_pages) {
+    // The system makes no huge page over the table of small ones, which it would keep.
+    if (is_filled && !huge->has_huge_pages) is_kept = false;
+    is_kept = huge->zeroed =
+        is_kept && source_.PurgeToZero(huge->start, huge->bytes);
+  }
   if (!is_kept) return Discard(huge);
-  bool is_too_much;
   {
     LockHolder hold(lock_);
     huge->freed_ms = NowMs();  // Under the lock, so that the list is in order.
     cached_.PushNewest(huge);
-    is_too_much = HasTooManyCached();
   }
   maintenance_signal.NoteWork();
-  if (!is_too_much) return;
+  SeeToCached();
+}
+
+void HugeBlocks::SeeToCached() {
+  {
+    LockHolder hold(lock_);
+    if (!HasTooManyCached()) return;
+  }
   const auto may_go = [&](const Huge*) {
     lock_.AssertHeld();
     return HasTooManyCached();
@@ -168,7 +205,8 @@ bool HugeBlocks::HasTooManyCached() const {
   for (const Huge* huge = cached_.newest; huge != nullptr; huge = huge->next) {
     if (!huge->zeroed) dirty_bytes += huge->bytes;
   }
-  return cached_.blocks > kMostCachedBlocks || dirty_bytes > kMostDirtyBytes;
+  return cached_.blocks > kMostCachedBlocks ||
+         dirty_bytes > std::min(kMostDirtyBytes, peak_live_bytes_ - live_.bytes);
 }
 
 size_t HugeBlocks::PurgeFreedBefore(uint32_t time_ms) {
@@ -211,7 +249,7 @@ void HugeBlocks::Discard(Huge* huge) {
   metadata_.Deallocate(huge, sizeof(Huge));
 }
 
-bool HugeBlocks::Resize(Huge* huge, size_t bytes) {
+bool HugeBlocks::Resize(Huge* huge, size_t bytes, Filling filling) {
   QUARRY_DCHECK(bytes > 0 && IsInUse(huge));
   if (bytes > PTRDIFF_MAX) return false;
   bytes = RoundUp(bytes, PageBytes());
@@ -223,8 +261,12 @@ bool HugeBlocks::Resize(Huge* huge, size_t bytes) {
     return true;
   }
   if (bytes == old_bytes) return true;
-  if (!source_.GrowInPlace(start, old_bytes, bytes)) return Move(huge, bytes);
-  SetExtent(huge, start, bytes);
+  if (source_.GrowInPlace(start, old_bytes, bytes)) {
+    SetExtent(huge, start, bytes);
+  } else if (!Move(huge, bytes)) {
+    return false;
+  }
+  if (filling == Filling::kFromLowEnd) AdvisePages(huge, filling);
   return true;
 }
 
@@ -265,10 +307,14 @@ bool HugeBlocks::Move(Huge* huge, size_t bytes) {
 }
 
 void HugeBlocks::SetExtent(Huge* huge, char* start, size_t bytes) {
-  LockHolder hold(lock_);
-  live_.bytes += bytes - huge->bytes;
-  huge->start = start;
-  huge->bytes = bytes;
+  {
+    LockHolder hold(lock_);
+    live_.bytes += bytes - huge->bytes;
+    peak_live_bytes_ = std::max(peak_live_bytes_, live_.bytes);
+    huge->start = start;
+    huge->bytes = bytes;
+  }
+  SeeToCached();
 }
 
 Huge* HugeBlocks::Of(const void* p) {

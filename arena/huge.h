@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "absl/base/thread_annotations.h"
+#include "arena/filling.h"
 #include "arena/lock.h"
 #include "arena/metadata.h"
 #include "arena/page_source.h"
@@ -28,6 +29,8 @@ struct Huge {
   std::atomic<bool> in_use{false};
   // Every byte was zero when Allocate() gave it out; or is, while it is kept.
   bool zeroed = false;
+  // What is touched of it from now on becomes resident by huge pages.
+  bool has_huge_pages = false;
   uint32_t freed_ms = 0;  // NowMs() of the free, while kept for reuse.
 };
 
@@ -35,10 +38,13 @@ struct Huge {
 //
 // A few freed mappings are kept for reuse, oldest out first, so that a program
 // that allocates and frees a large buffer in a loop makes no system call and
-// faults no page. Their pages stay as they were: dirty. Of larger ones only the
-// addresses are kept: their pages go back at once, and they read as zero. What
-// nobody reused for settings.decay_ms the maintenance thread unmaps
-// (tcache/maintenance.h). Nothing is kept above the soft limit.
+// faults no page. Their pages stay as they were: dirty, but never so many that with
+// the blocks in use more is resident than when most was in use. Of larger ones only
+// the addresses are kept, and of large ones that were not filled: their pages go back at
+// once, and they read as zero. What nobody reused for settings.decay_ms the maintenance
+// thread unmaps (tcache/maintenance.h). Nothing is kept above the soft limit.
+//
+// What will be filled is on huge pages.
 //
 // While settings.mmap_threshold_adapts, a block whose size a program has shown
 // to free again raises settings.mmap_threshold_bytes over that size. The arenas
@@ -67,9 +73,13 @@ class HugeBlocks {
 
   // Bounds of what is kept for reuse, but for the moment in which who passed
   // them waits to unmap what is too much.
-  static constexpr size_t kMostDirtyBytes = 64 << 20;
+  static constexpr size_t kMostDirtyBytes = 128 << 20;
   static constexpr size_t kMostCachedBlocks = 8;
-  static constexpr size_t kLargestDirtyBytes = 32 << 20;
+  static constexpr size_t kLargestDirtyBytes = 64 << 20;
+
+  // Of larger ones the pages are kept only if they were filled: else the program may
+  // want zeros of which it touches as few.
+  static constexpr size_t kLargestUnfilledBytes = 32 << 20;
 
   // The threshold follows blocks up to this size.
   static constexpr size_t kLargestAdaptedBytes = 32 << 20;
@@ -81,28 +91,34 @@ class HugeBlocks {
 
   // At least `bytes` > 0 bytes at a multiple of `alignment`, a power of two.
   // A mapping kept for reuse may serve if it is at most an eighth larger.
-  [[nodiscard]] Huge* Allocate(size_t bytes, size_t alignment)
+  [[nodiscard]] Huge* Allocate(size_t bytes, size_t alignment,
+                               Filling filling = Filling::kUnknown)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // A block of `bytes` bytes, the first of which are the pages of [start, start +
   // old_bytes), moved and not copied: that range stays mapped and reads as zero.
   // On nullptr it is as it was.
-  [[nodiscard]] Huge* MoveIn(void* start, size_t old_bytes, size_t bytes)
+  [[nodiscard]] Huge* MoveIn(void* start, size_t old_bytes, size_t bytes,
+                             Filling filling = Filling::kUnknown)
       ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Aborts with ReportFreedLargeBlock() when the block is not in use.
-  void Deallocate(Huge* huge) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+  // Aborts with ReportFreedLargeBlock() when the block is not in use. `filling` is what
+  // the program has done with it.
+  void Deallocate(Huge* huge, Filling filling = Filling::kUnknown)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Makes the block `bytes` > 0 long, rounded up to pages, keeping its content
   // and alignment. May move it; new bytes read as zero. Copies nothing.
-  [[nodiscard]] bool Resize(Huge* huge, size_t bytes)
-      ABSL_LOCKS_EXCLUDED(lock_);
+  [[nodiscard]] bool Resize(Huge* huge, size_t bytes,
+                            Filling filling = Filling::kUnknown)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Makes the block at least `least_bytes` long, and `most_bytes` if there is
   // room, where it is. Returns its bytes, or 0 when it must stay shorter than
   // least_bytes, and then it is as it was. Requires least <= most.
   [[nodiscard]] size_t TryGrow(Huge* huge, size_t least_bytes,
-                               size_t most_bytes) ABSL_LOCKS_EXCLUDED(lock_);
+                               size_t most_bytes)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // The block in use that starts at p, or nullptr. Takes no lock.
   static Huge* Of(const void* p);
@@ -142,10 +158,16 @@ class HugeBlocks {
   };
 
   bool HasTooManyCached() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Unmaps what is kept above the bounds.
+  void SeeToCached() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
   Huge* TakeCached(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
   // With the pages of [old_start, old_start + old_bytes), if there are any.
-  Huge* MapFresh(size_t bytes, size_t alignment, void* old_start = nullptr,
-                 size_t old_bytes = 0) ABSL_LOCKS_EXCLUDED(lock_);
+  Huge* MapFresh(size_t bytes, size_t alignment, Filling filling,
+                 void* old_start = nullptr, size_t old_bytes = 0)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
+  // To be called where pages of the block are new.
+  void AdvisePages(Huge* huge, Filling filling);
 
   // Unmaps the oldest block that is kept while `may_go` says so of it, with
   // lock_ held. Returns the bytes given back.
@@ -155,15 +177,16 @@ class HugeBlocks {
   // Unmaps a block that is in no list.
   void Discard(Huge* huge);
 
-  bool Move(Huge* huge, size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
+  bool Move(Huge* huge, size_t bytes) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
   void SetExtent(Huge* huge, char* start, size_t bytes)
-      ABSL_LOCKS_EXCLUDED(lock_);
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   PageSource& source_;
   MetadataPool& metadata_;
   Lock purge_lock_{LockRank::kHugePurge};
   Lock lock_{LockRank::kHuge};
   List live_ ABSL_GUARDED_BY(lock_);
+  size_t peak_live_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   List cached_ ABSL_GUARDED_BY(lock_);
 };
 

@@ -230,6 +230,24 @@ void PageSource::PreferHugePages(void* start, size_t bytes) {
   AdviseHugePages(start, bytes);
 }
 
+bool PageSource::IsFilledFromLowEnd(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  constexpr size_t kParts = 8;
+  bool ended = false;
+  for (size_t part = 0; part < kParts; ++part) {
+    // In the midst of it, and one of the odd pages: what was written to at both its ends,
+    // or once in so many KiB, is not filled.
+    const size_t offset =
+        ((bytes / kParts * part + bytes / kParts / 2) & -PageBytes()) | PageBytes();
+    const bool is_resident =
+        ResidentBytes(static_cast<char*>(start) + offset, PageBytes()) != 0;
+    if (!is_resident && part < kParts / 2) return false;
+    if (is_resident && ended) return false;
+    ended = !is_resident;
+  }
+  return true;
+}
+
 bool PageSource::FinishHugePage(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
   char* const last_page = static_cast<char*>(start) + bytes - PageBytes();
@@ -347,7 +365,7 @@ size_t OsPageSource::ResidentBytes(void* start, size_t bytes) {
   for (size_t done = 0; done < bytes; done += most_bytes) {
     const size_t part = std::min(bytes - done, most_bytes);
     if (mincore(static_cast<char*>(start) + done, part, pages) != 0) {
-      return bytes;
+      return errno == ENOMEM ? 0 : bytes;
     }
     for (size_t i = 0; i < part / PageBytes(); ++i) resident += pages[i] & 1;
   }

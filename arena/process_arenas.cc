@@ -18,6 +18,7 @@ namespace quarry {
 
 constinit MetadataPool metadata_pool(OsPages());
 constinit HugeBlocks huge_blocks(OsPages(), metadata_pool);
+constinit FillingHistory filling_history(OsPages());
 
 namespace {
 

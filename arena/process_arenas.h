@@ -18,6 +18,7 @@
 #include <cstdint>
 
 #include "arena/arena.h"
+#include "arena/filling.h"
 #include "arena/huge.h"
 #include "arena/lock.h"
 #include "arena/metadata.h"
@@ -30,6 +31,9 @@ constexpr size_t kMaxArenas = 32;
 
 extern constinit MetadataPool metadata_pool;
 extern constinit HugeBlocks huge_blocks;
+
+// Of the large blocks of both.
+extern constinit FillingHistory filling_history;
 
 // Makes it if need be, and all below it. Requires index < kMaxArenas.
 Arena& ArenaAt(size_t index);

@@ -60,7 +60,9 @@ struct alignas(64) Run {
   bool zeroed = false;
 
   // Whether a huge page was to begin with one of its pages when it was given out.
-  bool begins_huge_page = false;
+  bool begins_huge_page : 1 = false;
+  // Whether it has the advice to be on huge pages, as far as whole ones fit.
+  bool has_huge_pages : 1 = false;
 
   // While free and in a bin: the bin, and the ring of runs of the same size. While in
   // use or kept by a thread, `bin` is a note that the threads' caches make of its size,

@@ -16,8 +16,8 @@ namespace quarry {
 enum class HugePagePolicy : uint8_t {
   kNever,   // None.
   kSystem,  // As the system is set.
-  kGrown,   // Of an arena that has grown, slabs of classes that have many. Huge
-            // blocks as the system is set, but for what realloc has moved there.
+  kGrown,   // Of an arena that has grown, slabs of classes that have many; and large
+            // blocks after one that was filled. Other huge blocks as the system is set.
 };
 
 struct Settings {

@@ -31,7 +31,7 @@ constexpr std::array<SlabGeometry, kClasses> Slab::kGeometry = [] {
   return geometry;
 }();
 
-Slab* Slab::Make(Arena* arena, SizeClass size_class, Arena::Filling filling) {
+Slab* Slab::Make(Arena* arena, SizeClass size_class, Filling filling) {
   // The descriptor first: where memory runs out, an arena that needs pages maps
   // all that is left, and would leave no room for the descriptors.
   void* memory = metadata_pool.Allocate(DescriptorBytes(size_class));

@@ -32,6 +32,7 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "arena/arena.h"
+#include "arena/filling.h"
 #include "arena/run.h"
 #include "tcache/magazine.h"
 #include "tcache/remote_bitmap.h"
@@ -140,7 +141,7 @@ class alignas(64) Slab {
  public:
   // Makes a slab of pages of the arena; nullptr when there is no memory.
   [[nodiscard]] static Slab* Make(Arena* arena, SizeClass size_class,
-                                  Arena::Filling filling);
+                                  Filling filling);
 
   // Frees the descriptor and returns the run. Requires used() == 0.
   static Run* Unmake(Slab* slab);

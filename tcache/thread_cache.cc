@@ -345,13 +345,13 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   return slab;
 }
 
-Arena::Filling ThreadCache::FillingOfNext(const Shelf& shelf) const {
-  if (owned_slab_bytes_ >= kManySlabBytes) return Arena::Filling::kFromLowEnd;
+Filling ThreadCache::FillingOfNext(const Shelf& shelf) const {
+  if (owned_slab_bytes_ >= kManySlabBytes) return Filling::kFromLowEnd;
   const Slab* slab = shelf.slabs[Slab::kFull].first();
   for (uint32_t full = 0; slab != nullptr; slab = slab->next) {
-    if (++full == kManySlabs) return Arena::Filling::kFromLowEnd;
+    if (++full == kManySlabs) return Filling::kFromLowEnd;
   }
-  return Arena::Filling::kUnknown;
+  return Filling::kUnknown;
 }
 
 Slab* ThreadCache::TakeInherited(SlabList* list) {

@@ -63,6 +63,7 @@
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
 #include "arena/arena.h"
+#include "arena/filling.h"
 #include "arena/lock.h"
 #include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
@@ -649,7 +650,7 @@ class alignas(64) ThreadCache {
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Whether a class will likely fill the next slab, too, or what is left of it is
   // little beside what the thread has.
-  Arena::Filling FillingOfNext(const Shelf& shelf) const
+  Filling FillingOfNext(const Shelf& shelf) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TakeOwnership(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The first of these inherited slabs, as one's own.

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "arena/arena.h"
+#include "arena/huge.h"
 #include "arena/page_source.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
@@ -463,25 +465,94 @@ TEST(Heap, WhatABlockHasOutgrownIsNotKept) {
 }
 
 TEST(Heap, APageRunThatGrowsIntoAHugeBlockIsNotCopied) {
-  constexpr size_t kBytes = 4 * kMiB;
-  for (const size_t more : {2 * kBytes, size_t{PTRDIFF_MAX}}) {
-    // Of an arena, however large; where it is, its like is in the way.
-    settings.mmap_threshold_bytes = 2 * kBytes;
-    char* block = Allocate(kBytes);
-    char* const other = Allocate(kBytes);
-    settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
-    memset(block, 1, kBytes);
-    char* const moved = static_cast<char*>(Reallocate(block, more));
-    EXPECT_EQ(moved != nullptr, more == 2 * kBytes);
-    // A copy would leave the run's own pages behind.
-    EXPECT_EQ(ResidentPages(block, kBytes),
-              moved != nullptr ? 0 : kBytes / PageBytes());
-    if (moved != nullptr) block = moved;
-    for (size_t i = 0; i < kBytes; ++i) ASSERT_EQ(block[i], 1);
-    VerifyHeap();
-    Deallocate(block);
-    Deallocate(other);
+  // What is filled and small is: see the next.
+  for (const size_t bytes : {4 * kMiB, 16 * kMiB}) {
+    const size_t touched_bytes = bytes == 4 * kMiB ? bytes / 4 : bytes;
+    for (const size_t more : {2 * bytes, size_t{PTRDIFF_MAX}}) {
+      // Of an arena, however large; where it is, its like is in the way.
+      settings.mmap_threshold_bytes = 2 * bytes;
+      char* block = Allocate(bytes);
+      char* const other = Allocate(bytes);
+      settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+      ASSERT_TRUE(OsPages().PurgeToZero(block, bytes));
+      memset(block, 1, touched_bytes);
+      char* const moved = static_cast<char*>(Reallocate(block, more));
+      EXPECT_EQ(moved != nullptr, more == 2 * bytes);
+      // A copy would leave the run's own pages behind.
+      EXPECT_EQ(ResidentPages(block, bytes),
+                moved != nullptr ? 0 : touched_bytes / PageBytes());
+      if (moved != nullptr) block = moved;
+      for (size_t i = 0; i < touched_bytes; ++i) ASSERT_EQ(block[i], 1);
+      VerifyHeap();
+      Deallocate(block);
+      Deallocate(other);
+    }
   }
+}
+
+TEST(Heap, AFilledPageRunThatGrowsIntoAHugeBlockIsCopiedToHugePages) {
+  constexpr size_t kBytes = 4 * kMiB;
+  settings.mmap_threshold_bytes = 2 * kBytes;
+  char* const block = Allocate(kBytes);
+  char* const other = Allocate(kBytes);
+  settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+  memset(block, 1, kBytes);
+  char* const moved = static_cast<char*>(Reallocate(block, 3 * kBytes));
+  ASSERT_NE(moved, nullptr);
+  EXPECT_TRUE(HugeBlocks::Of(moved)->has_huge_pages);
+  EXPECT_EQ(ResidentPages(block, kBytes), kBytes / PageBytes()) << "for the next";
+  for (size_t i = 0; i < kBytes; ++i) ASSERT_EQ(moved[i], 1);
+  EXPECT_EQ(moved[kBytes], 0);
+  VerifyHeap();
+  Deallocate(moved);
+  Deallocate(other);
+}
+
+TEST(Heap, WhoFillsALargeBlockGetsTheNextOnHugePages) {
+  constexpr size_t kBytes = 4 * kMiB;
+  for (const bool is_run : {false, true}) {
+    for (const bool is_filled : {false, true}) {
+      // A run of which pages are resident already is left as it is.
+      ReleaseMemory(0);
+      settings.mmap_threshold_bytes = is_run ? 8 * kBytes : kBytes;
+      char* const first = Allocate(kBytes);
+      // Nothing by itself: where all is huge, one touch would be many.
+      OsPages().KeepSmallPages(first, kBytes);
+      memset(first, 1, is_filled ? kBytes : kBytes / 8);
+      char* const next = Allocate(4 * kBytes);
+      EXPECT_EQ(is_run ? Arena::RunOf(next)->has_huge_pages
+                       : HugeBlocks::Of(next)->has_huge_pages,
+                is_filled);
+      char* const much_larger = Allocate(5 * kBytes);
+      EXPECT_FALSE(is_run ? Arena::RunOf(much_larger)->has_huge_pages
+                          : HugeBlocks::Of(much_larger)->has_huge_pages)
+          << "of what is before it, nothing is touched";
+      VerifyHeap();
+      for (char* p : {first, next, much_larger}) Deallocate(p);
+      VerifyHeap();
+    }
+  }
+  settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+}
+
+TEST(Heap, WhatReallocFindsFilledIsOnHugePages) {
+  for (const bool is_filled : {false, true}) {
+    settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+    ReleaseMemory(0);
+    // Whatever went before, nothing is expected after this.
+    Deallocate(Allocate(8 * kMiB));
+    settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+    char* block = Allocate(8 * kMiB);
+    memset(block, 1, is_filled ? 8 * kMiB : kMiB);
+    block = static_cast<char*>(Reallocate(block, 12 * kMiB));
+    EXPECT_EQ(HugeBlocks::Of(block)->has_huge_pages, is_filled);
+    block = static_cast<char*>(Reallocate(block, 40 * kMiB));
+    EXPECT_EQ(HugeBlocks::Of(block)->has_huge_pages, is_filled);
+    EXPECT_EQ(block[kMiB - 1], 1);
+    EXPECT_EQ(block[39 * kMiB], 0);
+    Deallocate(block);
+  }
+  settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
 }
 
 TEST(Heap, ReallocationOfAHugeBlockCopiesNothing) {

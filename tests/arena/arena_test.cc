@@ -763,7 +763,7 @@ class GrownArenaTest : public PlacedArenaTest {
   PageRun* AllocateSlab() {
     PageRun* const run =
         arena_.Allocate(kGranuleBytes / PageBytes(), kGranuleBytes,
-                        Arena::Filling::kFromLowEnd);
+                        Filling::kFromLowEnd);
     runs_.push_back(run);
     return run;
   }
@@ -861,7 +861,7 @@ TEST_F(GrownArenaTest, NorIsOneThatTheSystemMayStillHaveToTake) {
 TEST_F(GrownArenaTest, ARunThatIsLargerThanAHugePageGetsNone) {
   for (const size_t bytes : {kHuge, kHuge + kGranuleBytes}) {
     runs_.push_back(arena_.Allocate(bytes / PageBytes(), kHuge,
-                                    Arena::Filling::kFromLowEnd));
+                                    Filling::kFromLowEnd));
     EXPECT_FALSE(runs_.back()->begins_huge_page);
   }
   EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
@@ -882,7 +882,7 @@ TEST_F(GrownArenaTest, ARunThatReachesIntoARangeBeginsAHugePageThere) {
 
   PageRun* const run =
       arena_.Allocate(4 * kGranuleBytes / PageBytes(), kGranuleBytes,
-                      Arena::Filling::kFromLowEnd);
+                      Filling::kFromLowEnd);
   ASSERT_EQ(run->start, next - kGranuleBytes);
   EXPECT_TRUE(run->begins_huge_page);
   EXPECT_TRUE(run->zeroed);
@@ -894,6 +894,37 @@ TEST_F(GrownArenaTest, ARunThatReachesIntoARangeBeginsAHugePageThere) {
   arena_.Deallocate(run, 0);
   EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge + kGranuleBytes);
   arena_.Verify();
+}
+
+// The advice for a whole run ends with it, or with a part of it.
+TEST_F(GrownArenaTest, WhatIsGivenBackOfARunOnHugePagesIsToBeSmallPages) {
+  const size_t pages = 2 * kHuge / PageBytes();
+  for (const size_t left_pages : {size_t{0}, pages, pages - 1}) {
+    PageRun* const run = arena_.Allocate(pages, kHuge);
+    ASSERT_TRUE(run->zeroed);
+    const std::pair<char*, size_t> all(run->start, run->bytes());
+    source_.huge_pages.clear();
+    source_.small_pages.clear();
+    arena_.PreferHugePages(run);
+    EXPECT_TRUE(run->has_huge_pages);
+    ASSERT_EQ(source_.huge_pages.size(), 1u);
+    EXPECT_EQ(source_.huge_pages[0], all);
+    if (left_pages > 0) {
+      arena_.Shrink(run, left_pages);
+      EXPECT_EQ(run->has_huge_pages, left_pages == pages);
+      EXPECT_EQ(source_.small_pages.size(), left_pages == pages ? 0u : 1u);
+    }
+    arena_.Deallocate(run);
+    ASSERT_EQ(source_.small_pages.size(), 1u);
+    EXPECT_EQ(source_.small_pages[0], all);
+    arena_.Verify();
+    // The next that is cut from it has none.
+    arena_.PurgeFreedBefore(NowMs() + 1);
+    PageRun* const next = arena_.Allocate(pages, kHuge);
+    EXPECT_FALSE(next->has_huge_pages);
+    arena_.DeallocateMovedOut(next);
+    EXPECT_EQ(source_.small_pages.size(), 1u);
+  }
 }
 
 // A free run that is dirty behind the range already.
@@ -1648,8 +1679,8 @@ TEST(ArenaThreads, APurgeTakesNothingThatIsInUse) {
         if (runs.size() < 30 && random() % 2 == 0) {
           PageRun* const run = arena.Allocate(
               1 + random() % 100, random() % 2 ? 65536 : 1,
-              random() % 2 ? Arena::Filling::kFromLowEnd
-                           : Arena::Filling::kUnknown);
+              random() % 2 ? Filling::kFromLowEnd
+                           : Filling::kUnknown);
           char* const last = run->end() - 1;
           if (run->zeroed) {
             EXPECT_TRUE(run->start[0] == 0 && *last == 0);

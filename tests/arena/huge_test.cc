@@ -66,6 +66,13 @@ class HugeBlocksTest : public testing::Test {
     EXPECT_EQ(metadata_.in_use_bytes(), 0u);
   }
 
+  // What is kept is at most what was in use beside it once: so much, and more.
+  void MakeRoomToKeep(size_t bytes) {
+    blocks_.Deallocate(blocks_.Allocate(bytes, 1));
+    blocks_.Purge();
+    source_.ForgetCalls();
+  }
+
   ScriptedPageSource source_;
   OsPageSource metadata_source_;
   MetadataPool metadata_{metadata_source_};
@@ -131,6 +138,7 @@ TEST_F(HugeBlocksTest, AFreedMappingIsReusedWithoutASystemCall) {
 }
 
 TEST_F(HugeBlocksTest, ReuseWastesAtMostAnEighth) {
+  MakeRoomToKeep(32 * kMiB);
   Huge* const freed = blocks_.Allocate(9 * kMiB, 1);
   char* const start = freed->start;
   blocks_.Deallocate(freed);
@@ -170,13 +178,49 @@ TEST_F(HugeBlocksTest, KeepsFewAndThrowsOutTheOldest) {
   blocks_.Verify();
 
   live.clear();
-  for (int i = 0; i < 4; ++i) live.push_back(blocks_.Allocate(24 * kMiB, 1));
+  for (int i = 0; i < 6; ++i) live.push_back(blocks_.Allocate(24 * kMiB, 1));
   for (Huge* huge : live) {
     blocks_.Deallocate(huge);
     EXPECT_LE(blocks_.statistics().cached_bytes, HugeBlocks::kMostDirtyBytes);
     blocks_.Verify();
   }
-  EXPECT_EQ(blocks_.statistics().cached_blocks, 2u);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 5u);
+}
+
+TEST_F(HugeBlocksTest, WhatIsKeptDoesNotRaiseThePeak) {
+  Huge* const first = blocks_.Allocate(20 * kMiB, 1);
+  blocks_.Deallocate(blocks_.Allocate(10 * kMiB, 1));
+  blocks_.Deallocate(first);
+  EXPECT_EQ(blocks_.statistics().cached_bytes, 30 * kMiB);
+  // The oldest goes.
+  Huge* const small = blocks_.Allocate(8 * kMiB, 1);
+  EXPECT_EQ(blocks_.statistics().cached_bytes, 20 * kMiB);
+  Huge* const grown = blocks_.Allocate(kMiB, 1);
+  ASSERT_TRUE(blocks_.Resize(grown, 2 * kMiB));
+  EXPECT_EQ(blocks_.statistics().cached_bytes, 20 * kMiB) << "as much as once";
+  ASSERT_TRUE(blocks_.Resize(grown, 2 * kMiB + PageBytes()));
+  EXPECT_EQ(blocks_.statistics().cached_bytes, 0u);
+  blocks_.Verify();
+  blocks_.Deallocate(small);
+  blocks_.Deallocate(grown);
+}
+
+TEST_F(HugeBlocksTest, ALargeOneThatWasFilledKeepsItsPages) {
+  for (const size_t bytes : {HugeBlocks::kLargestUnfilledBytes + PageBytes(),
+                             HugeBlocks::kLargestDirtyBytes}) {
+    Huge* huge = blocks_.Allocate(bytes, 1);
+    char* const start = huge->start;
+    start[0] = 1;
+    blocks_.Deallocate(huge, Filling::kFromLowEnd);
+    huge = blocks_.Allocate(bytes, 1);
+    EXPECT_EQ(huge->start, start);
+    EXPECT_FALSE(huge->zeroed);
+    EXPECT_EQ(source_.CountOf(Kind::kPurge), 0u);
+    blocks_.Deallocate(huge, Filling::kUnknown);
+    EXPECT_EQ(source_.CountOf(Kind::kPurge), 1u);
+    blocks_.Purge();
+    source_.ForgetCalls();
+  }
 }
 
 TEST_F(HugeBlocksTest, KeepsOfALargeOneTheAddressesAlone) {
@@ -195,6 +239,16 @@ TEST_F(HugeBlocksTest, KeepsOfALargeOneTheAddressesAlone) {
   blocks_.Deallocate(again);
   EXPECT_EQ(blocks_.PurgeFreedBefore(NowMs() + 1000), bytes);
   EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
+}
+
+// The system makes no huge page where it keeps the table of small ones.
+TEST_F(HugeBlocksTest, WhatWillBeOnHugePagesIsMappedAnew) {
+  const size_t bytes = HugeBlocks::kLargestDirtyBytes + PageBytes();
+  blocks_.Deallocate(blocks_.Allocate(bytes, 1), Filling::kFromLowEnd);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 0u);
+  blocks_.Deallocate(blocks_.Allocate(bytes, 1, Filling::kFromLowEnd),
+                     Filling::kFromLowEnd);
+  EXPECT_EQ(blocks_.statistics().cached_bytes, bytes);
 }
 
 TEST_F(HugeBlocksTest, ALargeOneThatIsNotPurgedIsNotKept) {
@@ -304,6 +358,7 @@ TEST_F(HugeBlocksTest, ManyCallocsOfAGiBTouchNothing) {
 // --- What is kept for reuse goes after a time. ---
 
 TEST_F(HugeBlocksTest, PurgesWhatWasFreedBeforeATime) {
+  MakeRoomToKeep(4 * kMiB);
   blocks_.Deallocate(blocks_.Allocate(kMiB, 1));
   blocks_.Deallocate(blocks_.Allocate(3 * kMiB, 1));
   const uint32_t now_ms = NowMs();
@@ -374,7 +429,7 @@ TEST_F(HugeBlocksTest, AFreedBlockRaisesTheThresholdAndIsNotKept) {
   blocks_.Deallocate(blocks_.Allocate(32 * kMiB, 1));
   EXPECT_EQ(settings.mmap_threshold_bytes, 32 * kMiB + PageBytes());
   EXPECT_EQ(settings.trim_threshold_bytes, 2 * (32 * kMiB + PageBytes()));
-  EXPECT_EQ(blocks_.statistics().cached_bytes, 43 * kMiB);
+  EXPECT_EQ(blocks_.statistics().cached_bytes, 40 * kMiB);
 }
 
 TEST_F(HugeBlocksTest, AThresholdThatWasSetStays) {
@@ -487,6 +542,65 @@ TEST_F(HugeBlocksTest, GrowsInPlaceByWhatThereIsRoomFor) {
   EXPECT_EQ(source_.CountOf(Kind::kMove), 0u);
   blocks_.Verify();
   blocks_.Deallocate(huge);
+}
+
+// --- Huge pages. ---
+
+TEST_F(HugeBlocksTest, WhatWillBeFilledIsOnHugePages) {
+  Huge* const huge = blocks_.Allocate(9 * kMiB, 1, Filling::kFromLowEnd);
+  EXPECT_TRUE(huge->has_huge_pages);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(huge->start) % (2 * kMiB), 0u);
+  EXPECT_EQ(huge->alignment, kGranuleBytes);
+  ASSERT_EQ(source_.CountOf(Kind::kHugePages), 1u);
+  EXPECT_EQ(source_.calls().back().start, huge->start);
+  EXPECT_EQ(source_.calls().back().bytes, huge->bytes);
+  blocks_.Deallocate(huge);
+  EXPECT_EQ(source_.CountOf(Kind::kSmallPages), 0u);
+
+  Huge* const other = blocks_.Allocate(20 * kMiB, 1);
+  EXPECT_FALSE(other->has_huge_pages);
+  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 1u);
+  blocks_.Deallocate(other);
+}
+
+TEST_F(HugeBlocksTest, AReusedMappingHasTheAdviceOfItsNextBlock) {
+  const size_t bytes = HugeBlocks::kLargestDirtyBytes + PageBytes();
+  Huge* const huge = blocks_.Allocate(bytes, 1, Filling::kFromLowEnd);
+  blocks_.Deallocate(huge, Filling::kFromLowEnd);
+  ASSERT_EQ(blocks_.Allocate(bytes, 1, Filling::kFromLowEnd), huge);
+  EXPECT_TRUE(huge->has_huge_pages);
+  EXPECT_EQ(source_.CountOf(Kind::kHugePages), 1u);
+  blocks_.Deallocate(huge, Filling::kFromLowEnd);
+  ASSERT_EQ(blocks_.Allocate(bytes, 1), huge);
+  EXPECT_FALSE(huge->has_huge_pages);
+  ASSERT_EQ(source_.CountOf(Kind::kSmallPages), 1u);
+  EXPECT_EQ(source_.calls().back().bytes, bytes);
+  blocks_.Deallocate(huge);
+}
+
+TEST_F(HugeBlocksTest, WhatGrowsIsOnHugePagesOnceItIsFilled) {
+  for (const bool moves : {false, true}) {
+    if (moves) source_.RefuseKind(Kind::kGrow);
+    Huge* const huge = blocks_.Allocate(8 * kMiB, 1);
+    if (!blocks_.Resize(huge, 9 * kMiB, Filling::kUnknown)) FAIL();
+    EXPECT_FALSE(huge->has_huge_pages);
+    source_.ForgetCalls();
+    if (!blocks_.Resize(huge, 12 * kMiB, Filling::kFromLowEnd)) FAIL();
+    EXPECT_TRUE(huge->has_huge_pages);
+    ASSERT_EQ(source_.CountOf(Kind::kHugePages), 1u);
+    EXPECT_EQ(source_.calls().back().start, huge->start);
+    EXPECT_EQ(source_.calls().back().bytes, 12 * kMiB);
+    // It stays so, and is one mapping to the system.
+    memset(huge->start, 1, 12 * kMiB);
+    source_.RefuseKind(Kind::kGrow);
+    if (!blocks_.Resize(huge, 16 * kMiB, Filling::kUnknown)) FAIL();
+    EXPECT_TRUE(huge->has_huge_pages);
+    EXPECT_EQ(source_.CountOf(Kind::kHugePages), 1u);
+    EXPECT_EQ(huge->start[12 * kMiB - 1], 1);
+    source_.RefuseNothing();
+    blocks_.Deallocate(huge);
+    blocks_.Purge();
+  }
 }
 
 TEST_F(HugeBlocksTest, HugePagesMayBeForbidden) {

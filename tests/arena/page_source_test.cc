@@ -274,6 +274,42 @@ TEST(OsPageSource, MakesAHugePageAndLeavesNoAdvice) {
   source.Unmap(start, 8 * kMiB);
 }
 
+TEST(OsPageSource, TellsWhatIsFilledFromItsLowEndOn) {
+  OsPageSource source;
+  constexpr size_t kBytes = 8 * kMiB;
+  for (const size_t bytes : {kBytes, kBytes - PageBytes()}) {
+    const auto is_filled = [&](auto touch) {
+      char* const start = MapBytes(source, kBytes);
+      source.KeepSmallPages(start, kBytes);
+      touch(start);
+      errno = 1234;
+      const bool result = source.IsFilledFromLowEnd(start, bytes);
+      EXPECT_EQ(errno, 1234);
+      source.Unmap(start, kBytes);
+      // What is not there is not filled.
+      EXPECT_FALSE(source.IsFilledFromLowEnd(start, bytes));
+      EXPECT_EQ(errno, 1234);
+      return result;
+    };
+    EXPECT_FALSE(is_filled([](char*) {}));
+    EXPECT_TRUE(is_filled([](char* p) { memset(p, 1, kBytes); }));
+    EXPECT_TRUE(is_filled([](char* p) { memset(p, 1, kBytes / 2); }));
+    EXPECT_FALSE(is_filled([](char* p) { memset(p, 1, kBytes / 4); }));
+    EXPECT_FALSE(is_filled([](char* p) { memset(p + kBytes / 2, 1, kBytes / 2); }));
+    EXPECT_FALSE(is_filled([](char* p) {
+      memset(p, 1, kBytes / 2);
+      memset(p + kBytes * 3 / 4, 1, kBytes / 4);
+    }));
+    EXPECT_FALSE(is_filled([](char* p) { p[0] = p[kBytes - 1] = 1; }));
+    // One page of so many.
+    for (size_t every = 2 * PageBytes(); every <= kMiB; every *= 2) {
+      EXPECT_FALSE(is_filled([&](char* p) {
+        for (size_t i = 0; i < kBytes; i += every) p[i] = 1;
+      })) << every;
+    }
+  }
+}
+
 // A hole in a mapping makes two of it, and the kernel has a limit on those.
 TEST(OsPageSource, UnmapsAlsoWhereTheKernelHasTooManyMappings) {
   if (kUnderAsan) GTEST_SKIP() << "the sanitizer needs mappings of its own";

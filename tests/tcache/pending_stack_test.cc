@@ -18,7 +18,7 @@ class PendingStackTest : public testing::Test {
 
   PendingStackTest() {
     for (Slab*& slab : slabs_) {
-      slab = Slab::Make(&ArenaAt(0), kFirstClass, Arena::Filling::kUnknown);
+      slab = Slab::Make(&ArenaAt(0), kFirstClass, Filling::kUnknown);
     }
   }
   ~PendingStackTest() override {

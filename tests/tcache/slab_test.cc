@@ -493,7 +493,7 @@ TEST(Slab, OfAGrownHeapLiesOnAHugePage) {
   // A slab of which none is dirty begins a range of which none is.
   for (int i = 0; i < 64 && arena.FreeDirtyBytes() <= dirty_bytes; ++i) {
     dirty_bytes = arena.FreeDirtyBytes();
-    slabs.emplace_back(kFirstClass, Arena::Filling::kFromLowEnd);
+    slabs.emplace_back(kFirstClass, Filling::kFromLowEnd);
   }
   EXPECT_EQ(reinterpret_cast<uintptr_t>(slabs.back()->start()) %
                 Arena::kHugePageBytes, 0u);

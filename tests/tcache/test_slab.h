@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "arena/page_map.h"
+#include "arena/filling.h"
 #include "arena/process_arenas.h"
 #include "arena/segment.h"
 #include "gtest/gtest.h"
@@ -18,7 +19,7 @@ class TestSlab {
   static constexpr size_t kAll = 1 << 20;
 
   explicit TestSlab(SizeClass size_class,
-                    Arena::Filling filling = Arena::Filling::kUnknown) {
+                    Filling filling = Filling::kUnknown) {
     slab_ = Slab::Make(&ArenaAt(0), size_class, filling);
     PageMap::Set(slab_->start(), SlabBytes(size_class),
                  static_cast<Tag>(kNobody | size_class * sizeof(Magazine)),
