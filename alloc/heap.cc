@@ -76,10 +76,25 @@ struct Large {
   bool zeroed;
 };
 
+// What filling_history is told of a block that is new, or has grown.
+void NoteHuge(const Huge* huge) {
+  if (huge->has_stale_pages || huge->has_huge_pages) return;
+  filling_history.NoteAllocated(huge->start, huge->bytes);
+}
+
 Huge* AllocateHuge(size_t bytes, size_t alignment, Filling filling) {
   Huge* const huge = huge_blocks.Allocate(bytes, alignment, filling);
-  if (huge != nullptr) filling_history.NoteAllocated(huge->start, huge->bytes);
+  if (huge != nullptr) NoteHuge(huge);
   return huge;
+}
+
+// The same, and what it tells, of a run of which no page is resident, as far as is known.
+ABSL_ATTRIBUTE_NOINLINE void NoteFreshRun(Run* run) {
+  if (filling_history.Expect(run->bytes()) == Filling::kFromLowEnd) {
+    run->arena()->PreferHugePages(run);
+  } else {
+    filling_history.NoteAllocated(run->start, run->bytes());
+  }
 }
 
 Large TryAllocateLarge(size_t bytes, size_t alignment) {
@@ -101,21 +116,20 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
       run = ArenaOfThread().Allocate(pages, alignment);
     }
     if (run == nullptr) return {};
-    if (ABSL_PREDICT_FALSE(run->bytes() >= FillingHistory::kLeastToldBytes)) {
-      // What is not known to be zero is resident already, or in part.
-      if (run->zeroed &&
-          filling_history.Expect(run->bytes()) == Filling::kFromLowEnd) {
-        run->arena()->PreferHugePages(run);
-      }
-      filling_history.NoteAllocated(run->start, run->bytes());
+    if (ABSL_PREDICT_FALSE(run->bytes() >= FillingHistory::kLeastToldBytes) &&
+        run->zeroed) {
+      NoteFreshRun(run);
     }
     return {run->start, run->zeroed};
   }
-  if (Huge* huge = AllocateHuge(std::max<size_t>(bytes, 1), alignment,
-                                filling_history.Expect(bytes))) {
-    return {huge->start, huge->zeroed};
+  const Filling filling = filling_history.Expect(bytes);
+  Huge* const huge = AllocateHuge(std::max<size_t>(bytes, 1), alignment, filling);
+  if (filling == Filling::kFromLowEnd &&
+      (huge == nullptr || huge->has_stale_pages)) {
+    filling_history.TakeBack(bytes);
   }
-  return {};
+  if (huge == nullptr) return {};
+  return {huge->start, huge->zeroed};
 }
 
 // What the heap keeps for later may be what the system will not give, or what a
@@ -241,12 +255,9 @@ void* Move(void* p, size_t old_bytes, size_t new_bytes) {
   return moved;
 }
 
-// The same of a page run, or of a block of a class that is not fast, that grows: the
-// thread does not keep what is of a size that was outgrown.
-ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_bytes) {
-  void* const moved = AllocateSlow(new_bytes);
-  if (moved == nullptr) return nullptr;
-  memcpy(moved, p, old_bytes);
+// Frees a block whose content has moved to a larger one: the thread does not keep what
+// is of a size that was outgrown.
+void FreeOutgrown(void* p) {
   // Anew: another thread may have freed it meanwhile, wrongly.
   const Room room = RoomOf(PageMap::TagOf(p));
   if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
@@ -257,6 +268,14 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_by
     Run* const run = RunAt("realloc", p);
     run->arena()->Deallocate(run);
   }
+}
+
+// The same as Move() of a page run, or of a block of a class that is not fast, that grows.
+ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_bytes) {
+  void* const moved = AllocateSlow(new_bytes);
+  if (moved == nullptr) return nullptr;
+  memcpy(moved, p, old_bytes);
+  FreeOutgrown(p);
   StartMaintenanceIfWanted();
   return moved;
 }
@@ -289,7 +308,7 @@ ABSL_ATTRIBUTE_NOINLINE bool ResizeHuge(Huge* huge, size_t bytes) {
   if (ABSL_PREDICT_FALSE(!resized) && ReleasedFor(bytes - huge->bytes)) {
     resized = huge_blocks.Resize(huge, bytes, filling);
   }
-  filling_history.NoteAllocated(huge->start, huge->bytes);
+  NoteHuge(huge);
   RelievePressure();
   return resized;
 }
@@ -303,8 +322,9 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveToHuge(Run* run, size_t bytes) {
   const bool is_copied = filling == Filling::kFromLowEnd && !run->has_huge_pages &&
                          run->bytes() <= 2 * kMostGrownRunBytes;
   if (ABSL_PREDICT_TRUE(PerturbByte() == 0) && !is_copied) {
-    if (Huge* huge = huge_blocks.MoveIn(run->start, run->bytes(), bytes, filling)) {
-      filling_history.NoteAllocated(huge->start, huge->bytes);
+    if (Huge* huge = huge_blocks.MoveIn(run->start, run->bytes(), bytes, filling,
+                                        run->has_huge_pages)) {
+      NoteHuge(huge);
       run->arena()->DeallocateMovedOut(run);
       RelievePressure();
       return huge->start;
@@ -317,7 +337,7 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveToHuge(Run* run, size_t bytes) {
   }
   if (huge == nullptr) return nullptr;
   memcpy(Perturb(huge->start, bytes), run->start, run->bytes());
-  Deallocate(run->start);
+  FreeOutgrown(run->start);
   RelievePressure();
   return huge->start;
 }
@@ -350,6 +370,7 @@ void ReturnToRoom(void* p, Tag tag) {
   }
   if (room == Room::kRun) {
     Run* run = RunAt(kCall, p);
+    if (run->zeroed) filling_history.Observe(run->start, run->bytes());
     if (ABSL_PREDICT_FALSE(PerturbByte() != 0)) {
       memset(p, PerturbByte(), run->bytes());
     }
@@ -357,7 +378,11 @@ void ReturnToRoom(void* p, Tag tag) {
   }
   if (room == Room::kHuge) {
     Huge* const huge = HugeAt(kCall, p);
-    return huge_blocks.Deallocate(huge, filling_history.Observe(huge->start, huge->bytes));
+    // What its last owner filled is filled.
+    return huge_blocks.Deallocate(
+        huge, huge->has_stale_pages
+                  ? Filling::kFromLowEnd
+                  : filling_history.Observe(huge->start, huge->bytes));
   }
   ReportWildPointer(kCall, p);
 }
@@ -534,6 +559,8 @@ void* AllocateZeroed(size_t bytes) {
   // Where little of a block was touched, little of it is dirty.
   if (bytes < kLeastLookedInto) return memset(large.start, 0, bytes);
   OsPages().MakeZero(large.start, RoundUp(bytes, PageBytes()));
+  // What is not zero when it is freed will be this owner's.
+  if (Huge* const huge = HugeBlocks::Of(large.start)) huge->has_stale_pages = false;
   return large.start;
 }
 

@@ -202,6 +202,8 @@ size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   if (pages < least_pages) return 0;
   if (pages == run->pages) return pages;
   if (!StockRecords()) return least_pages == run->pages ? least_pages : 0;
+  // Or it would be two mappings to the system, which does not move those.
+  if (run->has_huge_pages) EndHugePages(run);
 
   const uint32_t more = static_cast<uint32_t>(pages) - run->pages;
   const Place place = Take(after);

@@ -64,7 +64,8 @@ namespace quarry {
 // Errors: nullptr, 0 or false when the page source or the pool refuses; nothing
 //   has then changed.
 // Cost: one lock; the logarithm of the largest run; no system call but for a
-//   new mapping, for a purge when one is due, and three for a huge page.
+//   new mapping, for a purge when one is due, three for a huge page, and two for a run
+//   on huge pages, of which the second has the lock held.
 // Source: Doug Lea, "A Memory Allocator" (1996) and dlmalloc 2.8; purging by
 //   age as in jemalloc (Evans), with one list in place of a smooth curve.
 class Arena {
@@ -131,7 +132,7 @@ class Arena {
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Asks for huge pages for all of `run`, which is in use and new and will be filled, until
-  // it is freed or shrunk: what a purge leaves of it is to be small pages again.
+  // it is freed or resized: what a purge leaves of it is to be small pages again.
   void PreferHugePages(Run* run) {
     run->has_huge_pages = true;
     source_.PreferHugePages(run->start, run->bytes());

@@ -21,57 +21,75 @@ enum class Filling : uint8_t {
 // A huge page is one fault in place of 512, and one entry in place of 512 where addresses
 // are translated; but the first touch makes all of it resident. So it is for blocks that
 // will be filled, which nobody tells an allocator. A program that filled a block of some
-// MiB will fill the next, as a rule: a table or a vector that grows, a matrix. Of a block
-// that it does not fill a few pages are resident, and the system can tell.
+// MiB will fill the next, as a rule: a table or a vector that grows, a matrix.
 //
 //   the program     allocates A   fills A   allocates B              frees A
 //   this            notes A                 looks at A, notes B      looks at A
 //   B                                       is on huge pages
 //
-// Thread-safety: any thread. Threads that allocate at once may look at each other's
-//   blocks, or at what is no longer mapped: a guess is all that it is.
+// To look is to ask the system whether one small page in each eighth of the block is
+// resident. That tells nothing of a block on huge pages, nor of one that was given out
+// with pages that somebody else had touched. So such a block is not noted; and where the
+// program gives a block back, which it then does not write to, its bytes are read as
+// well: a page of which no byte was ever written to is zero.
+//
+// Each byte that was seen filled is a credit for four that are expected to be, and each
+// that was not takes as much away, as does a block that is expected to be filled. So of
+// all guesses the wrong ones make no more resident than that: what grows by doubling is
+// allocated when the half of it is there, and the fourth of it was seen.
+//
+// Thread-safety: any thread. Threads that allocate at once may ask about each other's
+//   blocks, or about what is no longer mapped: a guess is all that it is. Only
+//   Observe() reads memory, which the caller owns.
 // Ordering: relaxed, for the same reason.
-// Cost: two stores for a block, and one system call where it is not filled, eight where it
-//   is, each time one is looked at.
+// Cost: two stores for a block; one to eight system calls where one is looked at.
 class FillingHistory {
  public:
   constexpr explicit FillingHistory(PageSource& source) : source_(source) {}
   FillingHistory(const FillingHistory&) = delete;
   FillingHistory& operator=(const FillingHistory&) = delete;
 
-  // Of smaller blocks nothing is expected.
+  // Smaller blocks are not expected to be filled.
   static constexpr size_t kLeastBytes = size_t{4} << 20;
 
-  // How many times as large the next may be that is expected to be filled, too. What
-  // grows by doubling is allocated beside its half.
-  static constexpr size_t kMostGrowth = 4;
+  // What is expected to be filled of each byte that was.
+  static constexpr size_t kCreditOfByte = 4;
 
   // Smaller blocks tell nothing, and are not looked at.
-  static constexpr size_t kLeastToldBytes = kLeastBytes / kMostGrowth;
+  static constexpr size_t kLeastToldBytes = kLeastBytes / kCreditOfByte;
 
   // What the program will do with a new block of `bytes` bytes. Always unknown where
   // settings want no huge pages for it, and above the soft limit.
   [[nodiscard]] Filling Expect(size_t bytes);
 
-  // [start, start + bytes), whole pages, was allocated, or is a block that has grown.
+  // Nothing came of an Expect(bytes) that was kFromLowEnd: there was no block, or one with
+  // pages that somebody else had touched.
+  void TakeBack(size_t bytes) { credit_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
+
+  // [start, start + bytes), whole pages, was allocated, or is a block that has grown: of
+  // which the program alone touches pages, and small ones.
   void NoteAllocated(void* start, size_t bytes) {
     if (bytes < kLeastToldBytes) return;
     newest_.store(start, std::memory_order_relaxed);
     newest_bytes_.store(bytes, std::memory_order_relaxed);
   }
 
-  // Looks at what the program has of [start, start + bytes), whole pages, which it is
-  // about to give back or to extend, and forgets it.
+  // Looks at [start, start + bytes), whole pages that were zero when the program got
+  // them, which it is about to give back or to extend, and forgets it.
   Filling Observe(void* start, size_t bytes);
 
  private:
-  Filling LookAt(void* start, size_t bytes);
+  enum class Look { kAtResidence, kAtContent };
+
+  bool IsFilled(char* start, size_t bytes, Look look) const;
+  bool IsTouched(char* page, Look look) const;
+  void Credit(size_t bytes, bool is_filled);
 
   PageSource& source_;
   std::atomic<void*> newest_{nullptr};
   std::atomic<size_t> newest_bytes_{0};
-  // Of what was looked at last, 0 if it was not filled.
-  std::atomic<size_t> filled_bytes_{0};
+  // What is still expected to be filled.
+  std::atomic<size_t> credit_bytes_{0};
 };
 
 }  // namespace quarry

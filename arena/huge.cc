@@ -65,7 +65,9 @@ Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment, Filling filling) {
   alignment = std::max(alignment, kGranuleBytes);
   if (Huge* const cached = TakeCached(bytes, alignment)) {
     // What is resident stays as it is.
-    if (cached->zeroed) AdvisePages(cached, filling);
+    if (!cached->zeroed) return cached;
+    AdvisePages(cached, filling);
+    SeeToCached();
     return cached;
   }
   if (Huge* const fresh = MapFresh(bytes, alignment, filling)) return fresh;
@@ -85,21 +87,24 @@ Huge* HugeBlocks::TakeCached(size_t bytes, size_t alignment) {
   if (best == nullptr) return nullptr;
   cached_.Remove(best);
   best->alignment = alignment;
+  best->has_stale_pages = !best->zeroed;
   best->in_use.store(true, std::memory_order_relaxed);
   live_.PushNewest(best);
+  peak_live_bytes_ = std::max(peak_live_bytes_, live_.bytes);
   return best;
 }
 
 Huge* HugeBlocks::MoveIn(void* start, size_t old_bytes, size_t bytes,
-                         Filling filling) {
+                         Filling filling, bool has_huge_pages) {
   QUARRY_DCHECK(old_bytes > 0 && old_bytes <= bytes);
   if (bytes > PTRDIFF_MAX) return nullptr;
   return MapFresh(RoundUp(bytes, PageBytes()), kGranuleBytes, filling, start,
-                  old_bytes);
+                  old_bytes, has_huge_pages);
 }
 
 Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment, Filling filling,
-                           void* old_start, size_t old_bytes) {
+                           void* old_start, size_t old_bytes,
+                           bool has_huge_pages) {
   void* const record = metadata_.Allocate(sizeof(Huge));
   if (record == nullptr) return nullptr;
   // Huge pages begin where tables of small ones do.
@@ -131,6 +136,7 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment, Filling filling,
   huge->alignment = alignment;
   huge->zeroed = old_bytes == 0;
   huge->in_use.store(true, std::memory_order_relaxed);
+  huge->has_huge_pages = has_huge_pages;
   AdvisePages(huge, filling);
   PageMap::Set(start, kGranuleBytes, kHugeTag, huge);
   {
@@ -344,6 +350,7 @@ void HugeBlocks::Verify() {
   LockHolder hold(lock_);
   live_.Verify(/*in_use=*/true);
   cached_.Verify(/*in_use=*/false);
+  QUARRY_CHECK(peak_live_bytes_ >= live_.bytes);
   for (const Huge* huge = cached_.newest;
        huge != nullptr && huge->next != nullptr; huge = huge->next) {
     QUARRY_CHECK(AgeMs(huge->next->freed_ms, huge->freed_ms) <= INT32_MAX);

@@ -15,8 +15,8 @@ namespace quarry {
 
 // A block with a mapping of its own.
 //
-// Thread-safety: whoever owns the block reads `start`, `bytes`, `alignment` and
-//   `zeroed` without a lock; they change only in its own Resize().
+// Thread-safety: whoever owns the block reads all of these but the links without a lock;
+//   they change only where it is allocated, resized or freed. `has_stale_pages` is its owner's.
 struct Huge {
   char* start = nullptr;  // A multiple of `alignment`.
   size_t bytes = 0;       // Usable; a multiple of PageBytes().
@@ -29,6 +29,8 @@ struct Huge {
   std::atomic<bool> in_use{false};
   // Every byte was zero when Allocate() gave it out; or is, while it is kept.
   bool zeroed = false;
+  // It was given out with pages that its last owner had written to, as they were.
+  bool has_stale_pages = false;
   // What is touched of it from now on becomes resident by huge pages.
   bool has_huge_pages = false;
   uint32_t freed_ms = 0;  // NowMs() of the free, while kept for reuse.
@@ -38,9 +40,9 @@ struct Huge {
 //
 // A few freed mappings are kept for reuse, oldest out first, so that a program
 // that allocates and frees a large buffer in a loop makes no system call and
-// faults no page. Their pages stay as they were: dirty, but never so many that with
-// the blocks in use more is resident than when most was in use. Of larger ones only
-// the addresses are kept, and of large ones that were not filled: their pages go back at
+// faults no page. Their pages stay as they were: dirty, but never so many
+// bytes that with the blocks in use they are more than were ever in use. Of larger ones
+// only the addresses are kept, and of large ones that were not filled: their pages go back at
 // once, and they read as zero. What nobody reused for settings.decay_ms the maintenance
 // thread unmaps (tcache/maintenance.h). Nothing is kept above the soft limit.
 //
@@ -97,10 +99,11 @@ class HugeBlocks {
 
   // A block of `bytes` bytes, the first of which are the pages of [start, start +
   // old_bytes), moved and not copied: that range stays mapped and reads as zero.
-  // On nullptr it is as it was.
+  // `has_huge_pages` if the range has the advice. On nullptr it is as it was.
   [[nodiscard]] Huge* MoveIn(void* start, size_t old_bytes, size_t bytes,
-                             Filling filling = Filling::kUnknown)
-      ABSL_LOCKS_EXCLUDED(lock_);
+                             Filling filling = Filling::kUnknown,
+                             bool has_huge_pages = false)
+      ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Aborts with ReportFreedLargeBlock() when the block is not in use. `filling` is what
   // the program has done with it.
@@ -163,10 +166,11 @@ class HugeBlocks {
   Huge* TakeCached(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
   // With the pages of [old_start, old_start + old_bytes), if there are any.
   Huge* MapFresh(size_t bytes, size_t alignment, Filling filling,
-                 void* old_start = nullptr, size_t old_bytes = 0)
+                 void* old_start = nullptr, size_t old_bytes = 0,
+                 bool has_huge_pages = false)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
-  // To be called where pages of the block are new.
+  // Gives the block, of which pages are new, the advice that it needs.
   void AdvisePages(Huge* huge, Filling filling);
 
   // Unmaps the oldest block that is kept while `may_go` says so of it, with

@@ -230,22 +230,9 @@ void PageSource::PreferHugePages(void* start, size_t bytes) {
   AdviseHugePages(start, bytes);
 }
 
-bool PageSource::IsFilledFromLowEnd(void* start, size_t bytes) {
-  QUARRY_DCHECK(IsWholePages(start, bytes));
-  constexpr size_t kParts = 8;
-  bool ended = false;
-  for (size_t part = 0; part < kParts; ++part) {
-    // In the midst of it, and one of the odd pages: what was written to at both its ends,
-    // or once in so many KiB, is not filled.
-    const size_t offset =
-        ((bytes / kParts * part + bytes / kParts / 2) & -PageBytes()) | PageBytes();
-    const bool is_resident =
-        ResidentBytes(static_cast<char*>(start) + offset, PageBytes()) != 0;
-    if (!is_resident && part < kParts / 2) return false;
-    if (is_resident && ended) return false;
-    ended = !is_resident;
-  }
-  return true;
+bool PageSource::IsResident(void* page) {
+  QUARRY_DCHECK(IsWholePages(page, PageBytes()));
+  return ResidentBytes(page, PageBytes()) == PageBytes();
 }
 
 bool PageSource::FinishHugePage(void* start, size_t bytes) {
@@ -294,7 +281,7 @@ void* PageSource::MapPagesToGrow(size_t bytes, size_t alignment) {
 void PageSource::UnmapPages(void*, size_t) {}
 bool PageSource::PurgePages(void*, size_t) { return false; }
 bool PageSource::PurgePagesLazily(void*, size_t) { return false; }
-size_t PageSource::ResidentBytes(void*, size_t bytes) { return bytes; }
+size_t PageSource::ResidentBytes(void*, size_t) { return SIZE_MAX; }
 bool PageSource::GrowPages(void*, size_t, size_t) { return false; }
 bool PageSource::MovePages(void*, size_t, void* place, size_t new_bytes) {
   UnmapPages(place, new_bytes);
@@ -356,7 +343,7 @@ bool OsPageSource::PurgePagesLazily(void* start, size_t bytes) {
 }
 
 size_t OsPageSource::ResidentBytes(void* start, size_t bytes) {
-  if (substitute() != nullptr) return bytes;
+  if (substitute() != nullptr) return SIZE_MAX;
   ErrnoSaver saver;
   constexpr size_t kMostPages = 256;
   unsigned char pages[kMostPages];
@@ -365,7 +352,7 @@ size_t OsPageSource::ResidentBytes(void* start, size_t bytes) {
   for (size_t done = 0; done < bytes; done += most_bytes) {
     const size_t part = std::min(bytes - done, most_bytes);
     if (mincore(static_cast<char*>(start) + done, part, pages) != 0) {
-      return errno == ENOMEM ? 0 : bytes;
+      return SIZE_MAX;
     }
     for (size_t i = 0; i < part / PageBytes(); ++i) resident += pages[i] & 1;
   }
@@ -400,8 +387,12 @@ bool OsPageSource::MovePagesOut(void* start, size_t old_bytes, void* place,
   ErrnoSaver saver;
   // The kernel takes the lock off the whole mapping that pages move out of. It
   // has no call that tells whether there is one, but refuses this for what is
-  // locked; for the rest it is a hint about a page that is moved at once.
-  if (madvise(start, PageBytes(), kUnlessLocked) != 0) {
+  // locked; for the rest it is a hint about pages that are moved at once. A huge page
+  // would be split by one about a part of it.
+  constexpr size_t kHugePageBytes = size_t{2} << 20;
+  const bool may_be_huge =
+      IsMultiple(start, kHugePageBytes) && old_bytes >= kHugePageBytes;
+  if (madvise(start, may_be_huge ? kHugePageBytes : PageBytes(), kUnlessLocked) != 0) {
     UnmapRange(static_cast<char*>(place), new_bytes);
     return false;
   }

@@ -144,10 +144,8 @@ class PageSource {
   // told.
   void PreferHugePages(void* start, size_t bytes);
 
-  // Whether the range was touched from its low end on up to its middle at least, and
-  // nowhere behind what was not, by one page of each of eight parts. True where that is
-  // not known.
-  [[nodiscard]] bool IsFilledFromLowEnd(void* start, size_t bytes);
+  // Whether the page that starts at `page` is in memory; false where that is not known.
+  [[nodiscard]] bool IsResident(void* page);
 
   // Ends PreferHugePages() for a range of which a page was touched: once a huge
   // page is there it needs no advice, but where there is advice the system may
@@ -170,8 +168,7 @@ class PageSource {
   virtual void UnmapPages(void* start, size_t bytes);
   virtual bool PurgePages(void* start, size_t bytes);
   virtual bool PurgePagesLazily(void* start, size_t bytes);
-  // How many of the bytes are resident. All of them where that is not known, and none
-  // where one is not mapped.
+  // How many of the bytes are resident; SIZE_MAX where that is not known.
   virtual size_t ResidentBytes(void* start, size_t bytes);
   virtual bool GrowPages(void* start, size_t old_bytes, size_t new_bytes);
   virtual bool MovePages(void* start, size_t old_bytes, void* place,

@@ -23,7 +23,7 @@ class Segment;
 //   table   |  A    -    A  |  B  |  C    -    -   C |
 //
 // Thread-safety: `start`, `pages`, `segment`, `zeroed` and `begins_huge_page` of
-//   a run in use may be read by whoever was given it. While a thread keeps it, `next`
+//   a run in use may be read by whoever was given it, and so may `has_huge_pages`. While a thread keeps it, `next`
 //   and `previous` are that thread's cache's, and so is `bin` until it is freed. All else
 //   under the arena's lock.
 // Invariant: no two neighbouring runs are both free.

@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "arena/arena.h"
+#include "arena/filling.h"
 #include "arena/huge.h"
 #include "arena/page_source.h"
+#include "arena/process_arenas.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/size_classes.h"
@@ -490,8 +492,17 @@ TEST(Heap, APageRunThatGrowsIntoAHugeBlockIsNotCopied) {
   }
 }
 
+// Nothing is expected after this, whatever went before.
+void ForgetWhatWasFilled() {
+  settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+  ReleaseMemory(0);
+  while (filling_history.Expect(FillingHistory::kLeastBytes) == Filling::kFromLowEnd) {
+  }
+}
+
 TEST(Heap, AFilledPageRunThatGrowsIntoAHugeBlockIsCopiedToHugePages) {
   constexpr size_t kBytes = 4 * kMiB;
+  ForgetWhatWasFilled();
   settings.mmap_threshold_bytes = 2 * kBytes;
   char* const block = Allocate(kBytes);
   char* const other = Allocate(kBytes);
@@ -510,38 +521,107 @@ TEST(Heap, AFilledPageRunThatGrowsIntoAHugeBlockIsCopiedToHugePages) {
 
 TEST(Heap, WhoFillsALargeBlockGetsTheNextOnHugePages) {
   constexpr size_t kBytes = 4 * kMiB;
+  const auto has_huge_pages = [](const void* p) {
+    const auto* const run = Arena::RunOf(p);
+    return run != nullptr ? run->has_huge_pages : HugeBlocks::Of(p)->has_huge_pages;
+  };
   for (const bool is_run : {false, true}) {
     for (const bool is_filled : {false, true}) {
-      // A run of which pages are resident already is left as it is.
-      ReleaseMemory(0);
+      ForgetWhatWasFilled();
       settings.mmap_threshold_bytes = is_run ? 8 * kBytes : kBytes;
       char* const first = Allocate(kBytes);
       // Nothing by itself: where all is huge, one touch would be many.
       OsPages().KeepSmallPages(first, kBytes);
       memset(first, 1, is_filled ? kBytes : kBytes / 8);
       char* const next = Allocate(4 * kBytes);
-      EXPECT_EQ(is_run ? Arena::RunOf(next)->has_huge_pages
-                       : HugeBlocks::Of(next)->has_huge_pages,
-                is_filled);
-      char* const much_larger = Allocate(5 * kBytes);
-      EXPECT_FALSE(is_run ? Arena::RunOf(much_larger)->has_huge_pages
-                          : HugeBlocks::Of(much_larger)->has_huge_pages)
-          << "of what is before it, nothing is touched";
+      EXPECT_EQ(has_huge_pages(next), is_filled);
+      char* const one_more = Allocate(kBytes);
+      EXPECT_FALSE(has_huge_pages(one_more)) << "enough was expected of the first";
       VerifyHeap();
-      for (char* p : {first, next, much_larger}) Deallocate(p);
+      for (char* p : {first, next, one_more}) Deallocate(p);
       VerifyHeap();
     }
   }
-  settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+  ForgetWhatWasFilled();
+}
+
+// Each block on huge pages of which only one byte is touched looks as if it were filled.
+TEST(Heap, WhoFilledABlockAndTouchesLittleOfOthersHasFewHugePages) {
+  constexpr size_t kBytes = 8 * kMiB;
+  for (const bool frees : {false, true}) {
+    ForgetWhatWasFilled();
+    char* const filled = Allocate(kBytes);
+    memset(filled, 1, kBytes);
+    std::vector<char*> blocks;
+    size_t on_huge_pages = 0;
+    for (int i = 0; i < 20; ++i) {
+      // Larger than what is kept dirty, or of an arena.
+      char* const block = Allocate(frees ? 65 * kMiB + i * kMiB : kBytes);
+      on_huge_pages += HugeBlocks::Of(block)->has_huge_pages;
+      for (size_t at = 0; at < kBytes; at += kMiB) block[at] = 1;
+      if (frees) {
+        Deallocate(block);
+      } else {
+        blocks.push_back(block);
+      }
+    }
+    EXPECT_LE(on_huge_pages, frees ? 0u : FillingHistory::kCreditOfByte);
+    if (frees) {
+      // As much as the next, and so the one after it.
+      char* const large = Allocate(20 * kMiB);
+      memset(large, 1, 20 * kMiB);
+      for (int i = 0; i < 3; ++i) {
+        char* const block = Allocate(66 * kMiB);
+        EXPECT_EQ(HugeBlocks::Of(block)->has_huge_pages, i == 0);
+        for (size_t at = 0; at < kBytes; at += kMiB) block[at] = 1;
+        Deallocate(block);
+      }
+      Deallocate(large);
+    }
+    for (char* block : blocks) Deallocate(block);
+    Deallocate(filled);
+    VerifyHeap();
+  }
+  ForgetWhatWasFilled();
+}
+
+TEST(Heap, ReuseOfAFilledBlockUsesUpNothing) {
+  constexpr size_t kBytes = 40 * kMiB;
+  ForgetWhatWasFilled();
+  char* block = Allocate(kBytes);
+  memset(block, 1, kBytes);
+  Deallocate(block);
+  for (size_t i = 0; i <= FillingHistory::kCreditOfByte; ++i) {
+    block = Allocate(kBytes);
+    EXPECT_TRUE(HugeBlocks::Of(block)->has_stale_pages);
+    Deallocate(block);
+  }
+  ReleaseMemory(0);
+  block = Allocate(kBytes);
+  EXPECT_TRUE(HugeBlocks::Of(block)->has_huge_pages);
+  Deallocate(block);
+  ForgetWhatWasFilled();
+}
+
+// What is kept of a block that was filled is not cleared for each calloc that follows.
+TEST(Heap, ACallocThatIsNotFilledIsNotClearedAgain) {
+  constexpr size_t kBytes = 40 * kMiB;
+  ForgetWhatWasFilled();
+  char* block = Allocate(kBytes);
+  memset(block, 1, kBytes);
+  Deallocate(block);
+  for (int i = 0; i < 3; ++i) {
+    block = static_cast<char*>(AllocateZeroed(kBytes));
+    EXPECT_TRUE(std::all_of(block, block + kMiB, [](char byte) { return byte == 0; }));
+    EXPECT_EQ(HugeBlocks::Of(block)->zeroed, i > 0);
+    Deallocate(block);
+  }
+  ForgetWhatWasFilled();
 }
 
 TEST(Heap, WhatReallocFindsFilledIsOnHugePages) {
   for (const bool is_filled : {false, true}) {
-    settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
-    ReleaseMemory(0);
-    // Whatever went before, nothing is expected after this.
-    Deallocate(Allocate(8 * kMiB));
-    settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+    ForgetWhatWasFilled();
     char* block = Allocate(8 * kMiB);
     memset(block, 1, is_filled ? 8 * kMiB : kMiB);
     block = static_cast<char*>(Reallocate(block, 12 * kMiB));
@@ -552,7 +632,29 @@ TEST(Heap, WhatReallocFindsFilledIsOnHugePages) {
     EXPECT_EQ(block[39 * kMiB], 0);
     Deallocate(block);
   }
-  settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+  ForgetWhatWasFilled();
+}
+
+// The advice goes with the pages.
+TEST(Heap, APageRunOnHugePagesThatBecomesHugeIsAsItIsFilled) {
+  constexpr size_t kBytes = 12 * kMiB;
+  for (const bool is_filled : {false, true}) {
+    ForgetWhatWasFilled();
+    settings.mmap_threshold_bytes = 2 * kBytes;
+    char* const filled = Allocate(kBytes);
+    memset(filled, 1, kBytes);
+    char* block = Allocate(kBytes);
+    char* const in_the_way = Allocate(kBytes);
+    ASSERT_TRUE(Arena::RunOf(block)->has_huge_pages);
+    memset(block, 1, is_filled ? kBytes : 1);
+    block = static_cast<char*>(Reallocate(block, 3 * kBytes));
+    EXPECT_EQ(HugeBlocks::Of(block)->has_huge_pages, is_filled);
+    EXPECT_EQ(block[0], 1);
+    EXPECT_EQ(block[3 * kBytes - 1], 0);
+    for (char* p : {filled, block, in_the_way}) Deallocate(p);
+    VerifyHeap();
+  }
+  ForgetWhatWasFilled();
 }
 
 TEST(Heap, ReallocationOfAHugeBlockCopiesNothing) {

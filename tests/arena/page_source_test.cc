@@ -274,40 +274,18 @@ TEST(OsPageSource, MakesAHugePageAndLeavesNoAdvice) {
   source.Unmap(start, 8 * kMiB);
 }
 
-TEST(OsPageSource, TellsWhatIsFilledFromItsLowEndOn) {
+TEST(OsPageSource, KnowsWhichPagesAreResident) {
   OsPageSource source;
-  constexpr size_t kBytes = 8 * kMiB;
-  for (const size_t bytes : {kBytes, kBytes - PageBytes()}) {
-    const auto is_filled = [&](auto touch) {
-      char* const start = MapBytes(source, kBytes);
-      source.KeepSmallPages(start, kBytes);
-      touch(start);
-      errno = 1234;
-      const bool result = source.IsFilledFromLowEnd(start, bytes);
-      EXPECT_EQ(errno, 1234);
-      source.Unmap(start, kBytes);
-      // What is not there is not filled.
-      EXPECT_FALSE(source.IsFilledFromLowEnd(start, bytes));
-      EXPECT_EQ(errno, 1234);
-      return result;
-    };
-    EXPECT_FALSE(is_filled([](char*) {}));
-    EXPECT_TRUE(is_filled([](char* p) { memset(p, 1, kBytes); }));
-    EXPECT_TRUE(is_filled([](char* p) { memset(p, 1, kBytes / 2); }));
-    EXPECT_FALSE(is_filled([](char* p) { memset(p, 1, kBytes / 4); }));
-    EXPECT_FALSE(is_filled([](char* p) { memset(p + kBytes / 2, 1, kBytes / 2); }));
-    EXPECT_FALSE(is_filled([](char* p) {
-      memset(p, 1, kBytes / 2);
-      memset(p + kBytes * 3 / 4, 1, kBytes / 4);
-    }));
-    EXPECT_FALSE(is_filled([](char* p) { p[0] = p[kBytes - 1] = 1; }));
-    // One page of so many.
-    for (size_t every = 2 * PageBytes(); every <= kMiB; every *= 2) {
-      EXPECT_FALSE(is_filled([&](char* p) {
-        for (size_t i = 0; i < kBytes; i += every) p[i] = 1;
-      })) << every;
-    }
-  }
+  char* const start = MapBytes(source, 3 * PageBytes());
+  source.KeepSmallPages(start, 3 * PageBytes());
+  start[PageBytes()] = 1;
+  errno = 1234;
+  EXPECT_FALSE(source.IsResident(start));
+  EXPECT_TRUE(source.IsResident(start + PageBytes()));
+  EXPECT_FALSE(source.IsResident(start + 2 * PageBytes()));
+  source.Unmap(start, 3 * PageBytes());
+  EXPECT_FALSE(source.IsResident(start + PageBytes())) << "for it is not mapped";
+  EXPECT_EQ(errno, 1234);
 }
 
 // A hole in a mapping makes two of it, and the kernel has a limit on those.
@@ -569,6 +547,7 @@ TEST(PageSource, WhatASourceLeavesOutIsRefused) {
   EXPECT_EQ(source.Purge(start, kMiB), Purged::kRefused);
   source.PreferHugePages(start, kMiB);
   EXPECT_TRUE(source.FinishHugePage(start, kMiB)) << "for all that is known";
+  EXPECT_FALSE(source.IsResident(start)) << "likewise";
   EXPECT_FALSE(source.GrowInPlace(start, kMiB, 2 * kMiB));
   EXPECT_FALSE(source.Move(start, kMiB, place, 2 * kMiB));
   source.Guard(start, PageBytes());
