@@ -486,7 +486,7 @@ class alignas(64) ThreadCache {
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
   static constexpr uint32_t kMostNotes = 64;
   // A class with so many full slabs leaves little of them empty with the last.
-  static constexpr uint32_t kManySlabs = 8;
+  static constexpr uint32_t kManySlabs = 16;
   // In slabs, at a fork: of less, the child may as well copy all.
   static constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
 
