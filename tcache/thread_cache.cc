@@ -684,13 +684,11 @@ void ThreadCache::FlushAll() {
     if (spares_[c] != nullptr) Flush(spares_[c], c);
     spares_[c] = nullptr;
     Shelf& shelf = shelves_[c];
-    for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(DepotOf(c)[i], c);
-    shelf.depot_count = 0;
+    FlushDepot(c, shelf.depot_count);
     shelf.depot_unused = 0;
     if (shelf.is_cold) TurnWarm(c);
   }
   has_cold_depots_ = false;
-  depot_bytes_ = 0;
   while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
 }
 
@@ -796,18 +794,23 @@ SlabPass::State ThreadCache::PassOverSlabs(uint8_t looks, bool* gave_back) {
       });
 }
 
+void ThreadCache::FlushDepot(SizeClass size_class, uint8_t magazines) {
+  Shelf& shelf = shelves_[size_class];
+  QUARRY_DCHECK(magazines <= shelf.depot_count);
+  Depot& depot = DepotOf(size_class);
+  for (uint32_t i = 0; i < magazines; ++i) Flush(depot[i], size_class);
+  std::copy(depot + magazines, depot + shelf.depot_count, depot);
+  shelf.depot_count = static_cast<uint8_t>(shelf.depot_count - magazines);
+  depot_bytes_ -= magazines * DepotBytes(size_class);
+}
+
 bool ThreadCache::FlushUnusedDepots() {
   bool any = false;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Shelf& shelf = shelves_[c];
-    const uint8_t unused = shelf.depot_unused;
-    if (unused > 0) {
+    if (shelf.depot_unused > 0) {
       any = true;
-      for (uint32_t i = 0; i < unused; ++i) Flush(DepotOf(c)[i], c);
-      Depot& depot = DepotOf(c);
-      std::copy(depot + unused, depot + shelf.depot_count, depot);
-      shelf.depot_count = static_cast<uint8_t>(shelf.depot_count - unused);
-      depot_bytes_ -= unused * DepotBytes(c);
+      FlushDepot(c, shelf.depot_unused);
     }
     shelf.depot_unused = shelf.depot_count;
   }
@@ -821,9 +824,7 @@ void ThreadCache::FlushColdDepots() {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Shelf& shelf = shelves_[c];
     if (!shelf.is_cold && !all_are_full) continue;
-    for (uint32_t i = 0; i < shelf.depot_count; ++i) Flush(DepotOf(c)[i], c);
-    depot_bytes_ -= shelf.depot_count * DepotBytes(c);
-    shelf.depot_count = 0;
+    FlushDepot(c, shelf.depot_count);
     shelf.depot_unused = 0;
     if (shelf.is_cold) TurnWarm(c);
   }

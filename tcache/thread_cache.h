@@ -671,6 +671,9 @@ class alignas(64) ThreadCache {
     return has_cold_depots_ && arena_->FreeDirtyBytes() < bytes;
   }
   void FlushColdDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // The oldest so many of one.
+  void FlushDepot(SizeClass size_class, uint8_t magazines)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The same by the owner, which does not hold the lock, unless it would have to wait.
   void FlushColdDepotsUnlocked() ABSL_LOCKS_EXCLUDED(lock_);
   // Returns whether there were any.
