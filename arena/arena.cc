@@ -42,7 +42,7 @@ char* PlaceIn(const Run* run, uint32_t pages, size_t alignment) {
 // Where the first huge page that begins in the run does; its end or more if none does.
 char* HugePageIn(const Run* run) {
   return reinterpret_cast<char*>(RoundUp(
-      reinterpret_cast<uintptr_t>(run->start), Arena::kHugePageBytes));
+      reinterpret_cast<uintptr_t>(run->start), kHugePageBytes));
 }
 
 // Times are compared within half of the clock's range.

@@ -95,10 +95,6 @@ class Arena {
   // No run that the room above takes is larger, so it keeps up with the frees.
   static constexpr size_t kMostCapPurgeBytes = 4 * kPurgeStepBytes;
 
-  // What a huge page covers. Where the system's are of another size, those that
-  // are asked for do not come.
-  static constexpr size_t kHugePageBytes = size_t{2} << 20;
-
   // With so much in use, what is resident too early for a huge page is little
   // beside it.
   static constexpr size_t kGrownBytes = 2 * kHugePageBytes;

@@ -27,14 +27,11 @@ bool MayBeKept() {
          !AboveSoftLimit();
 }
 
-// What a table of pages covers, and a huge page.
-constexpr size_t kTableBytes = size_t{2} << 20;
-
 // Of a place that pages are moved to. The system moves a whole table of pages at
 // once from one address to another where both are the same within what it covers,
 // and else entry by entry, touched or not.
 size_t PlaceAlignment(size_t bytes, size_t alignment) {
-  return bytes < kTableBytes ? alignment : std::max(alignment, kTableBytes);
+  return bytes < kHugePageBytes ? alignment : std::max(alignment, kHugePageBytes);
 }
 
 // Whether the threshold was raised over `bytes`. Two threads that free at once

@@ -389,7 +389,6 @@ bool OsPageSource::MovePagesOut(void* start, size_t old_bytes, void* place,
   // has no call that tells whether there is one, but refuses this for what is
   // locked; for the rest it is a hint about pages that are moved at once. A huge page
   // would be split by one about a part of it.
-  constexpr size_t kHugePageBytes = size_t{2} << 20;
   const bool may_be_huge =
       IsMultiple(start, kHugePageBytes) && old_bytes >= kHugePageBytes;
   if (madvise(start, may_be_huge ? kHugePageBytes : PageBytes(), kUnlessLocked) != 0) {

@@ -47,6 +47,10 @@ inline size_t PagesFor(size_t bytes) {
   return RoundUp(bytes, PageBytes()) >> std::countr_zero(PageBytes());
 }
 
+// What a huge page covers, and a table of small ones. Where the system's are of another
+// size, those that are asked for do not come.
+inline constexpr size_t kHugePageBytes = size_t{2} << 20;
+
 // Where an arena's memory comes from: mappings of whole pages.
 //
 // The public functions check the contract and keep the counts; a source

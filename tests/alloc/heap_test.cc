@@ -585,12 +585,18 @@ TEST(Heap, WhoFilledABlockAndTouchesLittleOfOthersHasFewHugePages) {
   ForgetWhatWasFilled();
 }
 
+// Of a block that was filled its pages are kept after this, and no other.
+void KeepAFilledBlock(size_t bytes) {
+  ForgetWhatWasFilled();
+  char* const block = Allocate(bytes);
+  memset(block, 1, bytes);
+  Deallocate(block);
+}
+
 TEST(Heap, ReuseOfAFilledBlockUsesUpNothing) {
   constexpr size_t kBytes = 40 * kMiB;
-  ForgetWhatWasFilled();
-  char* block = Allocate(kBytes);
-  memset(block, 1, kBytes);
-  Deallocate(block);
+  KeepAFilledBlock(kBytes);
+  char* block;
   for (size_t i = 0; i <= FillingHistory::kCreditOfByte; ++i) {
     block = Allocate(kBytes);
     EXPECT_TRUE(HugeBlocks::Of(block)->has_stale_pages);
@@ -606,12 +612,9 @@ TEST(Heap, ReuseOfAFilledBlockUsesUpNothing) {
 // What is kept of a block that was filled is not cleared for each calloc that follows.
 TEST(Heap, ACallocThatIsNotFilledIsNotClearedAgain) {
   constexpr size_t kBytes = 40 * kMiB;
-  ForgetWhatWasFilled();
-  char* block = Allocate(kBytes);
-  memset(block, 1, kBytes);
-  Deallocate(block);
+  KeepAFilledBlock(kBytes);
   for (int i = 0; i < 3; ++i) {
-    block = static_cast<char*>(AllocateZeroed(kBytes));
+    char* const block = static_cast<char*>(AllocateZeroed(kBytes));
     EXPECT_TRUE(std::all_of(block, block + kMiB, [](char byte) { return byte == 0; }));
     EXPECT_EQ(HugeBlocks::Of(block)->zeroed, i > 0);
     Deallocate(block);

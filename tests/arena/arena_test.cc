@@ -749,7 +749,7 @@ TEST_F(PlacedArenaTest, KeepsSmallPagesUnlessAllIsAsTheSystemIsSet) {
 // An arena that has grown, and is asked for slabs.
 class GrownArenaTest : public PlacedArenaTest {
  protected:
-  static constexpr size_t kHuge = Arena::kHugePageBytes;
+  static constexpr size_t kHuge = kHugePageBytes;
   static constexpr uint32_t kMostFailures = Arena::kMostHugePageFailures;
 
   GrownArenaTest() {

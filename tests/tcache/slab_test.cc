@@ -496,9 +496,9 @@ TEST(Slab, OfAGrownHeapLiesOnAHugePage) {
     slabs.emplace_back(kFirstClass, Filling::kFromLowEnd);
   }
   EXPECT_EQ(reinterpret_cast<uintptr_t>(slabs.back()->start()) %
-                Arena::kHugePageBytes, 0u);
+                kHugePageBytes, 0u);
   EXPECT_EQ(arena.FreeDirtyBytes() - dirty_bytes,
-            Arena::kHugePageBytes - SlabBytes(kFirstClass));
+            kHugePageBytes - SlabBytes(kFirstClass));
   slabs.clear();
   arena.Deallocate(large);
   arena.Purge(0);

@@ -401,7 +401,7 @@ TEST_F(ThreadCacheTest, OfFewSlabsOnlyAClassOfManyGetsHugePages) {
   while (arena.FreeDirtyBytes() == 0 && counters().slabs_made < made + 64) {
     blocks.push_back(Allocate(kBytes));
   }
-  EXPECT_EQ(arena.FreeDirtyBytes(), Arena::kHugePageBytes - kGranuleBytes);
+  EXPECT_EQ(arena.FreeDirtyBytes(), kHugePageBytes - kGranuleBytes);
   for (void* block : blocks) Free(block);
   arena.Deallocate(large);
 }
@@ -420,7 +420,7 @@ TEST_F(ThreadCacheTest, OfManySlabsEachClassGetsHugePages) {
       blocks.push_back(AllocateOfClass(c));
     }
   }
-  EXPECT_GE(arena.FreeDirtyBytes(), Arena::kHugePageBytes / 2);
+  EXPECT_GE(arena.FreeDirtyBytes(), kHugePageBytes / 2);
   EXPECT_GT(SlabBytesInUse() - bytes_before, size_t{8} << 20);
   EXPECT_LT(SlabBytesInUse() - bytes_before, size_t{12} << 20);
   for (void* block : blocks) Free(block);

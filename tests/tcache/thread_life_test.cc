@@ -619,7 +619,7 @@ TEST_F(ThreadLifeTest, AForksChildMakesNoHugePageForItsFirstSlabs) {
   std::vector<void*> blocks = {Allocate(kBytes)};
   Arena& arena = *thread_state.cache->arena();
   while (arena.statistics().in_use_bytes <
-         Arena::kGrownBytes + Arena::kHugePageBytes) {
+         Arena::kGrownBytes + kHugePageBytes) {
     blocks.push_back(Allocate(kBytes));
   }
   EXPECT_EQ(InChild([&] {
@@ -629,7 +629,7 @@ TEST_F(ThreadLifeTest, AForksChildMakesNoHugePageForItsFirstSlabs) {
               for (size_t bytes = 2048; bytes <= 4096; bytes += 512) {
                 for (int i = 0; i < 200; ++i) {
                   own.push_back(Allocate(bytes));
-                  QUARRY_CHECK(arena.FreeDirtyBytes() < Arena::kHugePageBytes / 2);
+                  QUARRY_CHECK(arena.FreeDirtyBytes() < kHugePageBytes / 2);
                 }
               }
               VerifyAll();
