@@ -896,8 +896,9 @@ ThreadCache::Counters ThreadCache::counters() {
 ThreadCache::Counters ThreadCache::AddStatistics(
     ClassStatistics (&classes)[kClasses], bool with_magazines) {
   BiasedLockHolder hold(lock_);
-  // Marks of others that nobody may have seen yet.
-  if (with_magazines && !pending_.IsEmpty()) DrainPending();
+  // What others freed and the owner has not seen yet, or, of the stray cache, may never
+  // see.
+  if (!pending_.IsClosed() && !pending_.IsEmpty()) DrainPending();
   ForEachSlab([&](Slab* slab) {
     ClassStatistics& statistics = classes[slab->size_class()];
     ++statistics.slabs;

@@ -439,8 +439,8 @@ class alignas(64) ThreadCache {
   Arena* arena() const { return arena_; }
 
   Counters counters() ABSL_LOCKS_EXCLUDED(lock_);
-  // Returns counters(). Counts blocks in magazines, and takes in remote frees, only
-  // if told that the owner is the caller or is not running.
+  // Returns counters(). Takes in remote frees. Counts blocks in magazines only if told
+  // that the owner is the caller or is not running.
   Counters AddStatistics(ClassStatistics (&classes)[kClasses],
                          bool with_magazines) ABSL_LOCKS_EXCLUDED(lock_);
 

@@ -356,6 +356,37 @@ TEST(HeapThreads, StatisticsAndChecksRunBesideEverything) {
   ExpectBalanced(GatherStatistics());
 }
 
+// While the thread that they came from neither runs nor ends, and where they came from
+// no thread's cache, of which nobody may ask for more.
+TEST(HeapThreads, WhatOthersFreedIsNotLive) {
+  FlushThread();
+  const size_t live_before = GatherStatistics().live_bytes;
+  std::vector<char*> blocks;
+  const auto allocate = [&] {
+    for (int i = 0; i < 100; ++i) blocks.push_back(Allocate(100));
+  };
+  std::thread([&] {
+    EndThread();
+    allocate();
+  }).join();
+  std::atomic<bool> allocated{false}, looked{false};
+  std::thread waiting([&] {
+    allocate();
+    FlushThread();
+    allocated = true;
+    allocated.notify_one();
+    looked.wait(false);
+  });
+  allocated.wait(false);
+  EXPECT_EQ(GatherStatistics().live_bytes, live_before + 200 * GoodBytes(100));
+  for (char* block : blocks) Deallocate(block);
+  EXPECT_EQ(GatherStatistics().live_bytes, live_before);
+  looked = true;
+  looked.notify_one();
+  waiting.join();
+  VerifyHeap();
+}
+
 // --- Giving back. ---
 
 size_t ResidentBytes() {
