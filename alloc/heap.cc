@@ -31,6 +31,9 @@ constexpr size_t kMostRunBytes = size_t{32} << 20;
 // copy.
 constexpr size_t kMostGrownRunBytes = size_t{4} << 20;
 
+// To fewer bytes of fresh pages a copy costs no more than the system call before it saves.
+constexpr size_t kLeastPopulated = size_t{16} << 10;
+
 // Smaller blocks are written to with zeros faster than the system is asked which
 // of their pages are resident.
 constexpr size_t kLeastLookedInto = size_t{1} << 20;
@@ -270,11 +273,28 @@ void FreeOutgrown(void* p) {
   }
 }
 
+// Copies to `block`, which is new, what will be its first `bytes`. If it is a fresh run,
+// the system is asked for the pages of one piece after the other: while it makes them
+// resident, no other thread can map anything.
+void CopyToNew(void* block, const void* from, size_t bytes) {
+  const Run* const run = bytes >= kLeastPopulated ? Arena::RunOf(block) : nullptr;
+  if (run == nullptr || !run->zeroed || PerturbByte() != 0) {
+    memcpy(block, from, bytes);
+    return;
+  }
+  for (size_t done = 0; done < bytes; done += kGranuleBytes) {
+    char* const piece = static_cast<char*>(block) + done;
+    const size_t piece_bytes = std::min(kGranuleBytes, bytes - done);
+    OsPages().Populate(piece, RoundUp(piece_bytes, PageBytes()));
+    memcpy(piece, static_cast<const char*>(from) + done, piece_bytes);
+  }
+}
+
 // The same as Move() of a page run, or of a block of a class that is not fast, that grows.
 ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_bytes) {
   void* const moved = AllocateSlow(new_bytes);
   if (moved == nullptr) return nullptr;
-  memcpy(moved, p, old_bytes);
+  CopyToNew(moved, p, old_bytes);
   FreeOutgrown(p);
   StartMaintenanceIfWanted();
   return moved;

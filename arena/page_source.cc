@@ -51,6 +51,12 @@ constexpr int kUnlessLocked = MADV_COLD;
 constexpr int kUnlessLocked = 20;  // Of Linux 5.4, which libc may not know.
 #endif
 
+#ifdef MADV_POPULATE_WRITE
+constexpr int kPopulate = MADV_POPULATE_WRITE;
+#else
+constexpr int kPopulate = 23;  // Of Linux 5.14, which libc may not know.
+#endif
+
 bool IsWholePages(const void* start, size_t bytes) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(start);
   return bytes > 0 && ((address | bytes) & (PageBytes() - 1)) == 0;
@@ -230,6 +236,11 @@ void PageSource::PreferHugePages(void* start, size_t bytes) {
   AdviseHugePages(start, bytes);
 }
 
+void PageSource::Populate(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  PopulatePages(start, bytes);
+}
+
 bool PageSource::IsResident(void* page) {
   QUARRY_DCHECK(IsWholePages(page, PageBytes()));
   return ResidentBytes(page, PageBytes()) == PageBytes();
@@ -294,6 +305,7 @@ bool PageSource::MovePagesOut(void*, size_t, void* place, size_t new_bytes) {
 void PageSource::GuardPages(void*, size_t) {}
 void PageSource::AdviseSmallPages(void*, size_t) {}
 void PageSource::AdviseHugePages(void*, size_t) {}
+void PageSource::PopulatePages(void*, size_t) {}
 
 constinit OsPageSource os_page_source(memory_limits);
 
@@ -443,6 +455,14 @@ void OsPageSource::AdviseHugePages(void* start, size_t bytes) {
   }
   ErrnoSaver saver;
   static_cast<void>(madvise(start, bytes, MADV_HUGEPAGE));
+}
+
+void OsPageSource::PopulatePages(void* start, size_t bytes) {
+  if (PageSource* const other = substitute()) {
+    return other->Populate(start, bytes);
+  }
+  ErrnoSaver saver;
+  static_cast<void>(madvise(start, bytes, kPopulate));
 }
 
 }  // namespace quarry

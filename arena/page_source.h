@@ -148,6 +148,10 @@ class PageSource {
   // told.
   void PreferHugePages(void* start, size_t bytes);
 
+  // Makes all pages of the range resident that are not, as writes to each would, in one
+  // go: for who is about to write to all of it. A refusal is not told.
+  void Populate(void* start, size_t bytes);
+
   // Whether the page that starts at `page` is in memory; false where that is not known.
   [[nodiscard]] bool IsResident(void* page);
 
@@ -182,6 +186,7 @@ class PageSource {
   virtual void GuardPages(void* start, size_t bytes);
   virtual void AdviseSmallPages(void* start, size_t bytes);
   virtual void AdviseHugePages(void* start, size_t bytes);
+  virtual void PopulatePages(void* start, size_t bytes);
 
   // What map() returns, counted as `bytes` more that are mapped.
   template <typename Mapper>
@@ -240,6 +245,7 @@ class OsPageSource final : public PageSource {
   void GuardPages(void* start, size_t bytes) override;
   void AdviseSmallPages(void* start, size_t bytes) override;
   void AdviseHugePages(void* start, size_t bytes) override;
+  void PopulatePages(void* start, size_t bytes) override;
 
   std::atomic<PageSource*> substitute_{nullptr};
 };

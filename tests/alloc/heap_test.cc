@@ -19,6 +19,7 @@
 #include "tcache/size_classes.h"
 #include "tests/alloc/heap_support.h"
 #include "tests/arena/resident_pages.h"
+#include "tests/arena/scripted_page_source.h"
 #include "tests/arena/test_seed.h"
 
 namespace quarry {
@@ -463,6 +464,44 @@ TEST(Heap, WhatABlockHasOutgrownIsNotKept) {
     }
     settings.perturb_byte = 0;
   }).join();
+  VerifyHeap();
+}
+
+TEST(Heap, FreshPagesThatAGrownBlockIsCopiedToArePopulated) {
+  using Kind = ScriptedPageSource::Kind;
+  constexpr size_t kBytes = 100 * kKiB;
+  ReleaseMemory(0);
+  ScriptedPageSource source;
+  os_page_source.Substitute(&source);
+  // Each in the way of the one before.
+  std::array<char*, 4> blocks;
+  for (char*& block : blocks) block = Allocate(kBytes);
+  for (char*& block : blocks) memset(block, 1, kBytes);
+  const auto grow = [&](size_t i) {
+    return blocks[i] = static_cast<char*>(Reallocate(blocks[i], 3 * kBytes));
+  };
+
+  // In pieces, and no more than is copied.
+  EXPECT_TRUE(AllBytesAre(grow(0), kBytes, 1));
+  size_t populated = 0;
+  for (const ScriptedPageSource::Call& call : source.calls()) {
+    if (call.kind != Kind::kPopulate) continue;
+    EXPECT_EQ(call.start, blocks[0] + populated);
+    EXPECT_LE(call.bytes, kGranuleBytes);
+    populated += call.bytes;
+  }
+  EXPECT_EQ(populated, MediumBytes(kBytes));
+  const size_t calls = source.CountOf(Kind::kPopulate);
+  // Not what is resident, nor what is little.
+  char* const dirty = blocks[0];
+  memset(dirty, 1, 3 * kBytes);
+  Deallocate(dirty);
+  EXPECT_EQ(grow(1), dirty);
+  Deallocate(Reallocate(Allocate(kFastMaxBytes + 1), kBytes));
+  EXPECT_EQ(source.CountOf(Kind::kPopulate), calls);
+  for (size_t i = 1; i < blocks.size(); ++i) Deallocate(blocks[i]);
+  ReleaseMemory(0);
+  os_page_source.Substitute(nullptr);
   VerifyHeap();
 }
 

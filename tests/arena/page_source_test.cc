@@ -448,6 +448,26 @@ TEST(OsPageSource, KeepsSmallPagesOfAnyRange) {
   source.Unmap(start, 4 * kMiB);
 }
 
+TEST(OsPageSource, PopulatesWhatWillBeWrittenTo) {
+  OsPageSource source;
+  const size_t bytes = 128 * PageBytes();
+  char* const start = MapBytes(source, bytes);
+  source.KeepSmallPages(start, bytes);
+  start[PageBytes()] = 1;
+  errno = 1234;
+  source.Populate(start, 64 * PageBytes());
+  EXPECT_EQ(errno, 1234);
+  // Linux has it since 5.14.
+  constexpr int kPopulateWrite = 23;
+  const bool is_known =
+      madvise(start + 64 * PageBytes(), PageBytes(), kPopulateWrite) == 0;
+  EXPECT_EQ(ResidentPages(start, 64 * PageBytes()), is_known ? 64u : 1u);
+  EXPECT_EQ(ResidentPages(start, bytes), is_known ? 65u : 1u);
+  EXPECT_EQ(start[0], 0);
+  EXPECT_EQ(start[PageBytes()], 1);
+  source.Unmap(start, bytes);
+}
+
 TEST(OsPageSource, AnotherSourceMayBeAskedInItsPlace) {
   OsPageSource source;
   ScriptedPageSource other;
@@ -459,19 +479,21 @@ TEST(OsPageSource, AnotherSourceMayBeAskedInItsPlace) {
   EXPECT_EQ(MapBytes(source, kMiB), nullptr);
   EXPECT_EQ(source.Purge(before, kMiB), Purged::kZero);
   source.KeepSmallPages(before, kMiB);
+  source.Populate(before, kMiB);
   source.Guard(before, PageBytes());
   source.Unmap(before, kMiB);
   EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
   char* const place = MapPlace(source, 2 * kMiB, 4 * kMiB);
   EXPECT_TRUE(source.Move(during, 2 * kMiB, place, 4 * kMiB));
   EXPECT_FALSE(source.GrowInPlace(place, kMiB, 2 * kMiB));
-  ASSERT_EQ(other.calls().size(), 9u);
-  EXPECT_EQ(other.calls()[8].kind, Kind::kGrow);
+  ASSERT_EQ(other.calls().size(), 10u);
+  EXPECT_EQ(other.calls()[4].kind, Kind::kPopulate);
+  EXPECT_EQ(other.calls()[9].kind, Kind::kGrow);
 
   source.Substitute(nullptr);
   source.Unmap(place, 4 * kMiB);
   EXPECT_EQ(source.statistics().mapped_bytes, 0u);
-  EXPECT_EQ(other.calls().size(), 9u);
+  EXPECT_EQ(other.calls().size(), 10u);
 }
 
 TEST(OsPageSource, CountsCallsAndThePeak) {
@@ -552,6 +574,7 @@ TEST(PageSource, WhatASourceLeavesOutIsRefused) {
   EXPECT_FALSE(source.Move(start, kMiB, place, 2 * kMiB));
   source.Guard(start, PageBytes());
   source.KeepSmallPages(start, kMiB);
+  source.Populate(start, kMiB);
   start[0] = 1;
   source.MakeZero(start, kMiB);
   EXPECT_EQ(start[0], 0);

@@ -26,6 +26,7 @@ class ScriptedPageSource final : public PageSource {
     kGuard,
     kSmallPages,
     kHugePages,
+    kPopulate,
   };
 
   struct Call {
@@ -145,6 +146,11 @@ class ScriptedPageSource final : public PageSource {
   void AdviseHugePages(void* start, size_t bytes) override {
     os_.PreferHugePages(start, bytes);
     calls_.push_back({Kind::kHugePages, start, bytes, false});
+  }
+
+  void PopulatePages(void* start, size_t bytes) override {
+    os_.Populate(start, bytes);
+    calls_.push_back({Kind::kPopulate, start, bytes, false});
   }
 
   // Not OsPages(), so that this one may stand in for it.
