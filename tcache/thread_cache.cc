@@ -735,11 +735,7 @@ bool ThreadCache::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
     return false;
   }
   if (WasUsed()) slab_pass_.LookAgain();
-  if (!pending_.IsEmpty()) {
-    DrainPending();
-    slab_pass_.LookAgain();
-    SetUntidy(true);
-  }
+  if (!pending_.IsEmpty()) DrainForTidy();
   if (is_urgent) {
     slab_pass_.Restart();
     for (Shelf& shelf : shelves_) shelf.depot_unused = shelf.depot_count;
@@ -867,6 +863,12 @@ void ThreadCache::DrainPending() {
   PassTokens(others);
 }
 
+void ThreadCache::DrainForTidy() {
+  DrainPending();
+  slab_pass_.LookAgain();
+  SetUntidy(true);
+}
+
 void ThreadCache::PassTokens(Slab* slabs) {
   while (slabs != nullptr) {
     Slab* next = slabs->pending_next;
@@ -898,7 +900,11 @@ ThreadCache::Counters ThreadCache::AddStatistics(
   BiasedLockHolder hold(lock_);
   // What others freed and the owner has not seen yet, or, of the stray cache, may never
   // see.
-  if (!pending_.IsClosed() && !pending_.IsEmpty()) DrainPending();
+  if (!pending_.IsClosed() && !pending_.IsEmpty()) {
+    DrainForTidy();
+    // The maintenance thread may have found nothing to do since they were freed.
+    maintenance_signal.NoteWork();
+  }
   ForEachSlab([&](Slab* slab) {
     ClassStatistics& statistics = classes[slab->size_class()];
     ++statistics.slabs;

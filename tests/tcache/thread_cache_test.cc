@@ -948,6 +948,8 @@ TEST_F(ThreadCacheTest, IsTidyWhenThereIsNothingToDo) {
   // Enough for a remote mark.
   OnAnotherThread([&] { Free(p); });
   EXPECT_FALSE(cache->IsTidy()) << "another thread has freed a block";
+  (void)StatisticsOf(ClassOf(kBytes));
+  EXPECT_FALSE(cache->IsTidy()) << "nobody has looked at its slab since";
   EXPECT_TRUE(tidy());
 }
 
