@@ -276,18 +276,24 @@ void Arena::RecycleRecord(Run* run) {
 }
 
 Run* Arena::AddMapping(uint32_t pages, size_t alignment) {
-  // A mapping that starts aligned wastes nothing before the request.
-  alignment = std::max(alignment, kGranuleBytes);
   const size_t needed_bytes = RoundUp(pages * PageBytes(), kGranuleBytes);
-  // Where the system has no room for that much and its records, for less.
+  // A mapping that starts aligned wastes nothing before the request, and before its first
+  // huge page no small ones.
+  bool is_huge = settings.huge_pages.load(std::memory_order_relaxed) ==
+                 HugePagePolicy::kGrown;
+  // Where the system has no room for that much and its records, for less, and at last for
+  // a mapping that starts anywhere: to align it takes more addresses for a moment.
   for (size_t bytes = std::max(needed_bytes, next_segment_bytes_);;
        bytes = std::max(needed_bytes, RoundUp(bytes / 2, kGranuleBytes))) {
+    is_huge = is_huge && bytes >= kHugePageBytes;
     // Room for the records of slabs first, which are a 64th of a slab at most:
     // under a limit, what is mapped could not be used without.
     if (bytes <= kFirstSegmentBytes || metadata_.Reserve(bytes / 64)) {
-      if (Run* const run = MapRun(bytes, alignment)) return run;
+      const size_t own_alignment = is_huge ? kHugePageBytes : kGranuleBytes;
+      Run* const run = MapRun(bytes, std::max(alignment, own_alignment));
+      if (run != nullptr) return run;
     }
-    if (bytes == needed_bytes) return nullptr;
+    if (bytes == needed_bytes && !std::exchange(is_huge, false)) return nullptr;
   }
 }
 

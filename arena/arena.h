@@ -97,7 +97,7 @@ class Arena {
 
   // With so much in use, what is resident too early for a huge page is little
   // beside it.
-  static constexpr size_t kGrownBytes = 2 * kHugePageBytes;
+  static constexpr size_t kGrownBytes = kHugePageBytes + kHugePageBytes / 2;
 
   // Where the system had none so often in a row, twice as much as now must be in use
   // before it is asked again. Once, and the range may be the reason: Linux makes none

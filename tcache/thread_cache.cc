@@ -100,7 +100,9 @@ void ThreadCache::Close() {
       slab = next;
     }
     owned_slab_bytes_ = 0;
+    granules_of_each_ = 0;
     for (Shelf& shelf : shelves_) {
+      shelf.had_slab = false;
       for (SlabList& list : shelf.slabs) {
         while ((slab = list.PopFront()) != nullptr) {
           if (slab->used() == 0) {
@@ -346,7 +348,10 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
 }
 
 Filling ThreadCache::FillingOfNext(const Shelf& shelf) const {
-  if (owned_slab_bytes_ >= kManySlabBytes) return Filling::kFromLowEnd;
+  const size_t enough_bytes =
+      std::clamp(kSlabsOfEach * granules_of_each_ * kGranuleBytes,
+                 Arena::kGrownBytes, kManySlabBytes);
+  if (owned_slab_bytes_ >= enough_bytes) return Filling::kFromLowEnd;
   const Slab* slab = shelf.slabs[Slab::kFull].first();
   for (uint32_t full = 0; slab != nullptr; slab = slab->next) {
     if (++full == kManySlabs) return Filling::kFromLowEnd;
@@ -369,7 +374,12 @@ void ThreadCache::TakeOwnership(Slab* slab) {
                c < kFastClasses ? tag_ | MagazineOffset(c) : SlowTag(c), slab);
   slab->UpdateFullness();
   slab->ForgetPass();
-  shelves_[c].slabs[slab->fullness()].PushFront(slab);
+  Shelf& shelf = shelves_[c];
+  shelf.slabs[slab->fullness()].PushFront(slab);
+  if (!shelf.had_slab) {
+    shelf.had_slab = true;
+    granules_of_each_ += static_cast<uint16_t>(SlabBytes(c) / kGranuleBytes);
+  }
 }
 
 // --- Deallocation. ---
@@ -925,9 +935,12 @@ void ThreadCache::Verify(bool with_magazines) {
     slab->Verify();
     QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);
     if (!slab->is_inherited()) owned_slab_bytes += SlabBytes(slab->size_class());
+    QUARRY_CHECK(shelves_[slab->size_class()].had_slab);
   });
   size_t depot_bytes = 0;
+  size_t granules_of_each = 0;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    if (shelves_[c].had_slab) granules_of_each += SlabBytes(c) / kGranuleBytes;
     const auto check = [&](FreeBlock* block, int64_t blocks) {
       for (; block != nullptr; block = block->next, --blocks) {
         QUARRY_CHECK(blocks > 0);
@@ -953,6 +966,7 @@ void ThreadCache::Verify(bool with_magazines) {
   }
   QUARRY_CHECK(depot_bytes == depot_bytes_);
   QUARRY_CHECK(owned_slab_bytes == owned_slab_bytes_);
+  QUARRY_CHECK(granules_of_each == granules_of_each_);
 }
 
 }  // namespace quarry

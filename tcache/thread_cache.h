@@ -487,6 +487,11 @@ class alignas(64) ThreadCache {
   static constexpr uint32_t kMostNotes = 64;
   // A class with so many full slabs leaves little of them empty with the last.
   static constexpr uint32_t kManySlabs = 16;
+  // Of its slabs a thread has left at most one of each class untouched, since a class
+  // takes the next when all blocks of the others were given out. That is little beside so
+  // many of each, or so many bytes.
+  static constexpr size_t kSlabsOfEach = 3;
+  static constexpr size_t kManySlabBytes = size_t{8} << 20;
   // In slabs, at a fork: of less, the child may as well copy all.
   static constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
 
@@ -510,9 +515,11 @@ class alignas(64) ThreadCache {
     // The fewest that there were since the last Tidy(): so many of the oldest
     // were not wanted.
     uint8_t depot_unused = 0;
-    bool is_cold = false;
+    bool is_cold : 1 = false;
     // Since Tidy() found the whole cache unused: the magazine starts small.
-    bool was_idle = false;
+    bool was_idle : 1 = false;
+    // Since the cache was opened.
+    bool had_slab : 1 = false;
     // So many new slabs come before inherited ones.
     uint32_t new_slabs_first = 0;
   };
@@ -710,13 +717,13 @@ class alignas(64) ThreadCache {
   Arena* arena_ = nullptr;
   Counters counters_ ABSL_GUARDED_BY(lock_);
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
-  // In all slabs of the thread that are not inherited. With so many, what it leaves of
-  // them untouched is little beside that, of whatever classes they are.
+  // In all slabs of the thread that are not inherited.
   size_t owned_slab_bytes_ ABSL_GUARDED_BY(lock_) = 0;
-  static constexpr size_t kManySlabBytes = size_t{8} << 20;
   // Whether a class may be cold. Written under the lock by the owner, which reads it
   // without.
   bool has_cold_depots_ = false;
+  // In a slab of each class of which the thread had any.
+  uint16_t granules_of_each_ ABSL_GUARDED_BY(lock_) = 0;
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr uint32_t kMostUndrained = 16;

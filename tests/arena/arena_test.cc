@@ -46,6 +46,9 @@ class PlacedPageSource final : public PageSource {
   // No mapping of it touches another, unless a test wants so.
   size_t gap_bytes = kGranuleBytes;
 
+  // It has no addresses for more.
+  size_t most_alignment = SIZE_MAX;
+
   // Recorded by AdviseHugePages() and AdviseSmallPages().
   std::vector<std::pair<char*, size_t>> huge_pages, small_pages;
 
@@ -65,7 +68,9 @@ class PlacedPageSource final : public PageSource {
   static constexpr size_t kRegionBytes = size_t{1} << 30;
 
   void* MapPages(size_t bytes, size_t alignment) override {
-    if (bytes + alignment > kRegionBytes) return nullptr;
+    if (alignment > most_alignment || bytes + alignment > kRegionBytes) {
+      return nullptr;
+    }
     char* start = PlaceBelow(bytes, alignment);
     if (regions_.empty() || start < regions_.back()) {
       void* const region = os_.Map(kRegionBytes, 1);
@@ -728,6 +733,24 @@ TEST_F(PlacedArenaTest, WhatWasMovedOutIsCleanAndZero) {
   Deallocate({again, beside});
 }
 
+TEST_F(PlacedArenaTest, AMappingBeginsWhereAHugePageCan) {
+  source_.gap_bytes = 5 * kGranuleBytes;
+  std::vector<PageRun*> runs;
+  // The second is more than a segment has by itself.
+  for (const size_t bytes : {PageBytes(), 20 * kMiB + kGranuleBytes, 40 * kMiB}) {
+    runs.push_back(Allocate(bytes / PageBytes()));
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(runs.back()->segment->start()) %
+                  kHugePageBytes,
+              0u);
+  }
+  // Or else anywhere, and only as large as it must be.
+  source_.most_alignment = kGranuleBytes;
+  const size_t mapped_bytes = arena_.statistics().mapped_bytes;
+  runs.push_back(Allocate(20 * kMiB / PageBytes()));
+  EXPECT_EQ(arena_.statistics().mapped_bytes, mapped_bytes + 20 * kMiB);
+  for (PageRun* run : runs) arena_.Deallocate(run);
+}
+
 TEST_F(PlacedArenaTest, KeepsSmallPagesUnlessAllIsAsTheSystemIsSet) {
   for (const HugePagePolicy policy : {HugePagePolicy::kNever,
                                       HugePagePolicy::kGrown}) {
@@ -753,7 +776,9 @@ class GrownArenaTest : public PlacedArenaTest {
   static constexpr uint32_t kMostFailures = Arena::kMostHugePageFailures;
 
   GrownArenaTest() {
-    runs_.push_back(Allocate(Arena::kGrownBytes / PageBytes()));
+    // All of the first mapping.
+    static_assert(Arena::kFirstSegmentBytes >= Arena::kGrownBytes);
+    runs_.push_back(Allocate(Arena::kFirstSegmentBytes / PageBytes()));
     source_.small_pages.clear();
   }
   ~GrownArenaTest() override {

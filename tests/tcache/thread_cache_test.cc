@@ -18,6 +18,8 @@
 
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tcache/cache_registry.h"
+#include "tcache/orphans.h"
 #include "tcache/thread_life.h"
 #include "tests/arena/resident_pages.h"
 #include "tests/arena/test_seed.h"
@@ -379,52 +381,85 @@ TEST_F(ThreadCacheTest, RefillsFromTheFullestSlab) {
   }
 }
 
-// Each thread has a slab of each class, most of them hardly touched.
-TEST_F(ThreadCacheTest, OfFewSlabsOnlyAClassOfManyGetsHugePages) {
-  Arena& arena = ArenaAt(0);
-  ThreadCache::FlushThread();
-  auto* const large = arena.Allocate(Arena::kGrownBytes / PageBytes(), 1);
-  arena.Purge(0);
-  ASSERT_EQ(arena.FreeDirtyBytes(), 0u);
-  std::vector<void*> blocks;
-  const size_t bytes_before = SlabBytesInUse();
-  for (SizeClass c = ClassOf(kBytes);
-       SlabBytesInUse() - bytes_before + 8 * SlabBytes(c) <= size_t{7} << 20; ++c) {
-    for (size_t i = 0; i < 8 * SlabBlocks(c); ++i) {
-      blocks.push_back(AllocateOfClass(c));
+// Of an arena that is large otherwise. Nothing is freed, so only what a huge page made
+// resident too early is dirty.
+class HugePagesTest : public ThreadCacheTest {
+ protected:
+  HugePagesTest() : parked_caches_(settings.parked_caches.exchange(0)) {
+    ThreadCache::FlushThread();
+    static_cast<void>(cache_registry.CloseParked(/*all=*/true));
+    // Enough also where the system had none for the test before.
+    for (auto*& run : large_) {
+      run = arena_.Allocate((size_t{32} << 20) / PageBytes(), 1);
+    }
+    arena_.Purge(0);
+    bytes_before_ = SlabBytesInUse();
+    OrphansOf(0).ForEach([](Slab*) { ADD_FAILURE() << "would be adopted"; });
+  }
+  ~HugePagesTest() override {
+    for (auto* run : large_) arena_.Deallocate(run);
+    settings.parked_caches = parked_caches_;
+  }
+
+  // In a thread whose cache has had no slab.
+  template <typename Step>
+  void InANewThread(Step step) {
+    OnAnotherThread([&] {
+      step();
+      for (void* block : blocks_) Free(block);
+    });
+  }
+
+  // Until there is a huge page, or there are so many slabs of the class.
+  void FillSlabs(SizeClass size_class, size_t slabs) {
+    for (size_t i = 0; i < slabs * SlabBlocks(size_class); ++i) {
+      if (arena_.FreeDirtyBytes() != 0) return;
+      blocks_.push_back(AllocateOfClass(size_class));
     }
   }
-  EXPECT_GT(SlabBytesInUse() - bytes_before, size_t{6} << 20);
-  // Nothing was freed: only what a huge page made resident is dirty.
-  EXPECT_EQ(arena.FreeDirtyBytes(), 0u);
-  const size_t made = counters().slabs_made;
-  while (arena.FreeDirtyBytes() == 0 && counters().slabs_made < made + 64) {
-    blocks.push_back(Allocate(kBytes));
+  void FillSlabsOfEach(size_t slabs) {
+    for (SizeClass c = kFirstClass; c < kClasses; ++c) FillSlabs(c, slabs);
   }
-  EXPECT_EQ(arena.FreeDirtyBytes(), kHugePageBytes - kGranuleBytes);
-  for (void* block : blocks) Free(block);
-  arena.Deallocate(large);
+
+  size_t OwnBytes() const { return SlabBytesInUse() - bytes_before_; }
+
+  Arena& arena_ = ArenaAt(0);
+
+ private:
+  const size_t parked_caches_;
+  std::array<decltype(arena_.Allocate(1, 1)), 2> large_;
+  size_t bytes_before_;
+  std::vector<void*> blocks_;
+};
+
+// Each thread has a slab of each class, most of them hardly touched.
+TEST_F(HugePagesTest, NoneForFewSlabsOfManyClasses) {
+  InANewThread([&] {
+    FillSlabsOfEach(2);
+    EXPECT_NE(arena_.FreeDirtyBytes(), 0u);
+    EXPECT_GT(OwnBytes(), size_t{8} << 20);
+  });
 }
 
-TEST_F(ThreadCacheTest, OfManySlabsEachClassGetsHugePages) {
-  Arena& arena = ArenaAt(0);
-  ThreadCache::FlushThread();
-  // Enough also where the system had none for the test before.
-  const size_t pages = (size_t{32} << 20) / PageBytes();
-  const std::array large = {arena.Allocate(pages, 1), arena.Allocate(pages, 1)};
-  arena.Purge(0);
-  std::vector<void*> blocks;
-  const size_t bytes_before = SlabBytesInUse();
-  for (SizeClass c = kFirstClass; c < kClasses && arena.FreeDirtyBytes() == 0; ++c) {
-    for (size_t i = 0; i < 6 * SlabBlocks(c) && arena.FreeDirtyBytes() == 0; ++i) {
-      blocks.push_back(AllocateOfClass(c));
-    }
-  }
-  EXPECT_GE(arena.FreeDirtyBytes(), kHugePageBytes / 2);
-  EXPECT_GT(SlabBytesInUse() - bytes_before, size_t{8} << 20);
-  EXPECT_LT(SlabBytesInUse() - bytes_before, size_t{12} << 20);
-  for (void* block : blocks) Free(block);
-  for (auto* run : large) arena.Deallocate(run);
+TEST_F(HugePagesTest, ForFourSlabsOfEachClass) {
+  InANewThread([&] {
+    FillSlabsOfEach(4);
+    EXPECT_NE(arena_.FreeDirtyBytes(), 0u);
+    EXPECT_GT(OwnBytes(), Arena::kGrownBytes);
+    EXPECT_LE(OwnBytes(), Arena::kGrownBytes + kHugePageBytes + kGranuleBytes);
+  });
+}
+
+TEST_F(HugePagesTest, ForManySlabsOfOneClass) {
+  InANewThread([&] {
+    for (SizeClass c = kFastClasses; c < kClasses; ++c) FillSlabs(c, 1);
+    EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+    const size_t before = OwnBytes();
+    FillSlabs(ClassOf(kBytes), 64);
+    EXPECT_EQ(arena_.FreeDirtyBytes(), kHugePageBytes - kGranuleBytes);
+    EXPECT_GT(OwnBytes() - before, 16 * kGranuleBytes);
+    EXPECT_LE(OwnBytes() - before, kHugePageBytes + 17 * kGranuleBytes);
+  });
 }
 
 TEST_F(ThreadCacheTest, ARefillTakesNoMoreThanSixteenKibibytes) {

@@ -618,19 +618,25 @@ TEST_F(ThreadLifeTest, AForksChildDoesNotWriteToWhatItFrees) {
 TEST_F(ThreadLifeTest, AForksChildMakesNoHugePageForItsFirstSlabs) {
   std::vector<void*> blocks = {Allocate(kBytes)};
   Arena& arena = *thread_state.cache->arena();
-  while (arena.statistics().in_use_bytes <
-         Arena::kGrownBytes + kHugePageBytes) {
+  while (arena.statistics().in_use_bytes < 3 * kHugePageBytes) {
     blocks.push_back(Allocate(kBytes));
   }
   EXPECT_EQ(InChild([&] {
-              arena.Purge(0);
-              std::vector<void*> own;
-              // Of classes of which it inherited none, up to what begins a range.
-              for (size_t bytes = 2048; bytes <= 4096; bytes += 512) {
-                for (int i = 0; i < 200; ++i) {
-                  own.push_back(Allocate(bytes));
-                  QUARRY_CHECK(arena.FreeDirtyBytes() < kHugePageBytes / 2);
-                }
+              // Up to where its fourteenth slab begins a range.
+              char* end;
+              do {
+                end = arena.Allocate(kGranuleBytes / PageBytes(), kGranuleBytes)
+                          ->end();
+              } while ((reinterpret_cast<uintptr_t>(end) + 13 * kGranuleBytes) %
+                           kHugePageBytes != 0);
+              const size_t before = SlabBytesInUse();
+              size_t dirty = arena.FreeDirtyBytes();
+              // Of classes of which it inherited none.
+              for (size_t i = 0; SlabBytesInUse() < before + 15 * kGranuleBytes;
+                   ++i) {
+                static_cast<void>(Allocate(i % 2 == 0 ? 2048 : 4096));
+                QUARRY_CHECK(arena.FreeDirtyBytes() <= dirty);
+                dirty = arena.FreeDirtyBytes();
               }
               VerifyAll();
             }),
