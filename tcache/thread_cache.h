@@ -692,7 +692,7 @@ class alignas(64) ThreadCache {
   // Returns whether there were any.
   bool ReturnEmptySlabs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void DrainPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // By who is not the owner: what came free is for Tidy() to look at.
+  // The same, and what came free is for Tidy() to look at.
   void DrainForTidy() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Slabs of a pending stack that are another cache's, linked by pending_next:
   // their tokens go on.
