@@ -935,7 +935,6 @@ void ThreadCache::Verify(bool with_magazines) {
     slab->Verify();
     QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);
     if (!slab->is_inherited()) owned_slab_bytes += SlabBytes(slab->size_class());
-    QUARRY_CHECK(shelves_[slab->size_class()].had_slab);
   });
   size_t depot_bytes = 0;
   size_t granules_of_each = 0;
