@@ -16,10 +16,11 @@
 //
 // Only the owner puts runs in. It and the maintenance thread take them out.
 //
-// Thread-safety: the lock of the thread cache guards all but HasRoomFor(), which the
-//   owner may call without it, and cached_bytes(), which any thread may.
-// Invariant: the sum of the runs' bytes is cached_bytes_. Every run in a list is in
-//   state kCached, and its `previous` is this cache.
+// Thread-safety: the lock of the thread cache guards all but cached_bytes(), for which
+//   any thread may ask.
+// Invariant: the sum of the runs' bytes is cached_bytes_, and nonempty_lists_ has the bits
+//   of the lists that have one. Every run in a list is in state kCached, and its
+//   `previous` is this cache.
 // Errors: of a run that two threads free at once, and both keep, one of the two lists
 //   is no longer whole. Who takes the run from the other than the last to put it in
 //   aborts, before any list is followed beyond it.
@@ -31,6 +32,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "absl/base/attributes.h"
@@ -56,6 +58,7 @@ class RunCache {
       : cached_bytes_(0),
         tops_{},
         starts_{},
+        nonempty_lists_(0),
         next_list_(0),
         least_bytes_(0),
         puts_(0),
@@ -70,14 +73,11 @@ class RunCache {
   // The list for requests of `bytes`, more than kSmallMaxBytes and at most
   // kMostRunBytes: that of MediumBytes(bytes).
   ABSL_ATTRIBUTE_ALWAYS_INLINE static size_t ListFor(size_t bytes) {
-    constexpr unsigned kStepBits = std::countr_zero(kStepsPerDoubling);
-    constexpr size_t kFirst =
-        kStepsPerDoubling * (std::countr_zero(kSmallMaxBytes) + size_t{1});
-    // Of the last byte of whole pages the four highest bits tell, and how high they are.
-    // It is not 0, which the compiler cannot know and would look at.
+    // Of the last byte of whole pages the four highest bits tell, and how high they are:
+    // what the exponent and the first bits of a float are, beside each other.
     const size_t last = (bytes - 1) | (KnownPageBytes() - 1);
-    const auto power = static_cast<unsigned>(std::bit_width(last | 1)) - 1;
-    return (last >> (power - kStepBits)) + kStepsPerDoubling * power - kFirst;
+    return ExponentAndStep(static_cast<uint32_t>(last)) -
+           ExponentAndStep(uint32_t{kSmallMaxBytes});
   }
 
   // The list of a run of exactly `bytes` > 0 bytes, or kNoList: for one that is too
@@ -96,42 +96,38 @@ class RunCache {
 
   // Whether a list has a run.
   bool HasRun(size_t list) const {
-    return list < kLists && tops_[list] != nullptr;
+    return list < kLists && (nonempty_lists_ >> list & 1) != 0;
   }
 
-  // Takes the run that was put last into `list`, in state kInUse, which may hold
-  // anything. Returns where it starts; nullptr if the list is empty.
+  // Takes the run that was put last into `list`, or, if that is empty, into the next of
+  // the lists above it whose runs serve its requests as well: most of what these do not
+  // touch lies in what was touched before, and where a run is cut to size, or a new one
+  // is made, more pages are. It is in state kInUse and may hold anything. Returns where
+  // it starts; nullptr if there is none.
+  //
+  // Which list that is no branch tells, since it is as often one as the other.
   ABSL_ATTRIBUTE_ALWAYS_INLINE void* Take(size_t list) {
+    const uint64_t lists = nonempty_lists_ >> list & ((2u << kLargerMediums) - 1);
+    if (ABSL_PREDICT_FALSE(lists == 0)) return nullptr;
+    list += static_cast<size_t>(std::countr_zero(lists));
     void* const start = starts_[list];
     Run* const run = tops_[list];
-    if (ABSL_PREDICT_FALSE(run == nullptr)) return nullptr;
     Pop(list, run);
-    run->zeroed = false;
     run->state.store(Run::kInUse, std::memory_order_relaxed);
     return start;
   }
 
-  // The same from one of the lists above `list`, where that has none, whose runs serve
-  // its requests as well. Most of what these do not touch lies in what was touched
-  // before, and where a run is cut to size, or a new one is made, more pages are.
-  void* TakeLarger(size_t list) {
-    for (size_t i = 1; i <= kLargerMediums; ++i) {
-      if (HasRun(list + i)) return Take(list + i);
-    }
-    return nullptr;
-  }
-
-  // Whether a run of so many bytes can be kept and no other has to go.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE bool HasRoomFor(size_t bytes) const {
-    return cached_bytes() + bytes <= kMostBytes;
-  }
-
-  // Keeps `run`, which is in use and starts at `start`, in the list that it is of.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE void PutIn(size_t list, Run* run, void* start,
-                                          size_t bytes) {
+  // Keeps `run`, which is in use, starts at `start` and has so many bytes, in the list
+  // that it is of; false if another would have to go.
+  [[nodiscard]] ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryPutIn(size_t list, Run* run,
+                                                           void* start,
+                                                           size_t bytes) {
     QUARRY_DCHECK(list == ListOfRun(bytes));
+    const size_t cached_bytes = cached_bytes_ + bytes;
+    if (ABSL_PREDICT_FALSE(cached_bytes > kMostBytes)) return false;
     run->state.store(Run::kCached, std::memory_order_relaxed);
-    Push(list, run, start, bytes);
+    Push(list, run, start, cached_bytes);
+    return true;
   }
 
   // Keeps `run`, whose state the caller has made kCached; false if it is of no list.
@@ -141,7 +137,9 @@ class RunCache {
     if (list == kNoList) return false;
     static_assert(kLists < UINT8_MAX);
     run->bin = static_cast<uint8_t>(list + 1);
-    Push(list, run, run->start, run->bytes());
+    // A run that TryPutIn() keeps was kept before, as its note tells.
+    run->zeroed = false;
+    Push(list, run, run->start, cached_bytes_ + run->bytes());
     return true;
   }
 
@@ -224,18 +222,28 @@ class RunCache {
   }
 
  private:
+  static constexpr uint32_t ExponentAndStep(uint32_t value) {
+    constexpr int kFractionBits = std::numeric_limits<float>::digits - 1;
+    static_assert(std::numeric_limits<float>::is_iec559 &&
+                  2 * kMostRunBytes < size_t{1} << kFractionBits);
+    // From a signed number, which takes one instruction.
+    return std::bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(value))) >>
+           (kFractionBits - std::countr_zero(kStepsPerDoubling));
+  }
+
   // Under the lock. Relaxed: who reads it without that takes it for a hint.
   void SetCachedBytes(size_t bytes) {
     std::atomic_ref<size_t>(cached_bytes_).store(bytes, std::memory_order_relaxed);
   }
 
   ABSL_ATTRIBUTE_ALWAYS_INLINE void Push(size_t list, Run* run, void* start,
-                                         size_t bytes) {
+                                         size_t cached_bytes) {
     run->next = tops_[list];
     run->previous = Mark();
     starts_[list] = start;
     tops_[list] = run;
-    SetCachedBytes(cached_bytes_ + bytes);
+    nonempty_lists_ |= uint64_t{1} << list;
+    SetCachedBytes(cached_bytes);
     ++puts_;
   }
 
@@ -244,6 +252,7 @@ class RunCache {
     TakeOut(run);
     Run* const next = run->next;
     tops_[list] = next;
+    nonempty_lists_ ^= uint64_t{next == nullptr} << list;
     // Whatever, if there is no next: but no branch, since that is as often as not.
     starts_[list] = (next != nullptr ? next : run)->start;
   }
@@ -274,6 +283,8 @@ class RunCache {
   // turn would wait for the look-up of the record from the address, and for the
   // address in the record, if what is given out came from there.
   void* starts_[kLists];
+  uint64_t nonempty_lists_;  // Bit i for list i.
+  static_assert(kLists <= 64);
   size_t next_list_;    // To evict from.
   size_t least_bytes_;  // That there were since the last StealIdle().
   // How often the owner put a run in, and what that was at the last PopIdle() and

@@ -451,15 +451,7 @@ void ThreadCache::FlushColdDepotsUnlocked() {
 
 void* ThreadCache::TakeRunUnbiased(size_t list) {
   if (CachedRunBytes() == 0 || !lock_.TryAcquireAsOwner()) return nullptr;
-  void* start = runs_.Take(list);
-  if (start == nullptr) start = runs_.TakeLarger(list);
-  lock_.ReleaseAsOwner();
-  return start;
-}
-
-void* ThreadCache::TakeLargerRun(size_t list) {
-  if (!lock_.TryAcquireAsOwner()) return nullptr;
-  void* const start = runs_.TakeLarger(list);
+  void* const start = runs_.Take(list);
   lock_.ReleaseAsOwner();
   return start;
 }

@@ -337,10 +337,7 @@ class alignas(64) ThreadCache {
     }
     void* const start = cache->runs_.Take(list);
     cache->lock_.ReleaseByBias();
-    if (ABSL_PREDICT_TRUE(start != nullptr) || cache->CachedRunBytes() == 0) {
-      return start;
-    }
-    return cache->TakeLargerRun(list);
+    return start;
   }
 
   // To be called by the owner before it asks the arena for a run of so many bytes: slabs
@@ -362,15 +359,13 @@ class alignas(64) ThreadCache {
       return false;
     }
     const size_t list = RunCache::NotedListOfRun(run);
-    const size_t bytes = run->bytes();
     if (ABSL_PREDICT_FALSE(list >= RunCache::kLists) ||
-        !cache->runs_unlocked().HasRoomFor(bytes) ||
         ABSL_PREDICT_FALSE(!cache->lock_.TryAcquireByBias())) {
       return false;
     }
-    cache->runs_.PutIn(list, run, p, bytes);
+    const bool is_kept = cache->runs_.TryPutIn(list, run, p, run->bytes());
     cache->lock_.ReleaseByBias();
-    return true;
+    return is_kept;
   }
 
   // Frees a run in use: keeps it, or gives it to its arena.
@@ -593,7 +588,6 @@ class alignas(64) ThreadCache {
   }
   // Do not wait: the maintenance thread may be at work on all slabs.
   void* TakeRunUnbiased(size_t list) ABSL_LOCKS_EXCLUDED(lock_);
-  void* TakeLargerRun(size_t list) ABSL_LOCKS_EXCLUDED(lock_);
   // Gives back a run behind `run`, if it keeps that, and with what is free or kept there
   // `run` could have least_pages. Returns whether it did.
   bool TryGiveUpBehind(const Run* run, size_t least_pages)

@@ -2,8 +2,10 @@
 
 #include <signal.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <random>
 #include <set>
 #include <vector>
 
@@ -11,6 +13,7 @@
 #include "arena/run.h"
 #include "gtest/gtest.h"
 #include "tcache/size_classes.h"
+#include "tests/arena/test_seed.h"
 
 namespace quarry {
 namespace {
@@ -48,10 +51,8 @@ class RunCacheTest : public testing::Test {
   }
 
   bool PutInRoom(PageRun* run) {
-    if (!cache_.HasRoomFor(run->bytes())) return false;
-    cache_.PutIn(RunCache::ListOfRun(run->bytes()), run, run->start,
-                 run->bytes());
-    return true;
+    return cache_.TryPutIn(RunCache::ListOfRun(run->bytes()), run, run->start,
+                           run->bytes());
   }
 
   std::vector<PageRun*> Steal() {
@@ -84,19 +85,19 @@ TEST_F(RunCacheTest, EachMediumSizeHasAList) {
   EXPECT_TRUE(lists.contains(RunCache::kLists - 1));
 }
 
-TEST_F(RunCacheTest, GivesARunOfTheExactSizeBack) {
+TEST_F(RunCacheTest, GivesARunOfTheSizeBack) {
   PageRun run;
-  Make(&run, 10);
-  EXPECT_EQ(Take(10), nullptr);
-  EXPECT_TRUE(cache_.Put(&run));
-  EXPECT_EQ(cache_.cached_bytes(), 10 * kUnit);
-  EXPECT_EQ(Take(9), nullptr);
-  EXPECT_EQ(Take(11), nullptr);
+  Make(&run, 11);
   run.zeroed = true;
-  EXPECT_EQ(Take(10), &run);
+  EXPECT_EQ(Take(11), nullptr);
+  EXPECT_TRUE(cache_.Put(&run));
+  EXPECT_EQ(cache_.cached_bytes(), 11 * kUnit);
+  EXPECT_EQ(Take(8), nullptr);
+  EXPECT_EQ(Take(12), nullptr);
+  EXPECT_EQ(Take(11), &run);
   EXPECT_TRUE(run.IsInUse());
   EXPECT_FALSE(run.zeroed) << "the program wrote to it";
-  EXPECT_EQ(Take(10), nullptr);
+  EXPECT_EQ(Take(11), nullptr);
   EXPECT_EQ(cache_.cached_bytes(), 0u);
 }
 
@@ -120,30 +121,65 @@ TEST_F(RunCacheTest, GivesTheRunThatWasPutInLastBackFirst) {
     EXPECT_TRUE(cache_.Put(&run));
   }
   PageRun other;
-  Make(&other, 9);
+  Make(&other, 7);
   EXPECT_TRUE(cache_.Put(&other));
   for (size_t i = runs.size(); i-- > 0;) EXPECT_EQ(Take(8), &runs[i]);
   EXPECT_EQ(Take(8), nullptr);
-  EXPECT_EQ(Take(9), &other);
+  EXPECT_EQ(Take(7), &other);
 }
 
 TEST_F(RunCacheTest, OneOfTheNextTwoSizesServesToo) {
-  std::array<PageRun, 2> runs;
+  std::array<PageRun, 3> runs;
   Make(&runs[0], 11);
   Make(&runs[1], 10);
+  Make(&runs[2], 9);
   for (PageRun& run : runs) EXPECT_TRUE(cache_.Put(&run));
-  const auto take_larger = [&](size_t units) {
-    return RunAt(cache_.TakeLarger(RunCache::ListFor(units * kUnit)));
-  };
-  EXPECT_EQ(take_larger(16), nullptr) << "there is no larger list";
-  EXPECT_EQ(take_larger(11), nullptr);
-  PageRun* const first = take_larger(9);
+  EXPECT_EQ(Take(16), nullptr) << "there is no larger list";
+  EXPECT_EQ(Take(12), nullptr);
+  EXPECT_EQ(Take(9), &runs[2]) << "one of its own first";
+  PageRun* const first = Take(9);
   EXPECT_EQ(first, &runs[1]) << "the smaller one first";
   EXPECT_TRUE(first->IsInUse());
   EXPECT_EQ(cache_.cached_bytes(), runs[0].bytes());
-  EXPECT_EQ(take_larger(8), nullptr);
-  EXPECT_EQ(take_larger(9), &runs[0]);
+  EXPECT_EQ(Take(8), nullptr);
+  EXPECT_EQ(Take(9), &runs[0]);
+  EXPECT_EQ(Take(9), nullptr);
   EXPECT_EQ(cache_.cached_bytes(), 0u);
+}
+
+// Against lists that are looked through one by one.
+TEST_F(RunCacheTest, TakesWhatAModelTakes) {
+  std::mt19937 random(TestSeed());
+  std::array<PageRun, 8> runs;
+  std::vector<PageRun*> free;
+  for (PageRun& run : runs) free.push_back(&run);
+  std::array<std::vector<PageRun*>, 17> lists;  // By units.
+  size_t served_by_larger = 0;
+  for (int step = 0; step < 20'000; ++step) {
+    const size_t units = 8 + random() % 9;
+    if (random() % 2 == 0 && !free.empty()) {
+      PageRun* const run = free.back();
+      Make(run, units);
+      if (cache_.cached_bytes() + run->bytes() > RunCache::kMostBytes) continue;
+      free.pop_back();
+      ASSERT_TRUE(cache_.Put(run));
+      lists[units].push_back(run);
+      continue;
+    }
+    PageRun* wanted = nullptr;
+    for (size_t i = units; i <= std::min<size_t>(units + kLargerMediums, 16); ++i) {
+      if (lists[i].empty()) continue;
+      wanted = lists[i].back();
+      lists[i].pop_back();
+      served_by_larger += i != units;
+      break;
+    }
+    ASSERT_EQ(Take(units), wanted) << units;
+    if (wanted != nullptr) free.push_back(wanted);
+  }
+  EXPECT_GT(served_by_larger, 100u) << "or the test is of little use";
+  while (cache_.PopAbove(0) != nullptr) {
+  }
 }
 
 TEST_F(RunCacheTest, AnyOfTheLatestRunsOfAListCanBeTakenOut) {
