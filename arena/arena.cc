@@ -1,6 +1,7 @@
 #include "arena/arena.h"
 
 #include <algorithm>
+#include <bit>
 #include <new>
 #include <utility>
 
@@ -281,9 +282,12 @@ Run* Arena::AddMapping(uint32_t pages, size_t alignment) {
   // huge page no small ones.
   bool is_huge = settings.huge_pages.load(std::memory_order_relaxed) ==
                  HugePagePolicy::kGrown;
+  const size_t wanted_bytes =
+      std::clamp(std::bit_floor(mapped_pages_ * PageBytes() + kFirstSegmentBytes),
+                 kFirstSegmentBytes, kLargestSegmentBytes);
   // Where the system has no room for that much and its records, for less, and at last for
   // a mapping that starts anywhere: to align it takes more addresses for a moment.
-  for (size_t bytes = std::max(needed_bytes, next_segment_bytes_);;
+  for (size_t bytes = std::max(needed_bytes, wanted_bytes);;
        bytes = std::max(needed_bytes, RoundUp(bytes / 2, kGranuleBytes))) {
     is_huge = is_huge && bytes >= kHugePageBytes;
     // Room for the records of slabs first, which are a 64th of a slab at most:
@@ -315,7 +319,6 @@ Run* Arena::MapRun(size_t bytes, size_t alignment) {
     source_.KeepSmallPages(start, bytes);
   }
   mapped_pages_ += pages;
-  next_segment_bytes_ = std::min(2 * next_segment_bytes_, kLargestSegmentBytes);
   PageMap::Set(start, bytes, kRunTag, segment);
 
   Run* const run = TakeRecord(segment, start, pages);

@@ -83,7 +83,8 @@ class Arena {
     friend bool operator==(const Statistics&, const Statistics&) = default;
   };
 
-  // The first segment; each next one is twice the last, up to the largest.
+  // The first segment. Each next one is as much as there is, up to the largest, and so
+  // twice the last if none is gone or was made for a large run.
   static constexpr size_t kFirstSegmentBytes = size_t{4} << 20;
   static constexpr size_t kLargestSegmentBytes = size_t{64} << 20;
 
@@ -375,7 +376,6 @@ class Arena {
   Run* victim_ ABSL_GUARDED_BY(lock_) = nullptr;
   Run* top_ ABSL_GUARDED_BY(lock_) = nullptr;
   Segment* segments_ ABSL_GUARDED_BY(lock_) = nullptr;
-  size_t next_segment_bytes_ ABSL_GUARDED_BY(lock_) = kFirstSegmentBytes;
 
   Run* spare_records_ ABSL_GUARDED_BY(lock_) = nullptr;  // Linked by next.
   size_t spares_ ABSL_GUARDED_BY(lock_) = 0;

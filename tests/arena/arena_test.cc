@@ -627,6 +627,19 @@ TEST_F(PlacedArenaTest, UnmapsSegmentsThatAreWhollyFree) {
   Deallocate({third});
 }
 
+// Or a program's limit would be passed for a page.
+TEST_F(PlacedArenaTest, WhatIsUnmappedMakesTheNextSegmentSmaller) {
+  PageRun* const first = Allocate(4 * kMiB / PageBytes());
+  PageRun* const second = Allocate(8 * kMiB / PageBytes());
+  EXPECT_EQ(arena_.statistics().mapped_bytes, 12 * kMiB);
+  Deallocate({first, second});
+  arena_.Purge(0);
+  ASSERT_EQ(arena_.statistics().mapped_bytes, 0u);
+  PageRun* const third = Allocate(1);
+  EXPECT_EQ(arena_.statistics().mapped_bytes, Arena::kFirstSegmentBytes);
+  Deallocate({third});
+}
+
 // Of a segment's three parts the outer ones are free.
 TEST_F(PlacedArenaTest, UnmapsTheFreeEndsOfASegment) {
   const size_t third = Arena::kFirstSegmentBytes / PageBytes() / 4;
