@@ -258,8 +258,11 @@ void* Move(void* p, size_t old_bytes, size_t new_bytes) {
   return moved;
 }
 
-// Frees a block whose content has moved to a larger one: the thread does not keep what
-// is of a size that was outgrown.
+// What realloc() outgrows the thread keeps as any block that is freed, up to this size.
+constexpr size_t kMostKeptOutgrownBytes = 8 * 1024;
+
+// Frees a larger block whose content has moved: the thread does not keep what is of a
+// size that was outgrown.
 void FreeOutgrown(void* p) {
   // Anew: another thread may have freed it meanwhile, wrongly.
   const Room room = RoomOf(PageMap::TagOf(p));
@@ -290,7 +293,8 @@ void CopyToNew(void* block, const void* from, size_t bytes) {
   }
 }
 
-// The same as Move() of a page run, or of a block of a class that is not fast, that grows.
+// The same as Move() of a page run, or of a block of more than kMostKeptOutgrownBytes,
+// that grows.
 ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_bytes) {
   void* const moved = AllocateSlow(new_bytes);
   if (moved == nullptr) return nullptr;
@@ -301,20 +305,30 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_by
 }
 
 // The same of a block of the thread's own, which is not aligned to 8 bytes only, and
-// whose magazine this is: what grows most often is small.
-void* MoveOwn(Magazine* magazine, void* p, size_t old_bytes, size_t new_bytes) {
+// whose magazine this is, where much is to be copied.
+ABSL_ATTRIBUTE_NOINLINE void* MoveOwnMany(Magazine* magazine, void* p, size_t old_bytes,
+                                          size_t new_bytes) {
+  if (new_bytes > old_bytes && old_bytes > kMostKeptOutgrownBytes) {
+    return MoveGrown(p, old_bytes, new_bytes);
+  }
   void* moved = TryPop(new_bytes);
   if (ABSL_PREDICT_FALSE(moved == nullptr)) return Move(p, old_bytes, new_bytes);
+  memcpy(moved, p, std::min(old_bytes, new_bytes));
+  if (ABSL_PREDICT_FALSE(!ThreadCache::TryPush(magazine, p))) Deallocate(p);
+  return moved;
+}
+
+// The same, however much: what grows most often is small.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* MoveOwn(Magazine* magazine, void* p,
+                                                  size_t old_bytes, size_t new_bytes) {
   const size_t bytes = std::min(old_bytes, new_bytes);
-  if (bytes > kLinearMaxBytes) {
-    memcpy(moved, p, bytes);
-  } else {
-    // As TryPopZeroed() does: both blocks are whole pieces of this size.
-    for (size_t i = 0; i < bytes; i += kMinAlignmentBytes) {
-      memcpy(static_cast<char*>(moved) + i, static_cast<char*>(p) + i,
-             kMinAlignmentBytes);
-      std::atomic_signal_fence(std::memory_order_seq_cst);
-    }
+  if (bytes > kLinearMaxBytes) return MoveOwnMany(magazine, p, old_bytes, new_bytes);
+  void* moved = TryPop(new_bytes);
+  if (ABSL_PREDICT_FALSE(moved == nullptr)) return Move(p, old_bytes, new_bytes);
+  // As TryPopZeroed() does: both blocks are whole pieces of this size.
+  for (size_t i = 0; i < bytes; i += kMinAlignmentBytes) {
+    memcpy(static_cast<char*>(moved) + i, static_cast<char*>(p) + i, kMinAlignmentBytes);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
   }
   if (ABSL_PREDICT_FALSE(!ThreadCache::TryPush(magazine, p))) Deallocate(p);
   return moved;
@@ -429,15 +443,6 @@ ABSL_ATTRIBUTE_NOINLINE void FreeRun(void* p, const void* caller) {
   }
 }
 
-ABSL_ATTRIBUTE_NOINLINE void FreeWide(void* p, const void* caller) {
-  if (ABSL_PREDICT_FALSE(!ThreadCache::TryPushWide(p))) {
-    return DeallocateUncommon(p, caller);
-  }
-  if (ABSL_PREDICT_FALSE(maintenance_signal.IsWanted())) {
-    MaintainOnSlowPath(caller);
-  }
-}
-
 // In a thread that has no cache, or has left the fast path: to it, its own blocks
 // have the tag of another thread.
 ABSL_ATTRIBUTE_NOINLINE void FreeWithoutTag(void* p, RemoteBlock block,
@@ -463,13 +468,6 @@ ABSL_ATTRIBUTE_NOINLINE void FlushRemoteBatch(const void* caller) {
   if (FlushRemoteFrees(thread_state.cache)) StartMaintenanceIfWanted(caller);
 }
 
-// MagazineOffset() of the class that serves `bytes`, at most kSmallMaxBytes.
-Tag OffsetFor(size_t bytes) {
-  return ABSL_PREDICT_TRUE(bytes <= kFastMaxBytes)
-             ? ThreadCache::MagazineOffsetFor(bytes)
-             : MagazineOffset(WideClassOf(bytes));
-}
-
 // Whether a run in use starts at `p`, of which HomeTagOf() told kRunTag, that a request
 // for `bytes` > kSmallMaxBytes may have got.
 bool RunServes(const void* p, size_t bytes) {
@@ -485,7 +483,7 @@ void RefuseSize(const void* p, size_t bytes, size_t usable) {
   }
 }
 
-// A block that is not of a fast class, or not of the one for `bytes`.
+// A block that is not of the class for `bytes`, or of none.
 ABSL_ATTRIBUTE_NOINLINE void DeallocateSizedUncommon(void* p, size_t bytes) {
   if (p == nullptr) return;
   const size_t usable = UsableBytesFor(kSizedFree, p);
@@ -508,7 +506,7 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
       if (bytes <= kSmallMaxBytes && ClassOf(bytes) == slab->size_class()) {
         return p;
       }
-      if (bytes > slab->block_bytes() && slab->size_class() >= kFastClasses) {
+      if (bytes > slab->block_bytes() && slab->block_bytes() > kMostKeptOutgrownBytes) {
         return MoveGrown(p, slab->block_bytes(), bytes);
       }
       return Move(p, slab->block_bytes(), bytes);
@@ -608,7 +606,7 @@ void* Reallocate(void* p, size_t bytes) {
   if (Magazine* magazine = ThreadCache::WarmMagazineOf(p)) {
     const size_t old_bytes = magazine->BlockBytesWhenWarm();
     if (ABSL_PREDICT_TRUE(IsWholeBlock(p, old_bytes))) {
-      if (bytes <= kFastMaxBytes && magazine->ServesRequest(bytes)) return p;
+      if (bytes <= kSmallMaxBytes && magazine->ServesRequest(bytes)) return p;
       return MoveOwn(magazine, p, old_bytes, bytes);
     }
   }
@@ -661,7 +659,7 @@ void DeallocateForeign(void* p, Tag offset, const void* caller) {
   const Tag tag = ThreadCache::TagOfOffset(offset);
   if (ABSL_PREDICT_FALSE(tag >= kNobody)) {
     if (tag == kRunTag) return FreeRun(p, caller);
-    return tag < kHugeTag ? FreeWide(p, caller) : DeallocateUncommon(p, caller);
+    return DeallocateUncommon(p, caller);
   }
   RemoteBlock block;
   if (ABSL_PREDICT_FALSE(!RemoteBlock::Find(p, tag, &block))) {
@@ -686,7 +684,8 @@ void DeallocateSizedSlow(void* p, size_t bytes) {
   Tag tag;
   if (ABSL_PREDICT_TRUE(PageMap::HomeTagOf(p, &tag) &&
                         (bytes <= kSmallMaxBytes
-                             ? (tag & (kOwnerUnit - 1)) == OffsetFor(bytes)
+                             ? (tag & (kOwnerUnit - 1)) ==
+                                   ThreadCache::MagazineOffsetFor(bytes)
                              : tag == kRunTag && RunServes(p, bytes)))) {
     return DeallocateForeign(p, ThreadCache::OffsetOf(tag),
                              __builtin_return_address(0));
@@ -811,12 +810,12 @@ HeapStatistics GatherStatistics() {
     const ThreadCache::ClassStatistics& from = classes[c];
     const size_t cached = from.depot_blocks + from.magazine_blocks;
     const size_t live = from.used_blocks - cached;
-    slab_bytes += from.slabs * SlabBytes(c);
+    slab_bytes += from.slabs * kSlabBytes;
     s.slabs += from.slabs;
     s.live_small_bytes += live * BlockBytes(c);
     s.cached_bytes += cached * BlockBytes(c);
     s.slab_free_bytes +=
-        from.slabs * SlabBytes(c) - from.used_blocks * BlockBytes(c);
+        from.slabs * kSlabBytes - from.used_blocks * BlockBytes(c);
     s.by_class[s.size_classes++] = {BlockBytes(c), from.slabs, live,
                                     from.free_blocks + cached};
   }

@@ -28,8 +28,7 @@
 
 namespace quarry {
 
-// Of a block that starts where one of its fast class may: neither what begins
-// behind the last whole block of a slab, nor a block that is aligned to 8 only.
+// Of a block that starts where one of its class may: neither what begins behind the last whole block of a slab, nor a block that is aligned to 8 only.
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool IsWholeBlock(const void* p,
                                                       size_t block_bytes) {
   return reinterpret_cast<uintptr_t>(p) % kGranuleBytes + block_bytes <=
@@ -76,7 +75,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPopZeroed(size_t bytes) {
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool StaysInPlace(const void* p,
                                                       size_t bytes) {
   const Magazine* magazine = ThreadCache::WarmMagazineOf(p);
-  return magazine != nullptr && bytes <= kFastMaxBytes &&
+  return magazine != nullptr && bytes <= kSmallMaxBytes &&
          magazine->ServesRequest(bytes) &&
          IsWholeBlock(p, magazine->BlockBytesWhenWarm());
 }
@@ -91,8 +90,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
 // What TryPop() does not look at, though it is at hand: a block, else nullptr. Then
 // AllocateSlow().
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeAtHand(size_t bytes) {
-  if (bytes <= kFastMaxBytes) return ThreadCache::TryPopSpare(bytes);
-  if (bytes <= kSmallMaxBytes) return ThreadCache::TryPopWide(bytes);
+  if (bytes <= kSmallMaxBytes) return ThreadCache::TryPopSpare(bytes);
   return TryTakeMedium(bytes);
 }
 

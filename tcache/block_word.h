@@ -1,4 +1,4 @@
-// Blocks of a fast class that share a word of their slab's bitmaps: what gathers
+// Blocks that share a word of their slab's bitmaps: what gathers
 // frees before they are put there.
 //
 //   place   63               16 15          9 8   7 6          0

@@ -10,9 +10,8 @@
 // that of an idle thread. The maintenance thread closes it after a while.
 //
 // Of several the next thread gets the one that was parked last, unless before its first
-// allocation it frees a block of a parked cache, of a fast class: it has taken over what
-// the thread before it worked on, and so gets that thread's cache, and the rest of its
-// frees are local.
+// allocation it frees a block of a parked cache: it has taken over what the thread before
+// it worked on, and so gets that thread's cache, and the rest of its frees are local.
 //
 // Thread-safety: all functions on any thread.
 #ifndef QUARRY_TCACHE_CACHE_REGISTRY_H_

@@ -40,8 +40,8 @@ struct Magazine {
   // Blocks that may still be pushed; -1 for a moment, in free() that overflows.
   int32_t room;
   // An offset within a slab is the start of a block when its product with the
-  // first is below the second. Both are StartReciprocal(); both are 0 in classes
-  // that are not fast, and the second is 0 in a cold class: no offset passes.
+  // first is below the second. Both are StartReciprocal(), but the second is 0 in a cold
+  // class, and both are in a cache that was not opened: no offset passes.
   uint32_t start_reciprocal;
   uint32_t start_limit;
   // Sized free: a size belongs to this class when it is one of `request_sizes`

@@ -22,15 +22,13 @@ Tag SlowTag(SizeClass size_class) {
 void ReturnSlab(Slab* slab) {
   Arena* arena = slab->arena();
   char* start = slab->start();
-  const size_t bytes = SlabBytes(slab->size_class());
   Run* run = Slab::Unmake(slab);
-  PageMap::Set(start, bytes, kRunTag, run->segment);
+  PageMap::Set(start, kSlabBytes, kRunTag, run->segment);
   arena->Deallocate(run);
 }
 
 void Orphans::Add(Slab* slab) {
-  PageMap::Set(slab->start(), SlabBytes(slab->size_class()),
-               SlowTag(slab->size_class()), slab);
+  PageMap::Set(slab->start(), kSlabBytes, SlowTag(slab->size_class()), slab);
   PutIntoList(slab);
   had_any_.store(true, std::memory_order_relaxed);
   untold_free_bytes_ += slab->free_blocks() * slab->block_bytes();

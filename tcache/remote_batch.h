@@ -53,7 +53,7 @@ struct RemoteBlock {
     return Slab::GeometryOf(tag);
   }
 
-  // False if p is no block of a fast class. Requires tag < kNobody.
+  // False if p is not the start of a block. Requires tag < kNobody.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool Find(const void* p, Tag tag,
                                                 RemoteBlock* block) {
     block->tag = tag;
@@ -142,11 +142,11 @@ class RemoteBatch {
   }
 
  private:
-  // Not below the number of fast classes: those of one owner do not take each
-  // other's place.
+  // Not below the number of classes: those of one owner do not take each other's place,
+  // but for the four smallest and the four largest.
   static constexpr int kEntryBits = 6;
   static constexpr size_t kEntries = size_t{1} << kEntryBits;
-  static_assert(kFastClasses <= kEntries);
+  static_assert(kClasses - kEightByteClass <= kEntries);
 
   // The upper bits of a product, round the table and round again: from a class to
   // the next it is a little more than one entry, and from an owner to the next
@@ -156,8 +156,8 @@ class RemoteBatch {
     constexpr Tag kClassesPerOwner = kOwnerUnit / MagazineOffset(1);
     constexpr Tag kClassStride =
         (1u << (32 - kEntryBits)) + kOwnerStride / kClassesPerOwner;
-    static_assert(uint64_t{kClassStride} * (kFastClasses - 1) <
-                  uint64_t{1} << 32);
+    constexpr SizeClass kApart = kClasses - 1 - kEightByteClass - 4;
+    static_assert(uint64_t{kClassStride} * kApart < uint64_t{1} << 32);
     return entries_[block.tag * (kClassStride / MagazineOffset(1)) >>
                     (32 - kEntryBits)];
   }

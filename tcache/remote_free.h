@@ -21,8 +21,8 @@ namespace quarry {
 // Errors: aborts if p is not the start of a block, or is marked already.
 void FreeRemotely(Slab* slab, void* p);
 
-// A block of a fast class in the page map's home window is freed in two steps: the
-// thread holds it with others of its word (remote_batch.h), and marks them together.
+// A block in the page map's home window is freed in two steps: the thread holds it with
+// others of its word (remote_batch.h), and marks them together.
 // A second free may be found only then. Those of these functions that return bool say
 // whether an owner was told, which may have been work for the maintenance thread.
 

@@ -1,12 +1,12 @@
 // Which block sizes exist, and which of them serves a request.
 //
-//   class   1      2    3         9   10         17   18            67
+//   class   1      2    3         9   10         17   18            64
 //   bytes   8     16   32  ...  128  144  ...   256  288  ...    16384
-//           |      `-- 16 apart --'   `- 8 for each doubling, or 9 ----'
+//           |      `-- 16 apart --'   `- 8 for each doubling, or 9, or 5'
 //           `-- only for callers who state an alignment of 8 or less
 //
 // Class 0 is no class. Above 128 bytes a class is an eighth of a power of two above
-// the one before it, with two exceptions.
+// the one before it, with three exceptions.
 //
 // Requests just above a power of two are common: a buffer and the header that its
 // library puts before it. Above 1 and 2 KiB there is one class more for them, at
@@ -15,14 +15,15 @@
 // From 4 to 8 KiB eighths would waste what is left behind a slab's last block: as
 // many blocks of 6.5 KiB fit into 64 KiB as of 7. There the classes are a fifteenth to
 // an eighth of a slab, in multiples of 128; but the first is exactly a fifteenth, so
-// that it holds a database's page of 4 KiB and what is kept with it.
+// that it holds a database's page of 4 KiB and what is kept with it. Above 8 KiB, where
+// more classes would be of as many blocks, they are a seventh, a sixth, a fifth and a
+// fourth, in multiples of 512, and one more, since a slab's last pages may stay untouched.
 //
 // Every class above 8 bytes is a multiple of 16, so that blocks have the alignment
 // that malloc() owes.
 //
-// Fast classes are those whose slabs are one granule, so that an offset within
-// a slab is the low 16 bits of an address and free() can check in three
-// instructions that an address is the start of a block.
+// A slab is one granule, so that an offset within it is the low 16 bits of an address and
+// free() can check in three instructions that an address is the start of a block.
 #ifndef QUARRY_TCACHE_SIZE_CLASSES_H_
 #define QUARRY_TCACHE_SIZE_CLASSES_H_
 
@@ -44,7 +45,6 @@ constexpr SizeClass kEightByteClass = 1;
 constexpr SizeClass kFirstClass = 2;
 constexpr size_t kMinAlignmentBytes = 16;
 constexpr size_t kLinearMaxBytes = 128;
-constexpr size_t kFastMaxBytes = 8 * 1024;
 constexpr size_t kSmallMaxBytes = 16 * 1024;
 // Classes for each doubling, but for the exceptions, and sizes of what is larger.
 constexpr size_t kStepsPerDoubling = 8;
@@ -61,7 +61,7 @@ inline constexpr uint16_t kBlockBytes[] = {
     1088, 1152, 1280, 1408, 1536, 1664, 1792,  1920,  2048,   // By 128, the first 64.
     2176, 2304, 2560, 2816, 3072, 3328, 3584,  3840,  4096,   // By 256, the first 128.
     4368, 4608, 4992, 5376, 5888, 6528, 7168,  8192,          // 15 to 8 in a slab.
-    9216, 10240, 11264, 12288, 13312, 14336, 15360, 16384};   // By 1024.
+    9216, 10752, 12288, 14336, 16384};                        // 7 to 4 in a slab.
 
 // The smallest class of more than kLinearMaxBytes, and of more than twice, four
 // times as much and so on.
@@ -88,25 +88,15 @@ constexpr SizeClass ClassOf(size_t bytes) {
     const size_t last = bytes == 0 ? 0 : bytes - 1;
     return kFirstClass + static_cast<SizeClass>(last / kMinAlignmentBytes);
   }
-  // The top four bits of `bytes - 1` say which eighth of which doubling; the class is
-  // that one or a little above.
+  // The top four bits of `bytes - 1` say which eighth of which doubling; the class is that
+  // one, or half as far in the last, or a little above.
   const int doubling = std::bit_width(bytes - 1) - 8;
   const size_t eighth = ((bytes - 1) >> (doubling + 4)) & 7;
+  const size_t step = bytes <= kSmallMaxBytes / 2 ? eighth : (eighth + 1) / 2;
   SizeClass size_class = kFirstOfDoubling[static_cast<size_t>(doubling)] +
-                         static_cast<SizeClass>(eighth);
+                         static_cast<SizeClass>(step);
   while (BlockBytes(size_class) < bytes) ++size_class;
   return size_class;
-}
-
-constexpr SizeClass kFastClasses = ClassOf(kFastMaxBytes) + 1;
-
-// ClassOf(bytes) of one that is not fast, in fewer instructions.
-// Requires kFastMaxBytes < bytes <= kSmallMaxBytes.
-constexpr SizeClass WideClassOf(size_t bytes) {
-  static_assert(kSmallMaxBytes == 2 * kFastMaxBytes);
-  constexpr size_t kStep = kFastMaxBytes / kStepsPerDoubling;
-  return kFastClasses +
-         static_cast<SizeClass>((bytes - 1 - kFastMaxBytes) / kStep);
 }
 
 constexpr SizeClass kClasses = ClassOf(kSmallMaxBytes) + 1;
@@ -165,34 +155,19 @@ inline size_t MostMediumBytes(size_t bytes) {
   return most;
 }
 
-// Slabs are one granule, or, for classes of which that would hold only a few
-// blocks, four.
-constexpr size_t SlabBytes(SizeClass size_class) {
-  return size_class < kFastClasses ? kGranuleBytes : 4 * kGranuleBytes;
-}
+constexpr size_t kSlabBytes = kGranuleBytes;
 
 // The bitmaps of a slab have one summary word of 64 bits, each for a word of 64
 // blocks. Only the slabs of the 8-byte class could hold more.
 constexpr size_t kMaxBlocks = 64 * 64;
 
 constexpr size_t SlabBlocks(SizeClass size_class) {
-  const size_t blocks = SlabBytes(size_class) / BlockBytes(size_class);
+  const size_t blocks = kSlabBytes / BlockBytes(size_class);
   return blocks < kMaxBlocks ? blocks : kMaxBlocks;
 }
 
 // Division of an offset within a slab by the size of its blocks, as a multiply
-// (Lemire, Kaser and Kurz 2019): the quotient is the product's bits from
-// kIndexShift up.
-constexpr int kIndexShift = 42;
-constexpr uint64_t IndexReciprocal(SizeClass size_class) {
-  const uint64_t bytes = BlockBytes(size_class);
-  return ((uint64_t{1} << kIndexShift) + bytes - 1) / bytes;
-}
-static_assert(SlabBytes(kClasses - 1) * kSmallMaxBytes <=
-                  uint64_t{1} << kIndexShift,
-              "offset times the reciprocal's error stays below one quotient");
-
-// The same for a fast class, with two answers in one product of 64 bits: the high
+// (Lemire, Kaser and Kurz 2019), with two answers in one product of 64 bits: the high
 // half is the quotient, and the low half is less than the reciprocal exactly when
 // the offset is a multiple.
 constexpr uint32_t StartReciprocal(SizeClass size_class) {
@@ -205,7 +180,7 @@ struct BlockOfOffset {
   uint64_t product;
   uint32_t start_reciprocal;
 
-  // Requires offset < kGranuleBytes.
+  // Requires offset < kSlabBytes.
   constexpr BlockOfOffset(uint64_t offset, uint32_t reciprocal)
       : product(offset * reciprocal), start_reciprocal(reciprocal) {}
 
@@ -215,16 +190,15 @@ struct BlockOfOffset {
   }
 };
 
-// Where an address lies in a slab of a fast class.
+// Where an address lies in a slab.
 inline uint32_t OffsetInGranule(const void* p) {
   static_assert(kGranuleBytes == size_t{1} << 16);
   return static_cast<uint16_t>(reinterpret_cast<uintptr_t>(p));
 }
-static_assert(kGranuleBytes * kFastMaxBytes <= uint64_t{1} << 32,
-              "holds for the fast classes, whose slabs are one granule");
+static_assert(kSlabBytes * kSmallMaxBytes <= uint64_t{1} << 32,
+              "offset times the reciprocal's error stays below one quotient");
 
 static_assert(BlockBytes(ClassOf(kSmallMaxBytes)) == kSmallMaxBytes);
-static_assert(BlockBytes(ClassOf(kFastMaxBytes)) == kFastMaxBytes);
 
 }  // namespace quarry
 

@@ -13,8 +13,8 @@ namespace quarry {
 
 Slab::Slab(Run* run, SizeClass size_class, std::atomic<uint64_t>* remote_words)
     : start_(run->start),
-      index_reciprocal_(IndexReciprocal(size_class)),
       run_(run),
+      start_reciprocal_(StartReciprocal(size_class)),
       block_bytes_(static_cast<uint32_t>(BlockBytes(size_class))),
       blocks_(static_cast<uint16_t>(SlabBlocks(size_class))),
       size_class_(static_cast<uint16_t>(size_class)),
@@ -23,7 +23,7 @@ Slab::Slab(Run* run, SizeClass size_class, std::atomic<uint64_t>* remote_words)
 constexpr std::array<SlabGeometry, kClasses> Slab::kGeometry = [] {
   std::array<SlabGeometry, kClasses> geometry = {};
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    geometry[c] = {c < kFastClasses ? StartReciprocal(c) : 0,
+    geometry[c] = {StartReciprocal(c),
                    static_cast<uint32_t>(BlockBytes(c)),
                    static_cast<uint16_t>(SlabBlocks(c)),
                    static_cast<uint16_t>(RemoteWordsAt(c))};
@@ -36,7 +36,7 @@ Slab* Slab::Make(Arena* arena, SizeClass size_class, Filling filling) {
   // all that is left, and would leave no room for the descriptors.
   void* memory = metadata_pool.Allocate(DescriptorBytes(size_class));
   if (memory == nullptr) return nullptr;
-  Run* run = arena->Allocate(SlabBytes(size_class) / PageBytes(), kGranuleBytes,
+  Run* run = arena->Allocate(kSlabBytes / PageBytes(), kGranuleBytes,
                              filling);
   if (run == nullptr) {
     metadata_pool.Deallocate(memory, DescriptorBytes(size_class));
@@ -278,7 +278,7 @@ void Slab::Verify() const {
   }
   QUARRY_CHECK(run_->start == start_);
   QUARRY_CHECK(PageMap::DescriptorOf(start_) == this);
-  QUARRY_CHECK(PageMap::DescriptorOf(start_ + SlabBytes(size_class_) - 1) ==
+  QUARRY_CHECK(PageMap::DescriptorOf(start_ + kSlabBytes - 1) ==
                this);
 }
 

@@ -45,7 +45,7 @@ class ThreadCache;
 // What all slabs of a class have in common: for who has a block's tag, and so its
 // class, and need not ask the slab, whose lines its owner writes.
 struct alignas(16) SlabGeometry {
-  uint32_t start_reciprocal;  // 0 for a class that is not fast.
+  uint32_t start_reciprocal;
   uint32_t block_bytes;
   uint16_t blocks;
   uint16_t remote_words_at;  // From the start of the descriptor.
@@ -87,8 +87,8 @@ class alignas(64) Slab {
  private:
   // One cache line: all that a local free touches besides the bitmap.
   char* const start_;
-  const uint64_t index_reciprocal_;
   Run* const run_;
+  const uint32_t start_reciprocal_;
   const uint32_t block_bytes_;
   const uint16_t blocks_;
   const uint16_t size_class_;
@@ -133,8 +133,7 @@ class alignas(64) Slab {
  private:
   // The words of `remote` where they are so few: a thread that marks a block then
   // takes one line from the owner, and the owner's drain one from that thread, and
-  // not two. Of fast classes only, since the owner looks at this line whenever it
-  // frees a block of another class. These must be last.
+  // not two. These must be last.
   static constexpr size_t kNearWords = 4;
   std::atomic<uint64_t> near_words_[kNearWords] = {};
 
@@ -156,8 +155,8 @@ class alignas(64) Slab {
   [[gnu::visibility("hidden")]] static const std::array<SlabGeometry, kClasses>
       kGeometry;
 
-  // Of the class that a slab with this tag has. Requires the tag of a slab of a fast
-  // class, or kNoTag, whose class has no blocks.
+  // Of the class that a slab with this tag has. Requires the tag of a slab, or kNoTag,
+  // whose class has no blocks.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static const SlabGeometry& GeometryOf(Tag tag) {
     // ClassOfTag(), and no more instructions than that takes.
     static_assert(sizeof(Magazine) == 2 * sizeof(SlabGeometry));
@@ -190,20 +189,20 @@ class alignas(64) Slab {
   // The block that contains p, which lies in the slab's run. At or above
   // blocks() for an address in the tail.
   size_t IndexOf(const void* p) const {
-    return (OffsetOf(p) * index_reciprocal_) >> kIndexShift;
+    return BlockOf(p).index();
   }
   char* BlockAt(size_t index) const { return start_ + index * block_bytes_; }
 
   // Whether `p` is where a block starts. Any thread may ask.
   bool IsStart(const void* p) const {
-    const size_t index = IndexOf(p);
-    return BlockAt(index) == p && index < blocks_;
+    const BlockOfOffset block = BlockOf(p);
+    return block.IsStart() && block.index() < blocks_;
   }
 
   // Whether `p` is the start of a block that was ever given out.
   bool IsGivenOut(const void* p) const {
-    const size_t index = IndexOf(p);
-    return index < fresh_ && BlockAt(index) == p;
+    const BlockOfOffset block = BlockOf(p);
+    return block.IsStart() && block.index() < fresh_;
   }
 
   // Whether block `index` is in the local bitmap.
@@ -291,7 +290,7 @@ class alignas(64) Slab {
     return RoundUp(Words(size_class) * sizeof(uint64_t), 64);
   }
   static constexpr bool HasNearWords(SizeClass size_class) {
-    return size_class < kFastClasses && Words(size_class) <= kNearWords;
+    return Words(size_class) <= kNearWords;
   }
   // The local bitmap follows, and the remote one if it is not near.
   static constexpr size_t DescriptorBytes(SizeClass size_class) {
@@ -306,8 +305,8 @@ class alignas(64) Slab {
   // Words() of the slab's class, without a division.
   size_t words() const { return (size_t{blocks_} + 63) / 64; }
 
-  size_t OffsetOf(const void* p) const {
-    return static_cast<size_t>(static_cast<const char*>(p) - start_);
+  BlockOfOffset BlockOf(const void* p) const {
+    return BlockOfOffset(OffsetInGranule(p), start_reciprocal_);
   }
   uint64_t* local() { return reinterpret_cast<uint64_t*>(this + 1); }
   const uint64_t* local() const {

@@ -32,9 +32,9 @@ bool IsNear(const void* a, const void* b) {
 
 // Aligned so that the entries of the smallest sizes share one cache line.
 alignas(64) constexpr std::array<uint16_t,
-                                 kFastMaxBytes / kMinAlignmentBytes + 1>
+                                 kSmallMaxBytes / kMinAlignmentBytes + 1>
     magazine_offsets = MakeMagazineOffsets(
-        std::make_index_sequence<kFastMaxBytes / kMinAlignmentBytes + 1>());
+        std::make_index_sequence<kSmallMaxBytes / kMinAlignmentBytes + 1>());
 
 constinit ThreadCache no_cache;
 thread_local constinit ThreadState thread_state = {
@@ -44,9 +44,22 @@ thread_local constinit ThreadState thread_state = {
 constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
   std::array<int16_t, kClasses> most = {};
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    const auto blocks = static_cast<int32_t>(kMostMagazineBytes / BlockBytes(c));
+    const auto large_blocks =
+        static_cast<int32_t>(kMostLargeMagazineBytes / BlockBytes(c));
     most[c] = static_cast<int16_t>(
-        std::clamp(static_cast<int32_t>(kMostMagazineBytes / BlockBytes(c)),
-                   kFewestMagazineBlocks, kMostMagazineBlocks));
+        std::clamp(blocks, std::min(large_blocks, kFirstMagazineBlocks),
+                   kMostMagazineBlocks));
+  }
+  return most;
+}();
+
+constexpr std::array<int8_t, kClasses> ThreadCache::kMostRefillBlocks = [] {
+  std::array<int8_t, kClasses> most = {};
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    most[c] = static_cast<int8_t>(
+        std::clamp(static_cast<int32_t>(kMostMagazineBytes / 2 / BlockBytes(c)), 1,
+                   kMostMagazineBlocks / 2));
   }
   return most;
 }();
@@ -69,9 +82,9 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Magazine& magazine = magazines_[c];
     magazine.head = nullptr;
-    magazine.capacity = std::min(int32_t{kMostBlocks[c]}, kFirstMagazineBlocks);
+    magazine.capacity = FirstMagazineBlocks(c);
     magazine.room = magazine.capacity;
-    magazine.start_reciprocal = c < kFastClasses ? StartReciprocal(c) : 0;
+    magazine.start_reciprocal = StartReciprocal(c);
     TurnWarm(c);
   }
   pending_.Open();
@@ -100,7 +113,7 @@ void ThreadCache::Close() {
       slab = next;
     }
     owned_slab_bytes_ = 0;
-    granules_of_each_ = 0;
+    classes_with_slabs_ = 0;
     for (Shelf& shelf : shelves_) {
       shelf.had_slab = false;
       for (SlabList& list : shelf.slabs) {
@@ -157,7 +170,7 @@ bool ThreadCache::DrainAllAfterFork() {
     for (SlabList& list : shelf.slabs) {
       while (Slab* slab = list.PopFront()) {
         all.PushFront(slab);
-        bytes += SlabBytes(slab->size_class());
+        bytes += kSlabBytes;
         ++shelf.new_slabs_first;
       }
     }
@@ -222,14 +235,14 @@ void* ThreadCache::Refill(SizeClass size_class) {
   }
   if (ABSL_PREDICT_FALSE(shelf.was_idle)) {
     shelf.was_idle = false;
-    magazine.capacity =
-        std::min(int32_t{kMostBlocks[size_class]}, kFirstMagazineBlocks);
+    magazine.capacity = FirstMagazineBlocks(size_class);
     magazine.room = magazine.capacity;  // It is empty.
   } else {
     GrowMagazine(&magazine);
   }
   // A thread that only allocates has so much of each class at hand that nobody uses.
-  const int32_t wanted = magazine.capacity / 2;
+  const int32_t wanted =
+      std::min(magazine.capacity / 2, int32_t{kMostRefillBlocks[size_class]});
   if (slab == nullptr) slab = AcquireSlab(size_class);
   if (slab == nullptr) return nullptr;
   BlockList list;
@@ -327,21 +340,21 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   Slab* slab = OrphansOf(arena_->index()).Adopt(size_class, this);
   if (slab != nullptr) {
     ++counters_.adoptions;
-    owned_slab_bytes_ += SlabBytes(size_class);
+    owned_slab_bytes_ += kSlabBytes;
     TakeOwnership(slab);
     return slab;
   }
   // What a program that has turned to small blocks does not take up again may serve
   // for them.
   if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
-  if (WantsColdDepotsBackFor(SlabBytes(size_class))) FlushColdDepots();
+  if (WantsColdDepotsBackFor(kSlabBytes)) FlushColdDepots();
   slab = Slab::Make(arena_, size_class, FillingOfNext(shelf));
   if (slab == nullptr) {
     return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);
   }
   if (shelf.new_slabs_first > 0) --shelf.new_slabs_first;
   ++counters_.slabs_made;
-  owned_slab_bytes_ += SlabBytes(size_class);
+  owned_slab_bytes_ += kSlabBytes;
   slab->owner.store(this, std::memory_order_relaxed);
   TakeOwnership(slab);
   return slab;
@@ -349,7 +362,7 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
 
 Filling ThreadCache::FillingOfNext(const Shelf& shelf) const {
   const size_t enough_bytes =
-      std::clamp(kSlabsOfEach * granules_of_each_ * kGranuleBytes,
+      std::clamp(kSlabsOfEach * classes_with_slabs_ * kSlabBytes,
                  Arena::kGrownBytes, kManySlabBytes);
   if (owned_slab_bytes_ >= enough_bytes) return Filling::kFromLowEnd;
   const Slab* slab = shelf.slabs[Slab::kFull].first();
@@ -362,7 +375,7 @@ Filling ThreadCache::FillingOfNext(const Shelf& shelf) const {
 Slab* ThreadCache::TakeInherited(SlabList* list) {
   Slab* const slab = list->PopFront();
   slab->SetInherited(false);
-  owned_slab_bytes_ += SlabBytes(slab->size_class());
+  owned_slab_bytes_ += kSlabBytes;
   // Its blocks are to be written to now, so their frees may be, too.
   TakeOwnership(slab);
   return slab;
@@ -370,15 +383,14 @@ Slab* ThreadCache::TakeInherited(SlabList* list) {
 
 void ThreadCache::TakeOwnership(Slab* slab) {
   const SizeClass c = slab->size_class();
-  PageMap::Set(slab->start(), SlabBytes(c),
-               c < kFastClasses ? tag_ | MagazineOffset(c) : SlowTag(c), slab);
+  PageMap::Set(slab->start(), kSlabBytes, tag_ | MagazineOffset(c), slab);
   slab->UpdateFullness();
   slab->ForgetPass();
   Shelf& shelf = shelves_[c];
   shelf.slabs[slab->fullness()].PushFront(slab);
   if (!shelf.had_slab) {
     shelf.had_slab = true;
-    granules_of_each_ += static_cast<uint16_t>(SlabBytes(c) / kGranuleBytes);
+    ++classes_with_slabs_;
   }
 }
 
@@ -397,7 +409,6 @@ void ThreadCache::Free(Slab* slab, void* p) {
 
 void ThreadCache::FreeLocally(Slab* slab, void* p) {
   CheckIsBlock("free", slab, p);
-  if (TryPushWideOf(slab, p)) return;
   Magazine& magazine = magazines_[slab->size_class()];
   // Either every call of the thread comes here, or the fast path refused the
   // block for a reason.
@@ -528,8 +539,7 @@ void ThreadCache::Overflow(Magazine* magazine) {
   Shelf& shelf = cache->shelves_[size_class];
   if (shelf.depot_count == kMostMagazines[size_class] ||
       cache->depot_bytes_ >= kMostDepotBytes) {
-    // Blocks of a class that is not fast come here again and again, since their
-    // frees do not see that it is cold.
+    // It may be cold: a free that the fast path refused comes here as well.
     cache->Flush(spare, size_class);
     if (!shelf.is_cold) cache->TurnCold(size_class);
   } else {
@@ -539,8 +549,8 @@ void ThreadCache::Overflow(Magazine* magazine) {
       cache->TurnCold(size_class);
     }
   }
-  if (shelf.is_cold && size_class < kFastClasses) {
-    // No free will come here before the class is warm again, and meanwhile each
+  if (shelf.is_cold) {
+    // Hardly a free will come here before the class is warm again, and meanwhile each
     // block that is out of reach keeps a page.
     cache->Flush(magazine->head, size_class);
     spare = nullptr;
@@ -830,7 +840,7 @@ void ThreadCache::FlushColdDepots() {
 
 void ThreadCache::ReturnEmptySlab(Slab* slab) {
   ++counters_.slabs_returned;
-  if (!slab->is_inherited()) owned_slab_bytes_ -= SlabBytes(slab->size_class());
+  if (!slab->is_inherited()) owned_slab_bytes_ -= kSlabBytes;
   ReturnSlab(slab);
 }
 
@@ -926,12 +936,12 @@ void ThreadCache::Verify(bool with_magazines) {
   ForEachSlab([&](Slab* slab) {
     slab->Verify();
     QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);
-    if (!slab->is_inherited()) owned_slab_bytes += SlabBytes(slab->size_class());
+    if (!slab->is_inherited()) owned_slab_bytes += kSlabBytes;
   });
   size_t depot_bytes = 0;
-  size_t granules_of_each = 0;
+  size_t classes_with_slabs = 0;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    if (shelves_[c].had_slab) granules_of_each += SlabBytes(c) / kGranuleBytes;
+    classes_with_slabs += shelves_[c].had_slab;
     const auto check = [&](FreeBlock* block, int64_t blocks) {
       for (; block != nullptr; block = block->next, --blocks) {
         QUARRY_CHECK(blocks > 0);
@@ -957,7 +967,7 @@ void ThreadCache::Verify(bool with_magazines) {
   }
   QUARRY_CHECK(depot_bytes == depot_bytes_);
   QUARRY_CHECK(owned_slab_bytes == owned_slab_bytes_);
-  QUARRY_CHECK(granules_of_each == granules_of_each_);
+  QUARRY_CHECK(classes_with_slabs == classes_with_slabs_);
 }
 
 }  // namespace quarry

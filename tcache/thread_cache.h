@@ -20,9 +20,6 @@
 //
 //   TakeRun, FreeRun -> page runs, by size . . . . the cache's own lock
 //
-// Blocks of classes that are not fast go the same way by functions of their own
-// (TryPopWide, TryPushWide): an address alone does not tell where in its slab it is.
-//
 // Blocks of slabs that the thread does not own never enter its magazines, so
 // that two threads do not share a cache line because one freed what the other
 // allocated, and memory does not wander from thread to thread.
@@ -115,7 +112,7 @@ extern thread_local constinit ThreadState thread_state
 
 // From (bytes + 15) / 16 to MagazineOffset() of the class.
 [[gnu::visibility("hidden")]] extern const std::array<
-    uint16_t, kFastMaxBytes / kMinAlignmentBytes + 1>
+    uint16_t, kSmallMaxBytes / kMinAlignmentBytes + 1>
     magazine_offsets;
 
 class alignas(64) ThreadCache {
@@ -162,13 +159,13 @@ class alignas(64) ThreadCache {
 
   // A block of at least `bytes`, or nullptr if there is none at hand.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPop(size_t bytes) {
-    if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes)) return nullptr;
+    if (ABSL_PREDICT_FALSE(bytes > kSmallMaxBytes)) return nullptr;
     Magazine* magazine = MagazineAt(MagazineOffsetFor(bytes));
     if (ABSL_PREDICT_FALSE(magazine->head == nullptr)) return nullptr;
     return magazine->Pop();
   }
 
-  // MagazineOffset() of the class that serves `bytes`, at most kFastMaxBytes.
+  // MagazineOffset() of the class that serves `bytes`, at most kSmallMaxBytes.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Tag MagazineOffsetFor(size_t bytes) {
     return magazine_offsets[(bytes + kMinAlignmentBytes - 1) /
                             kMinAlignmentBytes];
@@ -244,14 +241,8 @@ class alignas(64) ThreadCache {
   // A block of at least `bytes` after TryPop() had none, from the spare magazine;
   // nullptr if that is empty, too.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPopSpare(size_t bytes) {
-    if (ABSL_PREDICT_FALSE(bytes > kFastMaxBytes)) return nullptr;
+    if (ABSL_PREDICT_FALSE(bytes > kSmallMaxBytes)) return nullptr;
     return thread_state.cache->TakeSpare(ClassOfTag(MagazineOffsetFor(bytes)));
-  }
-
-  // The same of a class that is not fast, from the magazine or the spare one.
-  // Requires kFastMaxBytes < bytes <= kSmallMaxBytes.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPopWide(size_t bytes) {
-    return TryTake(WideClassOf(bytes));
   }
 
   // A block of `size_class` from the magazine or the spare one, else nullptr.
@@ -262,24 +253,10 @@ class alignas(64) ThreadCache {
     return cache->TakeSpare(size_class);
   }
 
-  // Frees `p`, for which HomeTagOf() told the tag of a slab that is nobody's, if the
-  // class is not fast, and it is a block of the thread's own that it did not free
-  // last. Otherwise false, with nothing changed.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushWide(void* p) {
-    ThreadCache* const cache = thread_state.cache;
-    const Slab* const slab =
-        static_cast<const Slab*>(PageMap::HomeDescriptorOf(p));
-    // As in Free().
-    return ABSL_PREDICT_TRUE(
-               slab->owner.load(std::memory_order_relaxed) == cache &&
-               slab->IsStart(p)) &&
-           cache->TryPushWideOf(slab, p);
-  }
-
   // Whether the thread has a cache and is to use its magazines, and `bytes` are of a
-  // fast class: AllocateFast() then does what Allocate() does, in less time.
+  // class: AllocateFast() then does what Allocate() does, in less time.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool IsOnFastPath(size_t bytes) {
-    return bytes <= kFastMaxBytes && thread_state.tag != 0;
+    return bytes <= kSmallMaxBytes && thread_state.tag != 0;
   }
   [[nodiscard]] ABSL_ATTRIBUTE_ALWAYS_INLINE static void* AllocateFast(
       size_t bytes) {
@@ -295,17 +272,17 @@ class alignas(64) ThreadCache {
                                                        bool* notes_are_full) {
     return ABSL_PREDICT_TRUE(magazine->start_limit == 0 &&
                              magazine->IsBlockStartWhenWarm(p)) &&
-           TryNote(p, notes_are_full);
+           TryNote(magazine, p, notes_are_full);
   }
 
   // The same for a caller who knows the size that was asked for: false also if a
   // block of the class does not serve such requests.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushColdSized(
       const Magazine* magazine, void* p, size_t bytes, bool* notes_are_full) {
-    return ABSL_PREDICT_TRUE(bytes <= kFastMaxBytes &&
+    return ABSL_PREDICT_TRUE(bytes <= kSmallMaxBytes &&
                              magazine->ServesRequestWhenCold(bytes) &&
                              magazine->IsBlockStartWhenWarm(p)) &&
-           TryNote(p, notes_are_full);
+           TryNote(magazine, p, notes_are_full);
   }
 
   // Arena::TryGrow() of the run's arena; if that has no room, once the thread has given
@@ -320,9 +297,9 @@ class alignas(64) ThreadCache {
   // Frees a block of `slab`, whoever owns it. Aborts if `p` is no block in use.
   static void Free(Slab* slab, void* p);
 
-  // The same for a block of a class that is not fast, which realloc() has moved away from
-  // since it is to be larger. Blocks of a size that was outgrown are seldom wanted next,
-  // and would keep slabs from being empty.
+  // The same for a block of many bytes, which realloc() has moved away from since it is to
+  // be larger. Blocks of a size that was outgrown are seldom wanted next, and would keep
+  // slabs from being empty.
   static void FreeOutgrown(Slab* slab, void* p);
 
   // Where a page run of the thread's arena starts that it keeps, of MediumBytes(bytes),
@@ -464,22 +441,28 @@ class alignas(64) ThreadCache {
   uint8_t parked_looks = 0;
 
  private:
+  // What a magazine may grow to, and what it begins with. Of large blocks it holds a few
+  // in more bytes, since of sizes that come in no order one of two would be full and empty
+  // again and again; but a refill is of half of kMostMagazineBytes at most.
   static constexpr size_t kMostMagazineBytes = 32 * 1024;
+  static constexpr size_t kMostLargeMagazineBytes = 64 * 1024;
   static constexpr int32_t kMostMagazineBlocks = 128;
+  static constexpr int32_t kFirstMagazineBlocks = 8;
   // A refill that has found less than this part of what it takes, and less than so many
   // bytes, makes more of a slab resident; with more, what others free meanwhile may do
   // for the next one.
   static constexpr int32_t kFewForRefill = 8;
   static constexpr size_t kFewBytesForRefill = 1024;
-  static constexpr int32_t kFewestMagazineBlocks = 2;
-  static constexpr int32_t kFirstMagazineBlocks = 8;
   // Of the depot: magazines of one class, and bytes of one class and of all. A
   // collector that sweeps, or a phase that ends, frees more than a magazine or
   // two at once, and soon wants it again.
   static constexpr uint32_t kDepotMagazines = 64;
   static constexpr size_t kMostShelfBytes = 512 * 1024;
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
+  // Of blocks, and where the last is of more than 8 KiB, which its slab does without.
   static constexpr uint32_t kMostNotes = 64;
+  static constexpr uint32_t kMostLargeNotes = 4;
+  static constexpr SizeClass kLastManyNoted = ClassOf(8 * 1024);
   // A class with so many full slabs leaves little of them empty with the last.
   static constexpr uint32_t kManySlabs = 16;
   // Of its slabs a thread has left at most one of each class untouched, since a class
@@ -492,6 +475,11 @@ class alignas(64) ThreadCache {
 
   // The bounds above for each class.
   static const std::array<int16_t, kClasses> kMostBlocks;
+  static const std::array<int8_t, kClasses> kMostRefillBlocks;
+  static int32_t FirstMagazineBlocks(SizeClass size_class) {
+    const int32_t blocks = 2 * kMostRefillBlocks[size_class];
+    return blocks < kFirstMagazineBlocks ? blocks : kFirstMagazineBlocks;
+  }
   static const std::array<uint8_t, kClasses> kMostMagazines;
 
   // A magazine overflows with one block more than it may hold, and only one
@@ -565,7 +553,7 @@ class alignas(64) ThreadCache {
   }
 
   // Notes that `p` is free, unless it is what was noted last.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryNote(void* p,
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryNote(const Magazine* magazine, void* p,
                                                    bool* notes_are_full) {
     ThreadCache* const cache = thread_state.cache;
     const uint32_t count = cache->notes_count_;
@@ -574,7 +562,8 @@ class alignas(64) ThreadCache {
     cache->notes_[count + 1] = p;
     std::atomic_signal_fence(std::memory_order_release);
     cache->notes_count_ = count + 1;
-    *notes_are_full = count + 1 == kMostNotes;
+    const bool is_large = magazine->start_reciprocal < StartReciprocal(kLastManyNoted);
+    *notes_are_full = count + 1 >= (is_large ? kMostLargeNotes : kMostNotes);
     return true;
   }
 
@@ -617,16 +606,6 @@ class alignas(64) ThreadCache {
   void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void* TakeOne(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
-  // Of `slab`, which is the cache's, the block `p`.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE bool TryPushWideOf(const Slab* slab, void* p) {
-    Magazine& magazine = magazines_[slab->size_class()];
-    if (ABSL_PREDICT_FALSE(slab->size_class() < kFastClasses ||
-                           magazine.head == p || thread_state.tag == 0)) {
-      return false;
-    }
-    if (ABSL_PREDICT_FALSE(magazine.Push(p))) Overflow(&magazine);
-    return true;
-  }
   // Requires that there is a magazine in it.
   void TakeFromDepot(SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -716,8 +695,8 @@ class alignas(64) ThreadCache {
   // Whether a class may be cold. Written under the lock by the owner, which reads it
   // without.
   bool has_cold_depots_ = false;
-  // In a slab of each class of which the thread had any.
-  uint16_t granules_of_each_ ABSL_GUARDED_BY(lock_) = 0;
+  // Classes of which the thread had a slab.
+  uint16_t classes_with_slabs_ ABSL_GUARDED_BY(lock_) = 0;
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr uint32_t kMostUndrained = 16;

@@ -259,7 +259,7 @@ TEST(HeapDeathTest, PointerBehindTheLastBlockOfASlab) {
     char* const p = Allocate(bytes);
     const Slab* const slab = Slab::Of(p);
     char* const tail = slab->BlockAt(slab->blocks());
-    ASSERT_LT(tail, slab->start() + SlabBytes(slab->size_class()));
+    ASSERT_LT(tail, slab->start() + kSlabBytes);
     EXPECT_REPORT((Deallocate(tail), FlushThread()), Foreign("free", tail));
     EXPECT_REPORT(Deallocate(tail + 8), Foreign("free", tail + 8));
     EXPECT_REPORT(FreeElsewhere(tail), Foreign("free", tail));
@@ -275,7 +275,7 @@ TEST(HeapDeathTest, PointerBehindTheLastBlockOfASlab) {
 TEST(HeapDeathTest, PointerIntoTheRestOfASlabOfTheSmallestBlocks) {
   char* const p = static_cast<char*>(AllocateUnaligned8(8));
   const Slab* const slab = Slab::Of(p);
-  char* const end = slab->start() + SlabBytes(slab->size_class());
+  char* const end = slab->start() + kSlabBytes;
   ASSERT_LT(slab->BlockAt(slab->blocks()), end);
   for (char* const rest : {slab->BlockAt(slab->blocks()), end - 8}) {
     EXPECT_REPORT((Deallocate(rest), FlushThread()), Foreign("free", rest));

@@ -49,8 +49,8 @@ void ExpectGoodBlock(size_t bytes) {
                     : bytes > kSmallMaxBytes ? MostMediumBytes(bytes)
                                              : good)
       << bytes;
-  if (bytes > kLinearMaxBytes && bytes <= kSmallMaxBytes) {
-    ASSERT_LE((good - bytes) * (bytes <= kEvenMaxBytes ? 8 : 7), bytes);
+  if (bytes <= kSmallMaxBytes) {
+    ASSERT_EQ(good, BlockBytes(ClassOf(bytes)));
   }
   block[0] = 1;
   block[usable - 1] = 2;
@@ -455,7 +455,7 @@ TEST(Heap, WhatABlockHasOutgrownIsNotKept) {
   std::thread([] {
     settings.perturb_byte = 0x5a;
     ApplyPerturbation();
-    for (size_t bytes = kFastMaxBytes + 1; bytes < 2 * kMiB; bytes *= 2) {
+    for (size_t bytes = 10 * kKiB; bytes < 2 * kMiB; bytes *= 2) {
       char* block = Allocate(bytes);
       Content::Write(block, bytes, bytes);
       block = static_cast<char*>(Reallocate(block, 4 * bytes));
@@ -497,7 +497,7 @@ TEST(Heap, FreshPagesThatAGrownBlockIsCopiedToArePopulated) {
   memset(dirty, 1, 3 * kBytes);
   Deallocate(dirty);
   EXPECT_EQ(grow(1), dirty);
-  Deallocate(Reallocate(Allocate(kFastMaxBytes + 1), kBytes));
+  Deallocate(Reallocate(Allocate(10 * kKiB), kBytes));
   EXPECT_EQ(source.CountOf(Kind::kPopulate), calls);
   for (size_t i = 1; i < blocks.size(); ++i) Deallocate(blocks[i]);
   ReleaseMemory(0);

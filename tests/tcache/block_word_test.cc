@@ -13,7 +13,7 @@ void* Address(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 TEST(BlockWord, APlaceTellsSlabClassAndWord) {
   const uintptr_t slab = uintptr_t{0x7f1234} << kGranuleShift;
-  for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     for (size_t index = 0; index < SlabBlocks(c); index += 61) {
       void* const p = Address(slab + index * BlockBytes(c));
       const BlockWord word = {
@@ -32,7 +32,7 @@ TEST(BlockWord, PlacesOfDifferentWordsDiffer) {
   std::set<uint64_t> places;
   size_t words = 0;
   for (uintptr_t granule : {1, 2, 3}) {
-    for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
       for (size_t word = 0; word * 64 < SlabBlocks(c); ++word) {
         for (size_t index : {word * 64, word * 64 + 63}) {
           places.insert(BlockWord::PlaceOf(Address(granule << kGranuleShift),

@@ -76,7 +76,7 @@ inline void Free(void* p) {
   if (!TryPushCold(p)) ThreadCache::Free(Slab::Of(p), p);
 }
 
-// As free() does for a block of another thread's slab, of a fast class.
+// As free() does for a block of another thread's slab.
 inline void FreeLater(void* p) {
   RemoteBlock block;
   QUARRY_CHECK(RemoteBlock::Find(p, PageMap::TagOf(p), &block));
@@ -90,7 +90,7 @@ inline void FreeLater(void* p) {
   }
 }
 
-// As free() does for any block of a fast class.
+// As free() does for any block of a slab.
 inline void FreeHereOrLater(void* p) {
   Magazine* magazine;
   if (ThreadCache::FindMagazine(p, &magazine)) return Free(p);

@@ -52,7 +52,7 @@ TEST(Magazine, TellsOfTheFirstBlockThatIsOneTooMany) {
 TEST(Magazine, KnowsTheStartsOfBlocksAtEveryAddressOfASlab) {
   constexpr uintptr_t kSlab = uintptr_t{0x7f1234560000};
   static_assert(kSlab % kGranuleBytes == 0);
-  for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     const Magazine magazine = MakeMagazine(c, 1);
     for (size_t offset = 0; offset < kGranuleBytes; ++offset) {
       ASSERT_EQ(
@@ -74,7 +74,7 @@ TEST(Magazine, OfAColdClassHasBlockStartsOnlyForColdFrees) {
 }
 
 TEST(Magazine, OfAColdClassServesItsSizesOnlyForColdFrees) {
-  for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Magazine magazine = MakeMagazine(c, 1);
     const size_t least = MinRequestBytes(c);
     for (size_t bytes = 0; bytes <= kSmallMaxBytes; ++bytes) {
@@ -107,7 +107,7 @@ TEST(Magazine, OfNoClassHasNoBlockStartsAndServesNothing) {
 }
 
 TEST(Magazine, ServesTheSizesOfItsClassAndNoOthers) {
-  for (SizeClass c = kFirstClass; c < kFastClasses; ++c) {
+  for (SizeClass c = kFirstClass; c < kClasses; ++c) {
     const Magazine magazine = MakeMagazine(c, 1);
     for (size_t bytes = 0; bytes <= kSmallMaxBytes; ++bytes) {
       ASSERT_EQ(magazine.ServesRequest(bytes), ClassOf(bytes) == c) << bytes;

@@ -31,8 +31,8 @@ RemoteBlock Find(const FakeSlab& slab, size_t block) {
   return found;
 }
 
-TEST(RemoteBlock, IsFoundInEveryFastClass) {
-  for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+TEST(RemoteBlock, IsFoundInEveryClass) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     const FakeSlab slab(9, c, 77 * kOwnerUnit);
     for (size_t block = 0; block < SlabBlocks(c); ++block) {
       const RemoteBlock found = Find(slab, block);
@@ -49,7 +49,7 @@ TEST(RemoteBlock, IsNotFoundWhereNoneStarts) {
     RemoteBlock block;
     return RemoteBlock::Find(p, tag, &block);
   };
-  for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     const FakeSlab slab(9, c);
     char* const start = static_cast<char*>(slab.At(0));
     EXPECT_FALSE(is_found(start + 1, slab.tag));
@@ -57,10 +57,6 @@ TEST(RemoteBlock, IsNotFoundWhereNoneStarts) {
     if (SlabBlocks(c) * BlockBytes(c) < kGranuleBytes) {
       EXPECT_FALSE(is_found(slab.At(SlabBlocks(c)), slab.tag)) << "behind all";
     }
-  }
-  for (SizeClass c = kFastClasses; c < kClasses; ++c) {
-    const FakeSlab slab(9, c);
-    EXPECT_FALSE(is_found(slab.At(0), slab.tag)) << "not a fast class";
   }
   EXPECT_FALSE(is_found(FakeSlab(9, kFirstClass).At(0), kNoTag));
 }
@@ -171,7 +167,7 @@ TEST_F(RemoteBatchTest, CountsEveryFree) {
 TEST_F(RemoteBatchTest, ClassesOfOneOwnerHavePlacesOfTheirOwn) {
   for (Tag owner = kOwnerUnit; owner < 200 * kOwnerUnit; owner += kOwnerUnit) {
     Held all;
-    for (SizeClass c = kEightByteClass; c < kFastClasses; ++c) {
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
       const FakeSlab slab(c, c, owner);
       if (all.size() == 30) TakeAll();  // Full otherwise.
       Add(slab, 1);

@@ -180,7 +180,7 @@ TEST(RemoteFree, ABlockIsReusedAfterItsLastUse) {
     }
   });
   for (int i = 0; i < kBlocks; ++i) {
-    int* const p = static_cast<int*>(Allocate(kFastMaxBytes));
+    int* const p = static_cast<int*>(Allocate(kSmallMaxBytes));
     *p = i;
     while (hand.load(std::memory_order_relaxed) != nullptr) {
       std::this_thread::yield();
@@ -219,7 +219,7 @@ TEST(RemoteFree, NoBlockIsLostWhileTheOwnerDrains) {
   }
   for (size_t i = 0; i < kBlocks; ++i) {
     // Few blocks to a slab, so that slabs come and go, or many.
-    void* const p = Allocate(i % 2 == 0 ? kBytes : kFastMaxBytes);
+    void* const p = Allocate(i % 2 == 0 ? kBytes : kSmallMaxBytes);
     std::atomic<void*>& slot = slots[i % kThreads][i / kThreads % kSlots];
     void* const previous = slot.exchange(p, std::memory_order_acq_rel);
     if (previous != nullptr) Free(previous);
@@ -341,7 +341,7 @@ TEST_F(FreeLaterTest, BlocksAreMarkedWhenTheThreadNeedsASlab) {
   Worker worker;
   FreeAllOn(worker);
   worker.Do([&] {
-    void* const p = Allocate(kFastMaxBytes);
+    void* const p = Allocate(kSmallMaxBytes);
     EXPECT_EQ(CountMarked(), kFew);
     Free(p);
     Free(own_);

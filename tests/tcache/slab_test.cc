@@ -62,7 +62,7 @@ TEST_P(EveryClass, FreshBlocksFollowEachOtherAndEndWithTheirPage) {
     slab->Verify();
   }
   EXPECT_EQ(slab->used(), slab->blocks());
-  EXPECT_LE(expected, slab->start() + SlabBytes(GetParam()));
+  EXPECT_LE(expected, slab->start() + kSlabBytes);
   EXPECT_TRUE(slab.Take(1).empty());
 }
 
@@ -197,7 +197,7 @@ TEST_P(EveryClass, KnowsItsBlocks) {
     ASSERT_EQ(Slab::Of(block), &*slab);
   }
   for (char* tail = slab->BlockAt(slab->blocks());
-       tail < slab->start() + SlabBytes(GetParam()); tail += 8) {
+       tail < slab->start() + kSlabBytes; tail += 8) {
     ASSERT_GE(slab->IndexOf(tail), slab->blocks());
     ASSERT_FALSE(slab->IsGivenOut(tail));
   }
@@ -263,7 +263,7 @@ TEST_P(EveryClass, AnInheritedSlabIsFullEmptyOrNeither) {
   }
   slab->SetInherited(false);
   EXPECT_FALSE(slab->is_inherited());
-  EXPECT_EQ(slab->fullness(), blocks.size() == 2 ? Slab::kHalf : Slab::kSparse);
+  EXPECT_EQ(slab->fullness(), blocks.size() == 4 ? Slab::kFourth : Slab::kSparse);
 }
 
 TEST_P(EveryClass, FullnessGoesByFourths) {
@@ -319,7 +319,7 @@ TEST_P(EveryClass, FewRemoteWordsLieOnTheSecondLine) {
       Slab::RemoteWords(&*slab, Slab::kGeometry[GetParam()]);
   const auto offset = static_cast<size_t>(reinterpret_cast<char*>(words) -
                                           reinterpret_cast<char*>(&*slab));
-  if (GetParam() < kFastClasses && slab->blocks() <= 4 * 64) {
+  if (slab->blocks() <= 4 * 64) {
     EXPECT_EQ(offset + 4 * sizeof(uint64_t), 2 * kLineBytes);
   } else {
     EXPECT_GE(offset, 3 * kLineBytes);
@@ -498,7 +498,7 @@ TEST(Slab, OfAGrownHeapLiesOnAHugePage) {
   EXPECT_EQ(reinterpret_cast<uintptr_t>(slabs.back()->start()) %
                 kHugePageBytes, 0u);
   EXPECT_EQ(arena.FreeDirtyBytes() - dirty_bytes,
-            kHugePageBytes - SlabBytes(kFirstClass));
+            kHugePageBytes - kSlabBytes);
   slabs.clear();
   arena.Deallocate(large);
   arena.Purge(0);

@@ -21,18 +21,17 @@ class TestSlab {
   explicit TestSlab(SizeClass size_class,
                     Filling filling = Filling::kUnknown) {
     slab_ = Slab::Make(&ArenaAt(0), size_class, filling);
-    PageMap::Set(slab_->start(), SlabBytes(size_class),
+    PageMap::Set(slab_->start(), kSlabBytes,
                  static_cast<Tag>(kNobody | size_class * sizeof(Magazine)),
                  slab_);
   }
   ~TestSlab() {
     char* const start = slab_->start();
-    const size_t bytes = SlabBytes(slab_->size_class());
     for (size_t block = 0; block < slab_->blocks(); ++block) {
       (void)slab_->PutBlock(block);
     }
     auto* const run = Slab::Unmake(slab_);
-    PageMap::Set(start, bytes, kRunTag, run->segment);
+    PageMap::Set(start, kSlabBytes, kRunTag, run->segment);
     ArenaAt(0).Deallocate(run);
   }
 

@@ -59,7 +59,7 @@ TEST_F(ThreadCacheTest, AThreadWithoutACacheHasNothingAtHand) {
   void* const p = Allocate(kBytes);
   OnAnotherThread([&] {
     EXPECT_EQ(thread_state.cache, &no_cache);
-    for (size_t bytes = 0; bytes <= kFastMaxBytes; bytes += 16) {
+    for (size_t bytes = 0; bytes <= kSmallMaxBytes; bytes += 16) {
       EXPECT_EQ(ThreadCache::TryPop(bytes), nullptr);
     }
     char local[kBytes];
@@ -132,7 +132,7 @@ TEST_F(ThreadCacheTest, BlocksOfEveryClassAreDistinctAndAligned) {
 }
 
 TEST_F(ThreadCacheTest, EverySizeGetsABlockOfItsClass) {
-  for (size_t bytes = 0; bytes <= kFastMaxBytes; ++bytes) {
+  for (size_t bytes = 0; bytes <= kSmallMaxBytes; ++bytes) {
     void* const p = Allocate(bytes);
     ASSERT_EQ(Slab::Of(p)->size_class(), ClassOf(bytes));
     Free(p);
@@ -140,7 +140,7 @@ TEST_F(ThreadCacheTest, EverySizeGetsABlockOfItsClass) {
     ASSERT_EQ(ThreadCache::TryPop(bytes), p);
     Free(p);
   }
-  EXPECT_EQ(ThreadCache::TryPop(kFastMaxBytes + 1), nullptr);
+  EXPECT_EQ(ThreadCache::TryPop(kSmallMaxBytes + 1), nullptr);
 }
 
 TEST_F(ThreadCacheTest, ServesTheBlockFreedLastFirst) {
@@ -160,9 +160,6 @@ TEST_F(ThreadCacheTest, TheFastPathLeavesWhatIsNotItsOwn) {
   EXPECT_FALSE(TryPush(p + 1));
   char local[kBytes];
   EXPECT_FALSE(TryPush(local)) << "not Quarry's";
-  void* const slow = Allocate(kFastMaxBytes + 1);
-  EXPECT_FALSE(TryPush(slow)) << "not a fast class";
-  EXPECT_FALSE(TryPushSized(slow, kFastMaxBytes + 1));
   OnAnotherThread([&] {
     void* const other = Allocate(kBytes);
     EXPECT_FALSE(TryPush(p)) << "another thread's";
@@ -172,7 +169,6 @@ TEST_F(ThreadCacheTest, TheFastPathLeavesWhatIsNotItsOwn) {
   EXPECT_TRUE(TryPush(p));
   EXPECT_FALSE(TryPush(p)) << "the block freed last";
   EXPECT_FALSE(TryPushSized(p, kBytes));
-  Free(slow);
 }
 
 TEST_F(ThreadCacheTest, ASizedFreeIsFastForTheSizesOfTheClass) {
@@ -322,17 +318,17 @@ TEST_F(ThreadCacheTest, ColdMagazinesGiveWayBeforeFreshPagesAreTouched) {
 }
 
 TEST_F(ThreadCacheTest, CachedBytesAreBounded) {
-  for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
+  for (size_t bytes : {size_t{16}, kBytes, kSmallMaxBytes / 2, kSmallMaxBytes}) {
     const SizeClass c = ClassOf(bytes);
     std::vector<void*> blocks;
     for (size_t i = 0; i < (size_t{4} << 20) / bytes; ++i) {
       blocks.push_back(Allocate(bytes));
     }
     for (void* p : blocks) Free(p);
-    // The depot, two magazines, and 64 notes.
+    // The depot, two magazines and what was one too many, and notes.
+    const size_t notes = bytes > kSmallMaxBytes / 2 ? 4 : 64;
     EXPECT_LE(StatisticsOf(c).used_blocks * bytes,
-              (size_t{512} << 10) + std::max(size_t{128} << 10, 6 * bytes) +
-                  64 * std::min(bytes, kFastMaxBytes))
+              (size_t{512} << 10) + (size_t{128} << 10) + (1 + notes) * bytes)
         << bytes;
     VerifyAll();
   }
@@ -341,10 +337,10 @@ TEST_F(ThreadCacheTest, CachedBytesAreBounded) {
 TEST_F(ThreadCacheTest, KeepsOneEmptySlabOfAClass) {
   const SizeClass c = ClassOf(kSmallMaxBytes);
   std::vector<void*> blocks;
-  for (size_t i = 0; i < 10 * SlabBlocks(c); ++i) {
+  for (size_t i = 0; i < 40 * SlabBlocks(c); ++i) {
     blocks.push_back(AllocateOfClass(c));
   }
-  EXPECT_GE(StatisticsOf(c).slabs, 10u);
+  EXPECT_GE(StatisticsOf(c).slabs, 40u);
   const uint64_t returned = counters().slabs_returned;
   for (void* p : blocks) Free(p);
   EXPECT_GT(counters().slabs_returned, returned);
@@ -355,7 +351,7 @@ TEST_F(ThreadCacheTest, KeepsOneEmptySlabOfAClass) {
 // Of two slabs with free blocks the fuller one is used, so that the other may
 // become empty.
 TEST_F(ThreadCacheTest, RefillsFromTheFullestSlab) {
-  const SizeClass c = ClassOf(kFastMaxBytes);
+  const SizeClass c = ClassOf(kSlabBytes / 8);
   std::map<Slab*, std::vector<void*>> slabs;
   for (size_t i = 0; i < 3 * SlabBlocks(c); ++i) {
     void* const p = AllocateOfClass(c);
@@ -436,6 +432,9 @@ class HugePagesTest : public ThreadCacheTest {
 TEST_F(HugePagesTest, NoneForFewSlabsOfManyClasses) {
   InANewThread([&] {
     FillSlabsOfEach(2);
+    EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+    EXPECT_GT(OwnBytes(), 2 * Arena::kGrownBytes);
+    FillSlabsOfEach(1);
     EXPECT_NE(arena_.FreeDirtyBytes(), 0u);
     EXPECT_GT(OwnBytes(), size_t{8} << 20);
   });
@@ -452,7 +451,7 @@ TEST_F(HugePagesTest, ForFourSlabsOfEachClass) {
 
 TEST_F(HugePagesTest, ForManySlabsOfOneClass) {
   InANewThread([&] {
-    for (SizeClass c = kFastClasses; c < kClasses; ++c) FillSlabs(c, 1);
+    for (SizeClass c = kClasses - 8; c < kClasses; ++c) FillSlabs(c, 1);
     EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
     const size_t before = OwnBytes();
     FillSlabs(ClassOf(kBytes), 64);
@@ -584,7 +583,7 @@ TEST_F(ThreadCacheTest, OutOfMemoryLeavesTheHeapIntact) {
     limit.rlim_cur = limit.rlim_max =
         OsPages().statistics().mapped_bytes + (size_t{96} << 20);
     QUARRY_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
-    for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
+    for (size_t bytes : {size_t{16}, kBytes, kSmallMaxBytes}) {
       void* last = nullptr;
       while (void* p = Allocate(bytes)) {
         *static_cast<void**>(p) = last;
@@ -617,7 +616,7 @@ TEST_F(ThreadCacheTest, OutOfMemoryLeavesTheHeapIntact) {
 using ThreadCacheDeathTest = ThreadCacheTest;
 
 TEST_F(ThreadCacheDeathTest, AFreeRepeatedAtOnceIsFoundAtOnce) {
-  for (size_t bytes : {size_t{16}, kBytes, kFastMaxBytes, kSmallMaxBytes}) {
+  for (size_t bytes : {size_t{16}, kBytes, kSmallMaxBytes}) {
     void* const p = Allocate(bytes);
     EXPECT_EXIT(
         {
@@ -900,19 +899,19 @@ TEST_F(ThreadCacheTest, ARunGrowsIntoWhatTheThreadKeepsBehindIt) {
 }
 
 TEST_F(ThreadCacheTest, AnOutgrownBlockIsInItsSlabAtOnce) {
-  constexpr size_t kWideBytes = kFastMaxBytes + 1000;
-  void* const p = Allocate(kWideBytes);
+  constexpr size_t kManyBytes = kSmallMaxBytes - 1000;
+  void* const p = Allocate(kManyBytes);
   Slab* const slab = Slab::Of(p);
   const size_t used = slab->used();
   ThreadCache::FreeOutgrown(slab, p);
   EXPECT_EQ(slab->used(), used - 1);
   VerifyAll();
-  void* const again = Allocate(kWideBytes);
+  void* const again = Allocate(kManyBytes);
   EXPECT_EQ(again, p);
   // Of a thread that does not own it, as any other.
   OnAnotherThread([&] { ThreadCache::FreeOutgrown(slab, again); });
   ThreadCache::FlushThread();
-  EXPECT_EQ(StatisticsOf(ClassOf(kWideBytes)).used_blocks, 0u);
+  EXPECT_EQ(StatisticsOf(ClassOf(kManyBytes)).used_blocks, 0u);
 }
 
 // The maintenance thread holds the lock for as long as it is at the slabs.
@@ -994,7 +993,7 @@ TEST_F(ThreadCacheTest, ANewSlabGivesAnIdleRunBackFirst) {
   auto* const run = arena->Allocate(20, PageBytes());
   ASSERT_NE(run, nullptr);
   ThreadCache::FreeRun(run);
-  const SizeClass c = ClassOf(kFastMaxBytes);
+  const SizeClass c = ClassOf(kSmallMaxBytes);
   std::vector<void*> blocks;
   // The first slab after the run was freed leaves it alone.
   for (size_t i = 0; i < SlabBlocks(c); ++i) blocks.push_back(AllocateOfClass(c));
