@@ -94,9 +94,17 @@ void FreeAll(const std::vector<char*>& blocks) {
   for (char* block : blocks) Deallocate(block);
 }
 
-// Classes that the fast path serves, and one that it does not.
-constexpr size_t kSmallBytes[] = {16,   48,    1000,
-                                  8192, 10000, kSmallMaxBytes};
+// Blocks of one size. The last two are in one slab, which is kept so when one of these
+// is free.
+std::vector<char*> AllocateNeighbours(size_t bytes) {
+  std::vector<char*> blocks = {Allocate(bytes)};
+  do {
+    blocks.push_back(Allocate(bytes));
+  } while (Slab::Of(blocks.back()) != Slab::Of(blocks.end()[-2]));
+  return blocks;
+}
+
+constexpr size_t kSmallBytes[] = {16, 48, 1000, 8192, 10000, kSmallMaxBytes};
 constexpr size_t kRunBytes = 400000;
 constexpr size_t kHugeBytes = 8 * kMiB;
 
@@ -115,11 +123,11 @@ TEST(HeapDeathTest, DoubleFreeAtOnce) {
 
 TEST(HeapDeathTest, DoubleFreeOfABlockThatIsBackInItsSlab) {
   for (const size_t bytes : kSmallBytes) {
-    char* const p = Allocate(bytes);
-    char* const other = Allocate(bytes);  // Keeps the slab.
+    const std::vector<char*> blocks = AllocateNeighbours(bytes);
+    char* const p = blocks.back();
     EXPECT_REPORT((Deallocate(p), FlushThread(), Deallocate(p), FlushThread()),
                   DoubleFree(p));
-    FreeAll({p, other});
+    FreeAll(blocks);
   }
 }
 
@@ -148,9 +156,10 @@ TEST(HeapDeathTest, DoubleFreeAtTheExitOfTheThread) {
 
 TEST(HeapDeathTest, DoubleFreeElsewhere) {
   for (const size_t bytes : kSmallBytes) {
-    char* const p = Allocate(bytes);
-    EXPECT_REPORT((FreeElsewhere(p), FreeElsewhere(p)), DoubleFree(p));
+    const std::vector<char*> blocks = AllocateNeighbours(bytes);
+    char* const p = blocks.back();
     // The first may be drained when the second is marked.
+    EXPECT_REPORT((FreeElsewhere(p), FreeElsewhere(p), FlushThread()), DoubleFree(p));
     EXPECT_REPORT((FreeElsewhere(p), FreeElsewhereHeld(p), FlushThread()),
                   DoubleFree(p));
     EXPECT_REPORT((FreeElsewhereHeld(p), FreeElsewhereHeld(p), FlushThread()),
@@ -161,18 +170,19 @@ TEST(HeapDeathTest, DoubleFreeElsewhere) {
                     Deallocate(p);
                   }).join(),
                   DoubleFree(p));
-    Deallocate(p);
+    FreeAll(blocks);
   }
 }
 
 TEST(HeapDeathTest, DoubleFreeHereAndElsewhere) {
   for (const size_t bytes : kSmallBytes) {
-    char* const p = Allocate(bytes);
+    const std::vector<char*> blocks = AllocateNeighbours(bytes);
+    char* const p = blocks.back();
     EXPECT_REPORT((Deallocate(p), FreeElsewhere(p), FlushThread()),
                   DoubleFree(p));
     EXPECT_REPORT((FreeElsewhere(p), Deallocate(p), FlushThread()),
                   DoubleFree(p));
-    Deallocate(p);
+    FreeAll(blocks);
   }
 }
 
@@ -322,6 +332,7 @@ void ExpectForeign(char* p) {
 }
 
 TEST(HeapDeathTest, PointersThatQuarryNeverGaveOut) {
+  Deallocate(Allocate(1));  // Until then one address is not to be asked for: kNowhere.
   alignas(16) static char global[64];
   ExpectForeign(global);
   for (const uintptr_t address :
@@ -479,12 +490,15 @@ TEST(HeapDeathTest, ReallocationOfAFreeBlock) {
   EXPECT_REPORT((Deallocate(run), UsableBytes(run)),
                 AlreadyFree("usable size", run));
   Deallocate(run);
+  // As in DoubleFreeOfAHugeBlock.
+  settings.mmap_threshold_adapts = false;
   char* const huge = Allocate(kHugeBytes);
   EXPECT_REPORT((Deallocate(huge), static_cast<void>(Reallocate(huge, 10))),
                 AlreadyFree("realloc", huge));
   EXPECT_REPORT((Deallocate(huge), UsableBytes(huge)),
                 AlreadyFree("usable size", huge));
   Deallocate(huge);
+  settings.mmap_threshold_adapts = true;
 }
 
 TEST(HeapDeathTest, AFreeBlockThatWasWrittenTo) {
