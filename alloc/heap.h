@@ -28,7 +28,8 @@
 
 namespace quarry {
 
-// Of a block that starts where one of its class may: neither what begins behind the last whole block of a slab, nor a block that is aligned to 8 only.
+// Of a block that starts where one of its class may: neither what begins behind the last
+// whole block of a slab, nor a block that is aligned to 8 only.
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool IsWholeBlock(const void* p,
                                                       size_t block_bytes) {
   return reinterpret_cast<uintptr_t>(p) % kGranuleBytes + block_bytes <=

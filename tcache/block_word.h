@@ -1,5 +1,5 @@
-// Blocks that share a word of their slab's bitmaps: what gathers
-// frees before they are put there.
+// Blocks that share a word of their slab's bitmaps: what gathers frees before they are put
+// there.
 //
 //   place   63               16 15          9 8   7 6          0
 //           [     granule      ][   class    ][ 0  ][   word   ]

@@ -36,8 +36,7 @@ Slab* Slab::Make(Arena* arena, SizeClass size_class, Filling filling) {
   // all that is left, and would leave no room for the descriptors.
   void* memory = metadata_pool.Allocate(DescriptorBytes(size_class));
   if (memory == nullptr) return nullptr;
-  Run* run = arena->Allocate(kSlabBytes / PageBytes(), kGranuleBytes,
-                             filling);
+  Run* run = arena->Allocate(kSlabBytes / PageBytes(), kGranuleBytes, filling);
   if (run == nullptr) {
     metadata_pool.Deallocate(memory, DescriptorBytes(size_class));
     return nullptr;
