@@ -106,7 +106,7 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
   }
   if (ServedByArena(std::max(bytes, alignment))) {
     Run* run;
-    if (ABSL_PREDICT_TRUE(alignment <= PageBytes() && bytes > kSmallMaxBytes)) {
+    if (ABSL_PREDICT_TRUE(alignment <= PageBytes() && bytes > kSlabsOnlyMaxBytes)) {
       if (thread_state.cache->CachedRunBytes() != 0) {
         if (void* const kept = ThreadCache::TakeRun(bytes)) return {kept, false};
       }
@@ -179,6 +179,16 @@ void* AllocateBlock(SizeClass size_class) {
   return block;
 }
 
+// The same for `bytes` at a multiple of `alignment`, which the class has; a page run where
+// no whole slab is to be had.
+void* AllocateSmall(SizeClass size_class, size_t bytes, size_t alignment) {
+  void* block = AllocateBlock(size_class);
+  if (ABSL_PREDICT_FALSE(block == nullptr) && bytes > kSlabsOnlyMaxBytes) {
+    block = AllocateLarge(bytes, alignment).start;
+  }
+  return block;
+}
+
 // Aborts with what can be said about `p`, which is no block in use.
 [[noreturn]] void ReportWildPointer(const char* call, const void* p) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(void*) != 0) {
@@ -246,7 +256,10 @@ bool LargeBlockServes(const void* p, size_t usable, size_t bytes) {
   const size_t most = RoomOf(PageMap::TagOf(p)) == Room::kHuge
                           ? needed + needed / 8
                           : MostMediumBytes(needed);
-  return needed <= usable && usable <= most;
+  if (usable > most) return false;
+  if (needed <= usable) return true;
+  // `bytes` may be GoodBytes() of what was asked for, which are those of a slab's block.
+  return usable <= kSmallMaxBytes && bytes <= BlockBytes(ClassOf(usable));
 }
 
 void* Move(void* p, size_t old_bytes, size_t new_bytes) {
@@ -296,7 +309,10 @@ void CopyToNew(void* block, const void* from, size_t bytes) {
 // The same as Move() of a page run, or of a block of more than kMostKeptOutgrownBytes,
 // that grows.
 ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_bytes) {
-  void* const moved = AllocateSlow(new_bytes);
+  void* const moved =
+      new_bytes > kSlabsOnlyMaxBytes
+          ? Perturb(AllocateLarge(new_bytes, kMinAlignmentBytes).start, new_bytes)
+          : AllocateSlow(new_bytes);
   if (moved == nullptr) return nullptr;
   CopyToNew(moved, p, old_bytes);
   FreeOutgrown(p);
@@ -469,7 +485,7 @@ ABSL_ATTRIBUTE_NOINLINE void FlushRemoteBatch(const void* caller) {
 }
 
 // Whether a run in use starts at `p`, of which HomeTagOf() told kRunTag, that a request
-// for `bytes` > kSmallMaxBytes may have got.
+// for `bytes` > kSlabsOnlyMaxBytes may have got.
 bool RunServes(const void* p, size_t bytes) {
   const Run* const run =
       Arena::RunStartingAt(p, PageMap::HomeDescriptorOf(p));
@@ -513,7 +529,7 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
     }
     case Room::kRun: {
       Run* run = RunAt(kCall, p);
-      if (bytes > kSmallMaxBytes && ServedByArena(bytes) &&
+      if (bytes > kSlabsOnlyMaxBytes && ServedByArena(bytes) &&
           ResizeRun(run, bytes)) {
         StartMaintenanceIfWanted();
         return p;
@@ -549,20 +565,22 @@ void* AllocateSlow(size_t bytes) {
   if (ABSL_PREDICT_TRUE(ThreadCache::IsOnFastPath(bytes))) {
     void* block = ThreadCache::AllocateFast(bytes);
     if (ABSL_PREDICT_FALSE(block == nullptr)) {
-      return ReleasedFor(bytes) ? AllocateBlock(ClassOf(bytes)) : nullptr;
+      return ReleasedFor(bytes)
+                 ? AllocateSmall(ClassOf(bytes), bytes, kMinAlignmentBytes)
+                 : nullptr;
     }
     SeeToUpkeep();
     return block;
   }
   if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
   void* block = bytes <= kSmallMaxBytes
-                    ? AllocateBlock(ClassOf(bytes))
+                    ? AllocateSmall(ClassOf(bytes), bytes, kMinAlignmentBytes)
                     : AllocateLarge(bytes, kMinAlignmentBytes).start;
   return Perturb(block, bytes);
 }
 
 void* AllocateZeroed(size_t bytes) {
-  if (ABSL_PREDICT_TRUE(bytes <= kSmallMaxBytes)) {
+  if (ABSL_PREDICT_TRUE(bytes <= kSlabsOnlyMaxBytes)) {
     void* block = TryPop(bytes);
     if (block == nullptr) block = TryTakeAtHand(bytes);
     if (ABSL_PREDICT_FALSE(block == nullptr)) {
@@ -588,8 +606,9 @@ void* AllocateAligned(size_t bytes, size_t alignment) {
     if (void* block = ThreadCache::TryTake(size_class)) return block;
   }
   if (ABSL_PREDICT_FALSE(thread_state.cache == &no_cache)) LoadOptions();
-  void* block = size_class != kNoClass ? AllocateBlock(size_class)
-                                       : AllocateLarge(bytes, alignment).start;
+  void* block = size_class != kNoClass
+                    ? AllocateSmall(size_class, bytes, alignment)
+                    : AllocateLarge(bytes, alignment).start;
   return Perturb(block, bytes);
 }
 
@@ -683,10 +702,11 @@ void DeallocateNotPushed(void* p, const Magazine* magazine,
 void DeallocateSizedSlow(void* p, size_t bytes) {
   Tag tag;
   if (ABSL_PREDICT_TRUE(PageMap::HomeTagOf(p, &tag) &&
-                        (bytes <= kSmallMaxBytes
-                             ? (tag & (kOwnerUnit - 1)) ==
-                                   ThreadCache::MagazineOffsetFor(bytes)
-                             : tag == kRunTag && RunServes(p, bytes)))) {
+                        (tag == kRunTag
+                             ? bytes > kSlabsOnlyMaxBytes && RunServes(p, bytes)
+                             : bytes <= kSmallMaxBytes &&
+                                   (tag & (kOwnerUnit - 1)) ==
+                                       ThreadCache::MagazineOffsetFor(bytes)))) {
     return DeallocateForeign(p, ThreadCache::OffsetOf(tag),
                              __builtin_return_address(0));
   }
@@ -712,9 +732,10 @@ void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment) {
   const SizeClass size_class = ClassOf(bytes, alignment);
   const Tag tag = PageMap::TagOf(p);
   const bool fits =
-      size_class != kNoClass
-          ? (tag & (kOwnerUnit - 1)) == MagazineOffset(size_class)
-          : RoomOf(tag) != Room::kSlab &&
+      RoomOf(tag) == Room::kSlab
+          ? size_class != kNoClass &&
+                (tag & (kOwnerUnit - 1)) == MagazineOffset(size_class)
+          : (size_class == kNoClass || bytes > kSlabsOnlyMaxBytes) &&
                 LargeBlockServes(p, UsableBytesFor(kSizedFree, p), bytes);
   if (ABSL_PREDICT_FALSE(!fits)) {
     RefuseSize(p, bytes, UsableBytesFor(kSizedFree, p));

@@ -1,9 +1,12 @@
 // The heap: which room serves a request, and which one a pointer came from.
 //
 //   bytes           room
-//   0 .. 16 KiB     thread cache (slabs)
+//   0 .. 64 KiB     thread cache (slabs)
 //   .. threshold    arena (page runs); settings.mmap_threshold_bytes
 //   more            huge blocks (mappings of their own)
+//
+// Above 16 KiB a page run serves what must be zero, since its pages may be so, and a block
+// of more than 8 KiB that realloc() makes larger, since it may grow on without a copy.
 //
 // These functions know neither errno nor the new_handler: they return nullptr
 // when there is no memory, with the heap as it was, and leave the rest to their
@@ -56,6 +59,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPopAligned(size_t bytes,
 
 // The same with all bytes zero; else AllocateZeroed().
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPopZeroed(size_t bytes) {
+  if (ABSL_PREDICT_FALSE(bytes > kSlabsOnlyMaxBytes)) return nullptr;
   void* block = ThreadCache::TryPop(bytes);
   if (ABSL_PREDICT_FALSE(block == nullptr)) return nullptr;
   if (bytes > kLinearMaxBytes) return memset(block, 0, bytes);
@@ -81,8 +85,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool StaysInPlace(const void* p,
          IsWholeBlock(p, magazine->BlockBytesWhenWarm());
 }
 
-// A page run that this thread keeps, else nullptr: blocks of some tens of KiB to a few
-// MiB. Requires bytes > kSmallMaxBytes.
+// A page run that this thread keeps, else nullptr. Requires bytes > kSlabsOnlyMaxBytes.
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
   if (ABSL_PREDICT_FALSE(thread_state.tag == 0)) return nullptr;
   return ThreadCache::TakeRun(bytes);
@@ -188,7 +191,8 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline size_t UsableBytes(const void* p) {
 }
 
 // UsableBytes() of a block that is allocated with `bytes`, at least: a page run that the
-// thread kept may have more, and a kept mapping, too.
+// thread kept may have more, and a kept mapping, too. A block of 16 to 64 KiB that is a page
+// run may have less.
 size_t GoodBytes(size_t bytes);
 
 HeapStatistics GatherStatistics();

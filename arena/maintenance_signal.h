@@ -14,8 +14,8 @@
 // A mebibyte of free memory is work. Nobody counts what all threads and arenas have
 // together, for they would all write to the count: each has its share of the
 // mebibyte, and notes work when it frees something and then has more. No share is less
-// than what a thread keeps at hand of one size anyway, so of thousands of threads what no
-// one notes is as much as that.
+// than what a thread keeps at hand of one small size anyway, so of thousands of threads what
+// no one notes is as much as that.
 //
 // No work is forgotten. The thread calls FallAsleep(), then looks for work once
 // more, and waits only if it finds none. A room makes its work, then calls
@@ -84,7 +84,7 @@ class MaintenanceSignal {
   void SetPlaces(size_t threads, size_t arenas);
 
   static constexpr size_t kNotedBytes = size_t{1} << 20;
-  // No share is less. A thread keeps so much at hand of one size as it is.
+  // No share is less. A thread keeps so much at hand of one small size as it is.
   static constexpr size_t kLeastShareBytes = size_t{64} << 10;
 
   bool IsWanted() const { return state() == kWanted; }

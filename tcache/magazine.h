@@ -41,12 +41,13 @@ struct Magazine {
   int32_t room;
   // An offset within a slab is the start of a block when its product with the
   // first is below the second. Both are StartReciprocal(), but the second is 0 in a cold
-  // class, and both are in a cache that was not opened: no offset passes.
+  // class, and both are in a cache that was not opened, or for a free that is diverted
+  // (ThreadCache::DivertNextFree): no offset passes.
   uint32_t start_reciprocal;
   uint32_t start_limit;
   // Sized free: a size belongs to this class when it is one of `request_sizes`
   // from min_request_bytes on, which in a cold class is kColdShift too much, so that
-  // no size passes. No class has none.
+  // no size passes. No class has none, but for a free that is diverted.
   uint32_t min_request_bytes;
   uint32_t request_sizes;
   int32_t capacity;

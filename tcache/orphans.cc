@@ -2,14 +2,23 @@
 
 #include <span>
 
+#include "absl/base/optimization.h"
 #include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
+#include "arena/report.h"
 #include "tcache/thread_cache.h"
 
 namespace quarry {
 namespace {
 
 constinit Orphans orphans[kMaxArenas];
+
+// Of a slab without a block in use. Another thread has freed one of them wrongly.
+[[noreturn]] void ReportMarkedSlab(const Slab* slab) {
+  size_t index = 0;
+  while (index + 1 < slab->blocks() && !slab->remote.IsMarked(index)) ++index;
+  ReportDoubleFree(slab->BlockAt(index), slab->block_bytes(), slab->start());
+}
 
 }  // namespace
 
@@ -20,6 +29,8 @@ Tag SlowTag(SizeClass size_class) {
 }
 
 void ReturnSlab(Slab* slab) {
+  // It may be on a pending stack, too.
+  if (ABSL_PREDICT_FALSE(!slab->remote.IsEmpty())) ReportMarkedSlab(slab);
   Arena* arena = slab->arena();
   char* start = slab->start();
   Run* run = Slab::Unmake(slab);

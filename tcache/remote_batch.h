@@ -142,11 +142,10 @@ class RemoteBatch {
   }
 
  private:
-  // Not below the number of classes: those of one owner do not take each other's place,
-  // but for the four smallest and the four largest.
+  // The classes of one owner do not take each other's place, but for the eight smallest
+  // and the eight largest.
   static constexpr int kEntryBits = 6;
   static constexpr size_t kEntries = size_t{1} << kEntryBits;
-  static_assert(kClasses - kEightByteClass <= kEntries);
 
   // The upper bits of a product, round the table and round again: from a class to
   // the next it is a little more than one entry, and from an owner to the next
@@ -156,7 +155,7 @@ class RemoteBatch {
     constexpr Tag kClassesPerOwner = kOwnerUnit / MagazineOffset(1);
     constexpr Tag kClassStride =
         (1u << (32 - kEntryBits)) + kOwnerStride / kClassesPerOwner;
-    constexpr SizeClass kApart = kClasses - 1 - kEightByteClass - 4;
+    constexpr SizeClass kApart = kClasses - 1 - kEightByteClass - 8;
     static_assert(uint64_t{kClassStride} * kApart < uint64_t{1} << 32);
     return entries_[block.tag * (kClassStride / MagazineOffset(1)) >>
                     (32 - kEntryBits)];

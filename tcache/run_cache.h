@@ -51,7 +51,7 @@ class RunCache {
   static constexpr size_t kMostRunBytes = kMostBytes / 2;
 
   static constexpr size_t kLists = kStepsPerDoubling * std::countr_zero(
-                                       kMostRunBytes / kSmallMaxBytes);
+                                       kMostRunBytes / kSlabsOnlyMaxBytes);
   static constexpr size_t kNoList = kLists;
 
   constexpr RunCache()
@@ -70,20 +70,20 @@ class RunCache {
   RunCache(const RunCache&) = delete;
   RunCache& operator=(const RunCache&) = delete;
 
-  // The list for requests of `bytes`, more than kSmallMaxBytes and at most
+  // The list for requests of `bytes`, more than kSlabsOnlyMaxBytes and at most
   // kMostRunBytes: that of MediumBytes(bytes).
   ABSL_ATTRIBUTE_ALWAYS_INLINE static size_t ListFor(size_t bytes) {
     // Of the last byte of whole pages the four highest bits tell, and how high they are:
     // what the exponent and the first bits of a float are, beside each other.
     const size_t last = (bytes - 1) | (KnownPageBytes() - 1);
     return ExponentAndStep(static_cast<uint32_t>(last)) -
-           ExponentAndStep(uint32_t{kSmallMaxBytes});
+           ExponentAndStep(uint32_t{kSlabsOnlyMaxBytes});
   }
 
   // The list of a run of exactly `bytes` > 0 bytes, or kNoList: for one that is too
   // large, and the rest of what was rounded to whole pages alone.
   static size_t ListOfRun(size_t bytes) {
-    if (bytes <= kSmallMaxBytes || bytes > kMostRunBytes) return kNoList;
+    if (bytes <= kSlabsOnlyMaxBytes || bytes > kMostRunBytes) return kNoList;
     return MediumBytes(bytes, KnownPageBytes()) == bytes ? ListFor(bytes) : kNoList;
   }
 

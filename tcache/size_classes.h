@@ -1,8 +1,8 @@
 // Which block sizes exist, and which of them serves a request.
 //
-//   class   1      2    3         9   10         17   18            64
-//   bytes   8     16   32  ...  128  144  ...   256  288  ...    16384
-//           |      `-- 16 apart --'   `- 8 for each doubling, or 9, or 5'
+//   class   1      2    3         9   10        17   18            64      65    66    67
+//   bytes   8     16   32  ...  128  144  ...  256  288  ...    16384   21504  32 Ki 64 Ki
+//           |      `-- 16 apart --'   `- 8 for each doubling, or 9, or 5 -'
 //           `-- only for callers who state an alignment of 8 or less
 //
 // Class 0 is no class. Above 128 bytes a class is an eighth of a power of two above
@@ -18,6 +18,9 @@
 // that it holds a database's page of 4 KiB and what is kept with it. Above 8 KiB, where
 // more classes would be of as many blocks, they are a seventh, a sixth, a fifth and a
 // fourth, in multiples of 512, and one more, since a slab's last pages may stay untouched.
+// Above 16 KiB they are a third, a half and the whole of a slab: a request leaves the last
+// pages of its block untouched, unless a larger one had the block before. What must be
+// zero there, or grows, gets pages of its own instead.
 //
 // Every class above 8 bytes is a multiple of 16, so that blocks have the alignment
 // that malloc() owes.
@@ -45,7 +48,9 @@ constexpr SizeClass kEightByteClass = 1;
 constexpr SizeClass kFirstClass = 2;
 constexpr size_t kMinAlignmentBytes = 16;
 constexpr size_t kLinearMaxBytes = 128;
-constexpr size_t kSmallMaxBytes = 16 * 1024;
+constexpr size_t kSmallMaxBytes = 64 * 1024;
+// A request for more bytes may get a page run instead.
+constexpr size_t kSlabsOnlyMaxBytes = 16 * 1024;
 // Classes for each doubling, but for the exceptions, and sizes of what is larger.
 constexpr size_t kStepsPerDoubling = 8;
 
@@ -53,7 +58,7 @@ constexpr size_t kStepsPerDoubling = 8;
 constexpr int kLargerMediums = 2;
 
 // Of each class.
-inline constexpr uint16_t kBlockBytes[] = {
+inline constexpr uint32_t kBlockBytes[] = {
     0,    8,    16,   32,   48,   64,   80,    96,    112,   128,
     144,  160,  176,  192,  208,  224,  240,   256,           // By 16.
     288,  320,  352,  384,  416,  448,  480,   512,           // By 32.
@@ -61,7 +66,8 @@ inline constexpr uint16_t kBlockBytes[] = {
     1088, 1152, 1280, 1408, 1536, 1664, 1792,  1920,  2048,   // By 128, the first 64.
     2176, 2304, 2560, 2816, 3072, 3328, 3584,  3840,  4096,   // By 256, the first 128.
     4368, 4608, 4992, 5376, 5888, 6528, 7168,  8192,          // 15 to 8 in a slab.
-    9216, 10752, 12288, 14336, 16384};                        // 7 to 4 in a slab.
+    9216, 10752, 12288, 14336, 16384,                         // 7 to 4 in a slab.
+    21504, 32768, 65536};                                     // 3, 2 and 1.
 
 // The smallest class of more than kLinearMaxBytes, and of more than twice, four
 // times as much and so on.
@@ -89,10 +95,12 @@ constexpr SizeClass ClassOf(size_t bytes) {
     return kFirstClass + static_cast<SizeClass>(last / kMinAlignmentBytes);
   }
   // The top four bits of `bytes - 1` say which eighth of which doubling; the class is that
-  // one, or half as far in the last, or a little above.
+  // one, or half as far above 8 KiB, or the first above 16 KiB, or a little above.
   const int doubling = std::bit_width(bytes - 1) - 8;
   const size_t eighth = ((bytes - 1) >> (doubling + 4)) & 7;
-  const size_t step = bytes <= kSmallMaxBytes / 2 ? eighth : (eighth + 1) / 2;
+  const size_t step = bytes <= kSlabsOnlyMaxBytes / 2 ? eighth
+                      : bytes <= kSlabsOnlyMaxBytes   ? (eighth + 1) / 2
+                                                      : 0;
   SizeClass size_class = kFirstOfDoubling[static_cast<size_t>(doubling)] +
                          static_cast<SizeClass>(step);
   while (BlockBytes(size_class) < bytes) ++size_class;
@@ -137,10 +145,10 @@ constexpr size_t MinRequestBytes(SizeClass size_class) {
   return size_class <= kFirstClass ? 0 : BlockBytes(size_class - 1) + 1;
 }
 
-// What a request above kSmallMaxBytes gets at least: whole pages, in eight steps for
-// each doubling as most classes, or of a page where that is more. So a size
-// which varies a little meets runs of its size again, and a block that grows a
-// little stays.
+// What a request above kSlabsOnlyMaxBytes gets at least of page runs: whole pages, in eight
+// steps for each doubling as most classes, or of a page where that is more. So a size
+// which varies a little meets runs of its size again, and a block that grows a little
+// stays.
 inline size_t MediumBytes(size_t bytes, size_t page_bytes = PageBytes()) {
   const size_t step = std::bit_floor(bytes - 1) / kStepsPerDoubling;
   return RoundUp(bytes, step > page_bytes ? step : page_bytes);

@@ -48,7 +48,8 @@ constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
     const auto large_blocks =
         static_cast<int32_t>(kMostLargeMagazineBytes / BlockBytes(c));
     most[c] = static_cast<int16_t>(
-        std::clamp(blocks, std::min(large_blocks, kFirstMagazineBlocks),
+        std::clamp(blocks,
+                   std::clamp(large_blocks, kFewestMagazineBlocks, kFirstMagazineBlocks),
                    kMostMagazineBlocks));
   }
   return most;
@@ -67,8 +68,9 @@ constexpr std::array<int8_t, kClasses> ThreadCache::kMostRefillBlocks = [] {
 constexpr std::array<uint8_t, kClasses> ThreadCache::kMostMagazines = [] {
   std::array<uint8_t, kClasses> most = {};
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    most[c] = static_cast<uint8_t>(std::clamp<size_t>(
-        kMostShelfBytes / DepotBytes(c), 1, kDepotMagazines));
+    const size_t most_bytes = IsLarge(c) ? kMostDepotBytes : kMostShelfBytes;
+    most[c] = static_cast<uint8_t>(
+        std::clamp<size_t>(most_bytes / DepotBytes(c), 1, kDepotMagazines));
   }
   return most;
 }();
@@ -84,7 +86,6 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
     magazine.head = nullptr;
     magazine.capacity = FirstMagazineBlocks(c);
     magazine.room = magazine.capacity;
-    magazine.start_reciprocal = StartReciprocal(c);
     TurnWarm(c);
   }
   pending_.Open();
@@ -295,7 +296,7 @@ void ThreadCache::TakeFromDepot(SizeClass size_class) {
 
 void ThreadCache::TurnCold(SizeClass size_class) {
   shelves_[size_class].is_cold = true;
-  has_cold_depots_ = true;
+  has_full_depots_ = true;
   Magazine& magazine = magazines_[size_class];
   // No offset and no size passes.
   magazine.start_limit = 0;
@@ -307,6 +308,7 @@ void ThreadCache::TurnWarm(SizeClass size_class) {
   // In a cache that begins, the shelf of a class that nobody uses stays untouched.
   if (shelves_[size_class].is_cold) shelves_[size_class].is_cold = false;
   Magazine& magazine = magazines_[size_class];
+  magazine.start_reciprocal = StartReciprocal(size_class);
   magazine.start_limit = magazine.start_reciprocal;
   magazine.min_request_bytes =
       static_cast<uint32_t>(MinRequestBytes(size_class));
@@ -347,8 +349,8 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   // What a program that has turned to small blocks does not take up again may serve
   // for them.
   if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
-  if (WantsColdDepotsBackFor(kSlabBytes)) FlushColdDepots();
-  slab = Slab::Make(arena_, size_class, FillingOfNext(shelf));
+  if (WantsFullDepotsBackFor(kSlabBytes)) FlushFullDepots();
+  slab = Slab::Make(arena_, size_class, FillingOfNext(size_class));
   if (slab == nullptr) {
     return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);
   }
@@ -360,12 +362,14 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   return slab;
 }
 
-Filling ThreadCache::FillingOfNext(const Shelf& shelf) const {
+Filling ThreadCache::FillingOfNext(SizeClass size_class) const {
+  // Of such a block the last pages stay untouched, as a rule.
+  if (BlockBytes(size_class) > kSlabsOnlyMaxBytes) return Filling::kUnknown;
   const size_t enough_bytes =
       std::clamp(kSlabsOfEach * classes_with_slabs_ * kSlabBytes,
                  Arena::kGrownBytes, kManySlabBytes);
   if (owned_slab_bytes_ >= enough_bytes) return Filling::kFromLowEnd;
-  const Slab* slab = shelf.slabs[Slab::kFull].first();
+  const Slab* slab = shelves_[size_class].slabs[Slab::kFull].first();
   for (uint32_t full = 0; slab != nullptr; slab = slab->next) {
     if (++full == kManySlabs) return Filling::kFromLowEnd;
   }
@@ -426,6 +430,8 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
       maintenance_signal.NoteWork();
       return;
     }
+    // See DivertNextFree().
+    if (magazine.start_reciprocal == 0) TurnWarm(slab->size_class());
   }
   if (magazine.Push(p)) Overflow(&magazine);
 }
@@ -451,12 +457,12 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
   }
 }
 
-void ThreadCache::FlushColdDepotsUnlocked() {
+void ThreadCache::FlushFullDepotsUnlocked() {
   // As TakeRunUnbiased().
   if (!lock_.TryAcquireAsOwner()) return;
   SetUsed(true);
   FlushCold();
-  FlushColdDepots();
+  FlushFullDepots();
   lock_.ReleaseAsOwner();
 }
 
@@ -537,17 +543,20 @@ void ThreadCache::Overflow(Magazine* magazine) {
   OwnerLockHolder hold(cache->lock_);
   cache->SetUsed(true);
   Shelf& shelf = cache->shelves_[size_class];
-  if (shelf.depot_count == kMostMagazines[size_class] ||
-      cache->depot_bytes_ >= kMostDepotBytes) {
+  bool is_full = shelf.depot_count == kMostMagazines[size_class] ||
+                 cache->depot_bytes_ >= kMostDepotBytes;
+  if (is_full) {
     // It may be cold: a free that the fast path refused comes here as well.
     cache->Flush(spare, size_class);
-    if (!shelf.is_cold) cache->TurnCold(size_class);
   } else {
     cache->DepotOf(size_class)[shelf.depot_count++] = spare;
     cache->depot_bytes_ += DepotBytes(size_class);
-    if (shelf.depot_count == kMostMagazines[size_class]) {
-      cache->TurnCold(size_class);
-    }
+    is_full = shelf.depot_count == kMostMagazines[size_class];
+  }
+  if (IsLarge(size_class)) {
+    cache->has_full_depots_ = true;
+  } else if (is_full && !shelf.is_cold) {
+    cache->TurnCold(size_class);
   }
   if (shelf.is_cold) {
     // Hardly a free will come here before the class is warm again, and meanwhile each
@@ -559,10 +568,24 @@ void ThreadCache::Overflow(Magazine* magazine) {
   } else {
     move_to_spare();
   }
-  // Also when a class is cold: blocks that were freed in no order keep many
-  // slabs from being empty, however few they are.
-  if (shelf.is_cold) return maintenance_signal.NoteWork();
-  maintenance_signal.NoteKept(cache->depot_bytes_);
+  // Also when blocks go to their slabs: those that were freed in no order keep many from
+  // being empty, however few they are.
+  if (is_full || shelf.is_cold) {
+    maintenance_signal.NoteWork();
+  } else {
+    maintenance_signal.NoteKept(cache->depot_bytes_);
+  }
+  if (IsLarge(size_class) && (maintenance_signal.IsWanted() ||
+                              (is_full && maintenance_signal.IsOff()))) {
+    DivertNextFree(magazine);
+  }
+}
+
+void ThreadCache::DivertNextFree(Magazine* magazine) {
+  // Neither an offset nor a size passes, whether or not the class is cold.
+  magazine->start_reciprocal = 0;
+  magazine->start_limit = 0;
+  magazine->request_sizes = 0;
 }
 
 void ThreadCache::Split(Magazine* magazine, SizeClass size_class) {
@@ -655,6 +678,18 @@ void ThreadCache::ReportNote(void* p) {
   ReportDoubleFree(p, slab->block_bytes(), slab->start());
 }
 
+void ThreadCache::ReportOtherTag(const FreeBlock* block, SizeClass size_class,
+                                 const FreeBlock* linked_from) {
+  // With the first of two frees of its last block in use, a slab may have gone back.
+  const uint32_t offset = OffsetInGranule(block);
+  if (PageMap::TagOf(block) == kRunTag &&
+      BlockOfOffset(offset, StartReciprocal(size_class)).IsStart()) {
+    ReportDoubleFree(block, BlockBytes(size_class),
+                     reinterpret_cast<const char*>(block) - offset);
+  }
+  ReportCorruptLink(linked_from);
+}
+
 void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
   const FreeBlock* linked_from = first;
   for (FreeBlock* block = first; block != nullptr;) {
@@ -662,7 +697,7 @@ void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
     // address nor what it finds is trusted.
     const Tag offset = PageMap::TagOf(block) & (kOwnerUnit - 1);
     if (ABSL_PREDICT_FALSE(offset != MagazineOffset(size_class))) {
-      ReportCorruptLink(linked_from);
+      ReportOtherTag(block, size_class, linked_from);
     }
     Slab* slab = Slab::Of(block);
     const size_t index = slab->IndexOf(block);
@@ -700,7 +735,7 @@ void ThreadCache::FlushAll() {
     shelf.depot_unused = 0;
     if (shelf.is_cold) TurnWarm(c);
   }
-  has_cold_depots_ = false;
+  has_full_depots_ = false;
   while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
 }
 
@@ -825,13 +860,13 @@ bool ThreadCache::FlushUnusedDepots() {
   return any;
 }
 
-void ThreadCache::FlushColdDepots() {
-  has_cold_depots_ = false;
+void ThreadCache::FlushFullDepots() {
+  has_full_depots_ = false;
   // Where all depots together are full, a class may be cold whose own is empty.
   const bool all_are_full = depot_bytes_ >= kMostDepotBytes;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Shelf& shelf = shelves_[c];
-    if (!shelf.is_cold && !all_are_full) continue;
+    if (!shelf.is_cold && !IsLarge(c) && !all_are_full) continue;
     FlushDepot(c, shelf.depot_count);
     shelf.depot_unused = 0;
     if (shelf.is_cold) TurnWarm(c);

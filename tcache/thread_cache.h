@@ -31,16 +31,17 @@
 // falls about the edge of a magazine comes to the slow path once in as many
 // calls as a magazine has blocks, and not with every other one.
 // Capacities begin small and double when a magazine runs empty or over, up to
-// kMostMagazineBytes. So what a thread keeps out of reach of others is small,
-// and most of what it keeps lies in the depot, which is guarded by the lock: the
+// kMostMagazineBytes, or a few blocks. So what a thread keeps out of reach of others is
+// small, and most of what it keeps lies in the depot, which is guarded by the lock: the
 // maintenance thread takes from there what was not used for a while (Tidy).
 //
-// When the depot is full, more is being freed than will be wanted soon, and the
-// class turns cold: its frees take the slow path, which notes the address of
-// the block and does not touch the block, since that would bring a line into
-// the cache for the sake of a link. Sixty-four such notes at a time go to the
-// bitmaps of their slabs. The class is warm again when half of the depot has
-// been used up, or is given back since memory is wanted for something else.
+// When the depot is full, more is being freed than will be wanted soon, and a class
+// of blocks of up to 8 KiB turns cold: its frees take the slow path, which notes
+// the address of the block and does not touch the block, since that would bring a
+// line into the cache for the sake of a link. Sixty-four such notes at a time go to
+// the bitmaps of their slabs. The class is warm again when half of the depot has
+// been used up, or is given back since memory is wanted for something else. Large
+// blocks are flushed by the magazine instead.
 //
 // Thread-safety: magazines and spares belong to the owner thread. All else is
 //   guarded by the cache's lock, which is biased towards the owner: others are
@@ -272,7 +273,7 @@ class alignas(64) ThreadCache {
                                                        bool* notes_are_full) {
     return ABSL_PREDICT_TRUE(magazine->start_limit == 0 &&
                              magazine->IsBlockStartWhenWarm(p)) &&
-           TryNote(magazine, p, notes_are_full);
+           TryNote(p, notes_are_full);
   }
 
   // The same for a caller who knows the size that was asked for: false also if a
@@ -282,7 +283,7 @@ class alignas(64) ThreadCache {
     return ABSL_PREDICT_TRUE(bytes <= kSmallMaxBytes &&
                              magazine->ServesRequestWhenCold(bytes) &&
                              magazine->IsBlockStartWhenWarm(p)) &&
-           TryNote(magazine, p, notes_are_full);
+           TryNote(p, notes_are_full);
   }
 
   // Arena::TryGrow() of the run's arena; if that has no room, once the thread has given
@@ -304,7 +305,7 @@ class alignas(64) ThreadCache {
 
   // Where a page run of the thread's arena starts that it keeps, of MediumBytes(bytes),
   // or up to MostMediumBytes() if it keeps none; nullptr if there is none. What it holds
-  // is not known. Requires bytes > kSmallMaxBytes, and a cache.
+  // is not known. Requires bytes > kSlabsOnlyMaxBytes, and a cache.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TakeRun(size_t bytes) {
     if (ABSL_PREDICT_FALSE(bytes > RunCache::kMostRunBytes)) return nullptr;
     ThreadCache* const cache = thread_state.cache;
@@ -318,9 +319,9 @@ class alignas(64) ThreadCache {
   }
 
   // To be called by the owner before it asks the arena for a run of so many bytes: slabs
-  // of cold classes come free where the run would be of fresh pages.
+  // of cold classes and of large blocks come free where the run would be of fresh pages.
   void MakeRoomForRun(size_t bytes) {
-    if (ABSL_PREDICT_FALSE(WantsColdDepotsBackFor(bytes))) FlushColdDepotsUnlocked();
+    if (ABSL_PREDICT_FALSE(WantsFullDepotsBackFor(bytes))) FlushFullDepotsUnlocked();
   }
 
   // Frees the run that starts at `p`, for which HomeTagOf() told kRunTag, by
@@ -441,6 +442,12 @@ class alignas(64) ThreadCache {
   uint8_t parked_looks = 0;
 
  private:
+  // Of more than 8 KiB. A thread has few of them, so their depot may hold as much as all
+  // depots together; it is given back where fresh pages would otherwise be needed. A
+  // magazine has few, too, so they do not turn cold: to flush it touches few lines.
+  static constexpr bool IsLarge(SizeClass size_class) {
+    return BlockBytes(size_class) > 8 * 1024;
+  }
   // What a magazine may grow to, and what it begins with. Of large blocks it holds a few
   // in more bytes, since of sizes that come in no order one of two would be full and empty
   // again and again; but a refill is of half of kMostMagazineBytes at most.
@@ -448,6 +455,7 @@ class alignas(64) ThreadCache {
   static constexpr size_t kMostLargeMagazineBytes = 64 * 1024;
   static constexpr int32_t kMostMagazineBlocks = 128;
   static constexpr int32_t kFirstMagazineBlocks = 8;
+  static constexpr int32_t kFewestMagazineBlocks = 4;
   // A refill that has found less than this part of what it takes, and less than so many
   // bytes, makes more of a slab resident; with more, what others free meanwhile may do
   // for the next one.
@@ -459,10 +467,7 @@ class alignas(64) ThreadCache {
   static constexpr uint32_t kDepotMagazines = 64;
   static constexpr size_t kMostShelfBytes = 512 * 1024;
   static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
-  // Of blocks, and where the last is of more than 8 KiB, which its slab does without.
   static constexpr uint32_t kMostNotes = 64;
-  static constexpr uint32_t kMostLargeNotes = 4;
-  static constexpr SizeClass kLastManyNoted = ClassOf(8 * 1024);
   // A class with so many full slabs leaves little of them empty with the last.
   static constexpr uint32_t kManySlabs = 16;
   // Of its slabs a thread has left at most one of each class untouched, since a class
@@ -553,8 +558,7 @@ class alignas(64) ThreadCache {
   }
 
   // Notes that `p` is free, unless it is what was noted last.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryNote(const Magazine* magazine, void* p,
-                                                   bool* notes_are_full) {
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryNote(void* p, bool* notes_are_full) {
     ThreadCache* const cache = thread_state.cache;
     const uint32_t count = cache->notes_count_;
     if (ABSL_PREDICT_FALSE(cache->notes_[count] == p)) return false;
@@ -562,8 +566,7 @@ class alignas(64) ThreadCache {
     cache->notes_[count + 1] = p;
     std::atomic_signal_fence(std::memory_order_release);
     cache->notes_count_ = count + 1;
-    const bool is_large = magazine->start_reciprocal < StartReciprocal(kLastManyNoted);
-    *notes_are_full = count + 1 >= (is_large ? kMostLargeNotes : kMostNotes);
+    *notes_are_full = count + 1 == kMostNotes;
     return true;
   }
 
@@ -613,6 +616,10 @@ class alignas(64) ThreadCache {
   // Between cold and warm: whether the fast path takes frees of the class.
   void TurnCold(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TurnWarm(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Sends the next free of a class that does not turn cold to FreeLocally(), once: whoever
+  // calls Overflow() cannot start the maintenance thread, or do its work where there is
+  // none, and the program may make no calls but such frees.
+  static void DivertNextFree(Magazine* magazine);
   void FlushCold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Puts the blocks noted from `note` on that are in one word of a slab's bitmap,
   // which the first is in as block `index`; returns where the others begin.
@@ -620,6 +627,9 @@ class alignas(64) ThreadCache {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Aborts with a report on a note of what is no block in use.
   [[noreturn]] void ReportNote(void* p);
+  // The same on an entry of a magazine's list that lies in no slab of the class.
+  [[noreturn]] static void ReportOtherTag(const FreeBlock* block, SizeClass size_class,
+                                          const FreeBlock* linked_from);
   void Flush(FreeBlock* first, SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FlushAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -630,7 +640,7 @@ class alignas(64) ThreadCache {
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Whether a class will likely fill the next slab, too, or what is left of it is
   // little beside what the thread has.
-  Filling FillingOfNext(const Shelf& shelf) const
+  Filling FillingOfNext(SizeClass size_class) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TakeOwnership(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The first of these inherited slabs, as one's own.
@@ -644,18 +654,18 @@ class alignas(64) ThreadCache {
     if (ABSL_PREDICT_FALSE(slab->FullnessHasFallen())) MoveToItsList(slab);
   }
   void MoveToItsList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Whether so much more from the arena would be fresh pages, as a rule, while full
-  // magazines of cold classes keep slabs from being empty. What was freed in no order
-  // has a block in them in each slab.
-  bool WantsColdDepotsBackFor(size_t bytes) const {
-    return has_cold_depots_ && arena_->FreeDirtyBytes() < bytes;
+  // Whether so much more from the arena would be fresh pages, as a rule, while magazines
+  // of cold classes and of large blocks keep slabs from being empty. What was freed in no
+  // order has a block in them in each slab.
+  bool WantsFullDepotsBackFor(size_t bytes) const {
+    return has_full_depots_ && arena_->FreeDirtyBytes() < bytes;
   }
-  void FlushColdDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void FlushFullDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The oldest so many of one.
   void FlushDepot(SizeClass size_class, uint8_t magazines)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The same by the owner, which does not hold the lock, unless it would have to wait.
-  void FlushColdDepotsUnlocked() ABSL_LOCKS_EXCLUDED(lock_);
+  void FlushFullDepotsUnlocked() ABSL_LOCKS_EXCLUDED(lock_);
   // Returns whether there were any.
   bool FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // A step of slab_pass_.
@@ -692,9 +702,9 @@ class alignas(64) ThreadCache {
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   // In all slabs of the thread that are not inherited.
   size_t owned_slab_bytes_ ABSL_GUARDED_BY(lock_) = 0;
-  // Whether a class may be cold. Written under the lock by the owner, which reads it
-  // without.
-  bool has_cold_depots_ = false;
+  // Whether a class may be cold, or a depot may have large blocks. Written under the lock
+  // by the owner, which reads it without.
+  bool has_full_depots_ = false;
   // Classes of which the thread had a slab.
   uint16_t classes_with_slabs_ ABSL_GUARDED_BY(lock_) = 0;
   // Refills since the last drain, and how many there may be.

@@ -104,7 +104,8 @@ std::vector<char*> AllocateNeighbours(size_t bytes) {
   return blocks;
 }
 
-constexpr size_t kSmallBytes[] = {16, 48, 1000, 8192, 10000, kSmallMaxBytes};
+// Two and more in a slab.
+constexpr size_t kSmallBytes[] = {16, 48, 1000, 8192, 10000, kSmallMaxBytes / 2};
 constexpr size_t kRunBytes = 400000;
 constexpr size_t kHugeBytes = 8 * kMiB;
 
@@ -141,6 +142,20 @@ TEST(HeapDeathTest, DoubleFreeAtFlush) {
     EXPECT_REPORT((FreeAll({p, q, p, r}), FlushThread()), DoubleFree(p));
     FreeAll({p, q, r});
   }
+}
+
+// Of whole slabs, which may go back in between.
+TEST(HeapDeathTest, DoubleFreeOfABlockThatIsASlab) {
+  char* const p = Allocate(kSmallMaxBytes);
+  char* const q = Allocate(kSmallMaxBytes);
+  EXPECT_REPORT((Deallocate(p), Deallocate(p)), DoubleFree(p));
+  EXPECT_REPORT((FreeAll({q, p, q, p}), FlushThread()), DoubleFree(p));
+  EXPECT_REPORT((FreeAll({p, q}), FlushThread(), Deallocate(p)),
+                AlreadyFree("free", p));
+  // By another thread as well, whose mark waits for the owner.
+  EXPECT_REPORT((Deallocate(p), Deallocate(q), FreeElsewhere(p), FlushThread()),
+                DoubleFree(p));
+  FreeAll({p, q});
 }
 
 // Or later, if its cache is parked.

@@ -113,6 +113,33 @@ TEST_F(HeapLimits, GrowthInPlacePassesItToo) {
 
 class HeapGrowth : public HeapLimits {};
 
+// A hole between page runs in use is too small for a slab, but not for a request.
+TEST_F(HeapLimits, WhereThereIsNoRoomForASlabAPageRunServes) {
+  constexpr size_t kBytes = 20'000;
+  SetMemoryLimits(0, base_bytes_ + 16 * kMiB);
+  std::vector<char*> blocks;
+  while (void* const block = AllocateZeroed(kBytes)) {
+    blocks.push_back(static_cast<char*>(block));
+  }
+  ASSERT_GT(blocks.size(), 12 * kMiB / kBytes);
+  for (size_t i = 0; i < blocks.size(); i += 2) Deallocate(blocks[i]);
+  for (size_t i = 0; i < blocks.size(); i += 2) {
+    const bool is_aligned = i % 4 == 0;
+    blocks[i] = is_aligned ? static_cast<char*>(AllocateAligned(kBytes, PageBytes()))
+                           : Allocate(kBytes);
+    ASSERT_NE(blocks[i], nullptr) << i;
+    blocks[i][kBytes - 1] = 1;
+  }
+  VerifyHeap();
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (i % 4 == 0) {
+      DeallocateAlignedSized(blocks[i], kBytes, PageBytes());
+    } else {
+      DeallocateSized(blocks[i], kBytes);
+    }
+  }
+}
+
 TEST_F(HeapGrowth, ABlockThatGrowsBecomesHugeWhateverTheThreshold) {
   settings.mmap_threshold_bytes = 32 * kMiB;
   char* block = Allocate(3 * kMiB);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <barrier>
+#include <chrono>
 #include <random>
 #include <thread>
 #include <vector>
@@ -213,6 +214,30 @@ TEST(HeapMaintenance, NoThreadWhereItIsTurnedOff) {
               }));
             }),
             0);
+}
+
+// Of a program that only frees, and blocks whose frees need no slow path as a rule.
+TEST(HeapMaintenance, FreesOfLargeBlocksDoTheWorkWhereThereIsNoThread) {
+  for (const size_t bytes : {size_t{10'000}, size_t{20'000}, kSmallMaxBytes}) {
+    EXPECT_EQ(InChild([bytes] {
+                settings.maintenance = false;
+                settings.decay_ms = 20;
+                std::vector<char*> blocks(32 * kMiB / bytes);
+                for (char*& block : blocks) {
+                  block = Allocate(bytes);
+                  memset(block, 1, bytes);
+                }
+                // In the end what the thread keeps is left, and what is not due yet.
+                for (size_t i = 0; i < blocks.size(); ++i) {
+                  Deallocate(blocks[i]);
+                  if (i % 16 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(4));
+                }
+                QUARRY_CHECK(maintenance_signal.IsOff());
+                QUARRY_CHECK(OsPages().statistics().purged_bytes > 16 * kMiB);
+              }),
+              0)
+        << bytes;
+  }
 }
 
 }  // namespace

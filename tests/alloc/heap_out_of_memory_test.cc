@@ -143,8 +143,10 @@ class Program {
     QUARRY_CHECK(
         Content::IsIntact(moved, before.bytes, StampOf(before), bytes));
     // What a sized free goes by. A huge block may be larger than it must be.
-    QUARRY_CHECK(UsableBytes(moved) >= GoodBytes(bytes));
-    QUARRY_CHECK(UsableBytes(moved) <= GoodBytes(bytes) * 9 / 8);
+    const size_t usable = UsableBytes(moved);
+    const size_t medium = bytes > kSlabsOnlyMaxBytes ? MediumBytes(bytes) : SIZE_MAX;
+    QUARRY_CHECK(usable >= std::min(GoodBytes(bytes), medium));
+    QUARRY_CHECK(usable <= GoodBytes(bytes) * 9 / 8);
     blocks_[index] = {moved, bytes};
     Content::Write(moved, bytes, StampOf(blocks_[index]));
   }
@@ -211,18 +213,18 @@ TEST(HeapOutOfMemory, AShorterBlockHasItsNewSizeOrNull) {
     os_page_source.Substitute(&source);
     std::vector<Block> blocks;
     for (int i = 0; i < 20000; ++i) {
-      blocks.push_back({Allocate(12 * PageBytes()), 12 * PageBytes()});
+      blocks.push_back({Allocate(24 * PageBytes()), 24 * PageBytes()});
       *blocks.back().start = 1;
     }
     source.RefuseKind(ScriptedPageSource::Kind::kMap);
     size_t refused = 0;
     for (Block& block : blocks) {
       char* const shorter =
-          static_cast<char*>(Reallocate(block.start, 8 * PageBytes()));
+          static_cast<char*>(Reallocate(block.start, 18 * PageBytes()));
       if (shorter == nullptr) {
         ++refused;
       } else {
-        block = {shorter, 8 * PageBytes()};
+        block = {shorter, 18 * PageBytes()};
       }
       QUARRY_CHECK(*block.start == 1);
     }

@@ -316,6 +316,32 @@ TEST(Heap, ZeroedBlocksAreZeroWhereverTheyAreCutFrom) {
   VerifyHeap();
 }
 
+// Of a page run, which a slab's block of that size is not.
+TEST(Heap, BlocksThatMustBeZeroOrGrowArePageRunsAboveSixteenKibibytes) {
+  for (const size_t bytes : {kSlabsOnlyMaxBytes + 1, size_t{21000}, size_t{21504},
+                             size_t{30000}, size_t{33000}, kSmallMaxBytes}) {
+    SCOPED_TRACE(bytes);
+    for (const bool is_zeroed : {true, false}) {
+      // As large as was asked for, and as large as GoodBytes() told.
+      for (const size_t freed_as : {bytes, GoodBytes(bytes)}) {
+        char* const block = static_cast<char*>(
+            is_zeroed ? AllocateZeroed(bytes) : Reallocate(Allocate(10'000), bytes));
+        ASSERT_NE(block, nullptr);
+        EXPECT_EQ(PageMap::TagOf(block), kRunTag);
+        EXPECT_GE(UsableBytes(block), bytes);
+        EXPECT_LE(UsableBytes(block), MostMediumBytes(bytes));
+        block[bytes - 1] = 1;
+        DeallocateSized(block, freed_as);
+      }
+    }
+    char* const block = Allocate(bytes);
+    EXPECT_EQ(UsableBytes(block), BlockBytes(ClassOf(bytes)));
+    EXPECT_NE(PageMap::TagOf(block), kRunTag);
+    DeallocateSized(block, bytes);
+  }
+  VerifyHeap();
+}
+
 // --- Reallocation. ---
 
 TEST(Heap, ReallocationKeepsTheContentFromAnyRoomToAnyOther) {
@@ -768,10 +794,29 @@ TEST(Heap, APageRunGetsWhatFullMagazinesOfColdClassesKept) {
   std::shuffle(blocks.begin(), blocks.end(), random);
   for (void* p : blocks) Deallocate(p);
   blocks.clear();
-  constexpr size_t kRunBytes = 40 * kKiB;
+  constexpr size_t kRunBytes = 80 * kKiB;
   for (size_t bytes = 0; bytes < 12 * kMiB; bytes += kRunBytes) {
     blocks.push_back(Allocate(kRunBytes));
   }
+  EXPECT_LE(arena.statistics().in_use_bytes, most_bytes);
+  VerifyHeap();
+  for (void* p : blocks) Deallocate(p);
+}
+
+// What a thread keeps of blocks of some KiB, too.
+TEST(Heap, ASlabGetsWhatFullMagazinesOfLargeBlocksKept) {
+  Deallocate(Allocate(1));
+  ReleaseMemory(0);
+  Arena& arena = *thread_state.cache->arena();
+  std::vector<void*> blocks;
+  for (size_t bytes = 0; bytes < 3 * kMiB; bytes += 10 * kKiB) {
+    blocks.push_back(Allocate(10 * kKiB));
+  }
+  const size_t most_bytes = arena.statistics().in_use_bytes;
+  for (void* p : blocks) Deallocate(p);
+  EXPECT_GT(arena.statistics().in_use_bytes, most_bytes / 2) << "none is kept";
+  blocks.clear();
+  for (size_t bytes = 0; bytes < 2 * kMiB; bytes += 64) blocks.push_back(Allocate(64));
   EXPECT_LE(arena.statistics().in_use_bytes, most_bytes);
   VerifyHeap();
   for (void* p : blocks) Deallocate(p);

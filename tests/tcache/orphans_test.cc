@@ -65,7 +65,7 @@ TEST_F(OrphansTest, EmptySlabsGoBackWhenTheirThreadExits) {
 }
 
 TEST_F(OrphansTest, ARemoteFreeThatCompletesAnOrphanGivesTheSlabBack) {
-  for (size_t bytes : {size_t{16}, kBytes, kSmallMaxBytes}) {
+  for (size_t bytes : {size_t{16}, kBytes, kSmallMaxBytes / 2}) {
     const size_t before = SlabBytesInUse();
     const std::vector<void*> blocks = LeaveBlocks(2, bytes);
     Slab* const slab = Slab::Of(blocks[0]);
@@ -180,8 +180,8 @@ TEST_F(OrphansTest, OfAnotherClassAreLeftAlone) {
 }
 
 TEST_F(OrphansTest, AFullOneIsAdoptedOnlyAfterAFree) {
-  const size_t count = SlabBlocks(ClassOf(kSmallMaxBytes));
-  const std::vector<void*> blocks = LeaveBlocks(count, kSmallMaxBytes);
+  const size_t count = SlabBlocks(ClassOf(kSlabsOnlyMaxBytes));
+  const std::vector<void*> blocks = LeaveBlocks(count, kSlabsOnlyMaxBytes);
   Slab* const slab = Slab::Of(blocks[0]);
   ASSERT_EQ(slab->free_blocks(), 0u);
   ThreadCache* const cache = cache_registry.Take();

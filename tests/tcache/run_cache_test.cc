@@ -71,7 +71,7 @@ TEST_F(RunCacheTest, EachMediumSizeHasAList) {
   std::set<size_t> lists;
   for (size_t bytes = PageBytes(); bytes <= 2 * RunCache::kMostRunBytes;
        bytes += PageBytes()) {
-    const bool is_kept = bytes > kSmallMaxBytes &&
+    const bool is_kept = bytes > kSlabsOnlyMaxBytes &&
                          bytes <= RunCache::kMostRunBytes &&
                          MediumBytes(bytes) == bytes;
     ASSERT_EQ(RunCache::ListOfRun(bytes) != RunCache::kNoList, is_kept) << bytes;
@@ -216,7 +216,7 @@ TEST_F(RunCacheTest, AnyOfTheLatestRunsOfAListCanBeTakenOut) {
 
 // What a request may get as size_classes.h has it, and here.
 TEST_F(RunCacheTest, NoRunIsLargerThanTheRequestMayGet) {
-  for (size_t bytes = kSmallMaxBytes + 1; bytes <= RunCache::kMostRunBytes;
+  for (size_t bytes = kSlabsOnlyMaxBytes + 1; bytes <= RunCache::kMostRunBytes;
        bytes += PageBytes()) {
     const size_t list = RunCache::ListFor(bytes);
     ASSERT_EQ(list, RunCache::ListOfRun(MediumBytes(bytes))) << bytes;
@@ -254,7 +254,7 @@ TEST_F(RunCacheTest, KeepsNoRunOfAnotherSize) {
   EXPECT_FALSE(cache_.Put(&odd));
   PageRun page;
   MakePages(&page, 1);
-  EXPECT_EQ(cache_.Put(&page), PageBytes() > kSmallMaxBytes);
+  EXPECT_EQ(cache_.Put(&page), PageBytes() > kSlabsOnlyMaxBytes);
   EXPECT_TRUE(cache_.HasRun(RunCache::ListFor(16 * kUnit)));
   while (cache_.PopAbove(0) != nullptr) {
   }

@@ -57,7 +57,10 @@ TEST(SizeClasses, WasteIsBounded) {
     if (bytes <= kLinearMaxBytes) {
       ASSERT_LT(waste, kMinAlignmentBytes) << bytes;
     } else {
-      const size_t share = bytes <= kEvenMaxBytes ? 8 : bytes <= 2 * kEvenMaxBytes ? 7 : 6;
+      const size_t share = bytes <= kEvenMaxBytes        ? 8
+                           : bytes <= 2 * kEvenMaxBytes  ? 7
+                           : bytes <= kSlabsOnlyMaxBytes ? 6
+                                                         : 1;
       ASSERT_LE(waste * share, bytes) << bytes;
     }
   }
@@ -65,7 +68,8 @@ TEST(SizeClasses, WasteIsBounded) {
 
 // A larger class would else take no more of a slab.
 TEST(SizeClasses, EachClassHasMoreBlocksInASlabThanTheNext) {
-  for (SizeClass c = kFirstClass; c < kClasses - 2; ++c) {
+  for (SizeClass c = kFirstClass; c < kClasses - 1; ++c) {
+    if (BlockBytes(c + 1) == kSlabsOnlyMaxBytes) continue;
     EXPECT_GT(SlabBlocks(c), SlabBlocks(c + 1)) << BlockBytes(c);
   }
 }
@@ -120,7 +124,7 @@ TEST(SizeClasses, SlabsHoldWholeBlocks) {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     EXPECT_LE(SlabBlocks(c) * BlockBytes(c), kSlabBytes);
     EXPECT_LE(SlabBlocks(c), kMaxBlocks);
-    EXPECT_GE(SlabBlocks(c), 4u);
+    EXPECT_GE(SlabBlocks(c), BlockBytes(c) <= kSlabsOnlyMaxBytes ? 4u : 1u);
     // The rest is no block, unless the summary has no bit for it.
     if (SlabBlocks(c) < kMaxBlocks) {
       EXPECT_LT(kSlabBytes - SlabBlocks(c) * BlockBytes(c), BlockBytes(c));

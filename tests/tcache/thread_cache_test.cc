@@ -318,29 +318,35 @@ TEST_F(ThreadCacheTest, ColdMagazinesGiveWayBeforeFreshPagesAreTouched) {
 }
 
 TEST_F(ThreadCacheTest, CachedBytesAreBounded) {
-  for (size_t bytes : {size_t{16}, kBytes, kSmallMaxBytes / 2, kSmallMaxBytes}) {
+  constexpr size_t kKiB = 1024;
+  for (size_t bytes : {size_t{16}, kBytes, 8 * kKiB, 9 * kKiB, kSlabsOnlyMaxBytes,
+                       kSmallMaxBytes}) {
     const SizeClass c = ClassOf(bytes);
     std::vector<void*> blocks;
-    for (size_t i = 0; i < (size_t{4} << 20) / bytes; ++i) {
+    for (size_t i = 0; i < 8192 * kKiB / bytes; ++i) {
       blocks.push_back(Allocate(bytes));
     }
     for (void* p : blocks) Free(p);
     // The depot, two magazines and what was one too many, and notes.
-    const size_t notes = bytes > kSmallMaxBytes / 2 ? 4 : 64;
-    EXPECT_LE(StatisticsOf(c).used_blocks * bytes,
-              (size_t{512} << 10) + (size_t{128} << 10) + (1 + notes) * bytes)
-        << bytes;
+    const bool is_large = bytes > 8 * kKiB;
+    const size_t depot_bytes = (is_large ? 4096 : 512) * kKiB;
+    const size_t magazine_bytes = std::max(64 * kKiB, 4 * bytes);
+    const size_t most_bytes =
+        depot_bytes + 2 * magazine_bytes + (is_large ? 1 : 65) * bytes;
+    EXPECT_LE(StatisticsOf(c).used_blocks * bytes, most_bytes) << bytes;
+    EXPECT_GT(StatisticsOf(c).used_blocks * bytes, depot_bytes / 8) << bytes;
     VerifyAll();
+    ThreadCache::FlushThread();
   }
 }
 
 TEST_F(ThreadCacheTest, KeepsOneEmptySlabOfAClass) {
   const SizeClass c = ClassOf(kSmallMaxBytes);
   std::vector<void*> blocks;
-  for (size_t i = 0; i < 40 * SlabBlocks(c); ++i) {
+  for (size_t i = 0; i < 100 * SlabBlocks(c); ++i) {
     blocks.push_back(AllocateOfClass(c));
   }
-  EXPECT_GE(StatisticsOf(c).slabs, 40u);
+  EXPECT_GE(StatisticsOf(c).slabs, 100u);
   const uint64_t returned = counters().slabs_returned;
   for (void* p : blocks) Free(p);
   EXPECT_GT(counters().slabs_returned, returned);
@@ -458,6 +464,17 @@ TEST_F(HugePagesTest, ForManySlabsOfOneClass) {
     EXPECT_EQ(arena_.FreeDirtyBytes(), kHugePageBytes - kGranuleBytes);
     EXPECT_GT(OwnBytes() - before, 16 * kGranuleBytes);
     EXPECT_LE(OwnBytes() - before, kHugePageBytes + 17 * kGranuleBytes);
+  });
+}
+
+// A request may leave the end of such a block untouched, and then of a huge page as much.
+TEST_F(HugePagesTest, NoneForBlocksOfMoreThanSixteenKibibytes) {
+  InANewThread([&] {
+    for (SizeClass c = ClassOf(kSlabsOnlyMaxBytes) + 1; c < kClasses; ++c) {
+      FillSlabs(c, 100);
+    }
+    EXPECT_EQ(arena_.FreeDirtyBytes(), 0u);
+    EXPECT_GT(OwnBytes(), size_t{16} << 20);
   });
 }
 
@@ -856,43 +873,46 @@ TEST_F(ThreadCacheTest, ARunWhoseLengthHasChangedIsKeptAsWhatItIsNow) {
 
 TEST_F(ThreadCacheTest, ARunGrowsIntoWhatTheThreadKeepsBehindIt) {
   Arena& arena = *thread_state.cache->arena();
-  // In one piece of the arena, one behind the other, and then one that stays in use.
-  auto* const piece = arena.Allocate(65, PageBytes());
+  // In one piece of the arena, one behind the other, and then one that stays in use: what
+  // is dirty serves first.
+  ThreadCache::FlushThread();
+  arena.Purge(0);
+  auto* const piece = arena.Allocate(97, PageBytes());
   ASSERT_NE(piece, nullptr);
   char* const start = piece->start;
   arena.Deallocate(piece);
   std::array<quarry::Run*, 4> runs;
   for (size_t i = 0; i < runs.size(); ++i) {
-    runs[i] = arena.Allocate(16, PageBytes());
-    ASSERT_EQ(runs[i]->start, start + i * 16 * PageBytes());
+    runs[i] = arena.Allocate(24, PageBytes());
+    ASSERT_EQ(runs[i]->start, start + i * 24 * PageBytes());
   }
   auto* const guard = arena.Allocate(1, PageBytes());
-  ASSERT_EQ(guard->start, start + 64 * PageBytes());
-  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 17, 18), 0u);
+  ASSERT_EQ(guard->start, start + 96 * PageBytes());
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 25, 28), 0u);
   ThreadCache::FreeRun(runs[1]);
   ThreadCache::FreeRun(runs[2]);
-  ASSERT_EQ(thread_state.cache->CachedRunBytes(), 32 * PageBytes());
+  ASSERT_EQ(thread_state.cache->CachedRunBytes(), 48 * PageBytes());
   // One is enough, and the other stays.
-  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 17, 18), 18u);
-  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 16 * PageBytes());
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 25, 28), 28u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 24 * PageBytes());
   // Behind what is free.
-  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 40, 44), 44u);
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 64, 68), 68u);
   EXPECT_EQ(thread_state.cache->CachedRunBytes(), 0u);
-  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 73, 76), 0u);
   // As if another thread kept it. This one keeps another.
-  auto* const other = arena.Allocate(16, PageBytes());
+  auto* const other = arena.Allocate(24, PageBytes());
   ASSERT_NE(other, nullptr);
   ThreadCache::FreeRun(other);
   runs[3]->state = quarry::Run::kCached;
-  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 0u);
-  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 16 * PageBytes());
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 73, 76), 0u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 24 * PageBytes());
   runs[3]->state = quarry::Run::kInUse;
   // Nothing is given up where it does not help.
   ThreadCache::FreeRun(runs[3]);
-  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 65, 66), 0u);
-  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 32 * PageBytes());
-  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 49, 50), 50u);
-  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 16 * PageBytes());
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 97, 98), 0u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 48 * PageBytes());
+  EXPECT_EQ(ThreadCache::TryGrowRun(runs[0], 73, 76), 76u);
+  EXPECT_EQ(thread_state.cache->CachedRunBytes(), 24 * PageBytes());
   arena.Deallocate(runs[0]);
   arena.Deallocate(guard);
   ThreadCache::FlushThread();
@@ -1122,8 +1142,9 @@ TEST_F(ColdClassTest, ANoteOfTheNextSlabIsNotOfTheLastWord) {
 }
 
 TEST_F(ThreadCacheDeathTest, ADoubleFreeOfALargeBlockIsFoundAtFlush) {
-  void* const p = Allocate(kSmallMaxBytes);
-  void* const q = Allocate(kSmallMaxBytes);
+  // Two in a slab, which stays.
+  void* const p = Allocate(kSmallMaxBytes / 2);
+  void* const q = Allocate(kSmallMaxBytes / 2);
   EXPECT_EXIT(
       {
         Free(p);
