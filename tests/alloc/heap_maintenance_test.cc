@@ -230,7 +230,8 @@ TEST(HeapMaintenance, FreesOfLargeBlocksDoTheWorkWhereThereIsNoThread) {
                 // In the end what the thread keeps is left, and what is not due yet.
                 for (size_t i = 0; i < blocks.size(); ++i) {
                   Deallocate(blocks[i]);
-                  if (i % 16 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(4));
+                  if (i % 16 != 0) continue;
+                  std::this_thread::sleep_for(std::chrono::milliseconds(4));
                 }
                 QUARRY_CHECK(maintenance_signal.IsOff());
                 QUARRY_CHECK(OsPages().statistics().purged_bytes > 16 * kMiB);
