@@ -296,7 +296,7 @@ void ThreadCache::TakeFromDepot(SizeClass size_class) {
 
 void ThreadCache::TurnCold(SizeClass size_class) {
   shelves_[size_class].is_cold = true;
-  has_full_depots_ = true;
+  any_was_cold_ = true;
   Magazine& magazine = magazines_[size_class];
   // No offset and no size passes.
   magazine.start_limit = 0;
@@ -349,7 +349,7 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   // What a program that has turned to small blocks does not take up again may serve
   // for them.
   if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
-  if (WantsFullDepotsBackFor(kSlabBytes)) FlushFullDepots();
+  if (WantsBlocksBackFor(kSlabBytes)) GiveBlocksBack();
   slab = Slab::Make(arena_, size_class, FillingOfNext(size_class));
   if (slab == nullptr) {
     return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);
@@ -457,12 +457,11 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
   }
 }
 
-void ThreadCache::FlushFullDepotsUnlocked() {
+void ThreadCache::GiveBlocksBackUnlocked() {
   // As TakeRunUnbiased().
   if (!lock_.TryAcquireAsOwner()) return;
   SetUsed(true);
-  FlushCold();
-  FlushFullDepots();
+  GiveBlocksBack();
   lock_.ReleaseAsOwner();
 }
 
@@ -554,7 +553,7 @@ void ThreadCache::Overflow(Magazine* magazine) {
     is_full = shelf.depot_count == kMostMagazines[size_class];
   }
   if (IsLarge(size_class)) {
-    cache->has_full_depots_ = true;
+    cache->has_large_depots_ = true;
   } else if (is_full && !shelf.is_cold) {
     cache->TurnCold(size_class);
   }
@@ -719,23 +718,25 @@ void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
   ++counters_.flushes;
 }
 
+void ThreadCache::FlushClass(SizeClass size_class) {
+  Magazine& magazine = magazines_[size_class];
+  if (magazine.head != nullptr) Flush(magazine.head, size_class);
+  magazine.head = nullptr;
+  magazine.capacity = std::min(magazine.capacity, int32_t{kMostBlocks[size_class]});
+  magazine.room = magazine.capacity;
+  if (spares_[size_class] != nullptr) Flush(spares_[size_class], size_class);
+  spares_[size_class] = nullptr;
+  Shelf& shelf = shelves_[size_class];
+  FlushDepot(size_class, shelf.depot_count);
+  if (shelf.is_cold) TurnWarm(size_class);
+}
+
 void ThreadCache::FlushAll() {
   (void)FlushRemoteFrees(this);
   FlushCold();
-  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    Magazine& magazine = magazines_[c];
-    if (magazine.head != nullptr) Flush(magazine.head, c);
-    magazine.head = nullptr;
-    magazine.capacity = std::min(magazine.capacity, int32_t{kMostBlocks[c]});
-    magazine.room = magazine.capacity;
-    if (spares_[c] != nullptr) Flush(spares_[c], c);
-    spares_[c] = nullptr;
-    Shelf& shelf = shelves_[c];
-    FlushDepot(c, shelf.depot_count);
-    shelf.depot_unused = 0;
-    if (shelf.is_cold) TurnWarm(c);
-  }
-  has_full_depots_ = false;
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) FlushClass(c);
+  any_was_cold_ = false;
+  has_large_depots_ = false;
   while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
 }
 
@@ -844,6 +845,7 @@ void ThreadCache::FlushDepot(SizeClass size_class, uint8_t magazines) {
   for (uint32_t i = 0; i < magazines; ++i) Flush(depot[i], size_class);
   std::copy(depot + magazines, depot + shelf.depot_count, depot);
   shelf.depot_count = static_cast<uint8_t>(shelf.depot_count - magazines);
+  shelf.depot_unused = std::min(shelf.depot_unused, shelf.depot_count);
   depot_bytes_ -= magazines * DepotBytes(size_class);
 }
 
@@ -860,17 +862,20 @@ bool ThreadCache::FlushUnusedDepots() {
   return any;
 }
 
-void ThreadCache::FlushFullDepots() {
-  has_full_depots_ = false;
-  // Where all depots together are full, a class may be cold whose own is empty.
-  const bool all_are_full = depot_bytes_ >= kMostDepotBytes;
+void ThreadCache::GiveBlocksBack() {
+  FlushCold();
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    Shelf& shelf = shelves_[c];
-    if (!shelf.is_cold && !IsLarge(c) && !all_are_full) continue;
-    FlushDepot(c, shelf.depot_count);
-    shelf.depot_unused = 0;
-    if (shelf.is_cold) TurnWarm(c);
+    // Magazines as well, also of classes that were never cold: they hold little, but of
+    // what was freed in no order each block keeps a slab.
+    if (any_was_cold_) {
+      FlushClass(c);
+    } else if (IsLarge(c)) {
+      FlushDepot(c, shelves_[c].depot_count);
+    }
   }
+  if (any_was_cold_) (void)ReturnEmptySlabs();
+  any_was_cold_ = false;
+  has_large_depots_ = false;
 }
 
 void ThreadCache::ReturnEmptySlab(Slab* slab) {

@@ -319,9 +319,9 @@ class alignas(64) ThreadCache {
   }
 
   // To be called by the owner before it asks the arena for a run of so many bytes: slabs
-  // of cold classes and of large blocks come free where the run would be of fresh pages.
+  // come free where the run would be of fresh pages, while free blocks keep them.
   void MakeRoomForRun(size_t bytes) {
-    if (ABSL_PREDICT_FALSE(WantsFullDepotsBackFor(bytes))) FlushFullDepotsUnlocked();
+    if (ABSL_PREDICT_FALSE(WantsBlocksBackFor(bytes))) GiveBlocksBackUnlocked();
   }
 
   // Frees the run that starts at `p`, for which HomeTagOf() told kRunTag, by
@@ -632,6 +632,9 @@ class alignas(64) ThreadCache {
                                           const FreeBlock* linked_from);
   void Flush(FreeBlock* first, SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // The magazine, the spare one and the depot of one class.
+  void FlushClass(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // That of all classes, remote frees, and what the thread keeps of page runs.
   void FlushAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   // The slab to allocate from next: the fullest that has a free block.
@@ -654,18 +657,20 @@ class alignas(64) ThreadCache {
     if (ABSL_PREDICT_FALSE(slab->FullnessHasFallen())) MoveToItsList(slab);
   }
   void MoveToItsList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Whether so much more from the arena would be fresh pages, as a rule, while magazines
-  // of cold classes and of large blocks keep slabs from being empty. What was freed in no
-  // order has a block in them in each slab.
-  bool WantsFullDepotsBackFor(size_t bytes) const {
-    return has_full_depots_ && arena_->FreeDirtyBytes() < bytes;
+  // Whether so much more from the arena would be fresh pages, as a rule, while free blocks
+  // keep slabs from being empty: of what was freed in no order, each slab has one in a
+  // magazine.
+  bool WantsBlocksBackFor(size_t bytes) const {
+    return (any_was_cold_ || has_large_depots_) && arena_->FreeDirtyBytes() < bytes;
   }
-  void FlushFullDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Then: flushes the depots of large blocks, or if a class was cold, all classes, and
+  // returns empty slabs.
+  void GiveBlocksBack() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The oldest so many of one.
   void FlushDepot(SizeClass size_class, uint8_t magazines)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The same by the owner, which does not hold the lock, unless it would have to wait.
-  void FlushFullDepotsUnlocked() ABSL_LOCKS_EXCLUDED(lock_);
+  void GiveBlocksBackUnlocked() ABSL_LOCKS_EXCLUDED(lock_);
   // Returns whether there were any.
   bool FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // A step of slab_pass_.
@@ -702,9 +707,10 @@ class alignas(64) ThreadCache {
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   // In all slabs of the thread that are not inherited.
   size_t owned_slab_bytes_ ABSL_GUARDED_BY(lock_) = 0;
-  // Whether a class may be cold, or a depot may have large blocks. Written under the lock
-  // by the owner, which reads it without.
-  bool has_full_depots_ = false;
+  // Since GiveBlocksBack(): whether a class turned cold, and whether a magazine and a spare
+  // of large blocks overflowed. Written under the lock, and read by the owner without.
+  bool any_was_cold_ = false;
+  bool has_large_depots_ = false;
   // Classes of which the thread had a slab.
   uint16_t classes_with_slabs_ ABSL_GUARDED_BY(lock_) = 0;
   // Refills since the last drain, and how many there may be.

@@ -289,32 +289,60 @@ TEST_F(ThreadCacheTest, ColdBlocksOfManyClassesGoBackToTheirSlabs) {
   }
 }
 
-// What is freed in no order has a block in a full magazine in each slab.
-TEST_F(ThreadCacheTest, ColdMagazinesGiveWayBeforeFreshPagesAreTouched) {
+// What is freed in no order has a block in some magazine in each slab.
+TEST_F(ThreadCacheTest, MagazinesGiveWayBeforeFreshPagesAreTouched) {
   std::mt19937_64 random(TestSeed());
   // What is free and dirty would serve first.
   ArenaAt(0).Purge(0);
+  const SizeClass cold = ClassOf(64);
+  const SizeClass warm = ClassOf(128);
   std::vector<void*> blocks;
   for (size_t bytes = 0; bytes < size_t{16} << 20; bytes += 64) {
     blocks.push_back(Allocate(64));
   }
+  std::vector<void*> others;
+  for (size_t bytes = 0; bytes < size_t{2} << 20; bytes += 128) {
+    others.push_back(Allocate(128));
+  }
   const size_t most_bytes = SlabBytesInUse();
   std::shuffle(blocks.begin(), blocks.end(), random);
+  std::shuffle(others.begin(), others.end(), random);
+  // Too few to be cold, so that they stay where they are.
+  constexpr size_t kWarmBlocks = 300;
+  for (size_t i = 0; i < kWarmBlocks; ++i) Free(others[i]);
   for (void* p : blocks) Free(p);
-  EXPECT_GT(StatisticsOf(ClassOf(64)).depot_blocks, 0u);
+  EXPECT_GT(StatisticsOf(cold).depot_blocks, 0u);
+  EXPECT_GT(StatisticsOf(warm).depot_blocks, 0u);
+  // A magazine of the cold class, out of the depot.
+  void* const kept = Allocate(64);
+  EXPECT_GT(thread_state.cache->MagazineBlocks(cold), 0u);
+  EXPECT_GT(thread_state.cache->MagazineBlocks(warm), 0u);
   blocks.clear();
-  for (size_t bytes = 0; bytes < size_t{12} << 20; bytes += 1024) {
+  for (size_t bytes = 0; bytes < size_t{15} << 20; bytes += 1024) {
     blocks.push_back(Allocate(1024));
   }
-  EXPECT_EQ(StatisticsOf(ClassOf(64)).depot_blocks, 0u);
+  for (const SizeClass c : {cold, warm}) {
+    EXPECT_EQ(StatisticsOf(c).depot_blocks, 0u);
+    EXPECT_EQ(thread_state.cache->MagazineBlocks(c), 0u);
+  }
+  EXPECT_EQ(StatisticsOf(cold).slabs, 1u) << "of the block in use";
+  EXPECT_EQ(StatisticsOf(warm).used_blocks, others.size() - kWarmBlocks);
   EXPECT_LE(SlabBytesInUse(), most_bytes);
   VerifyAll();
+  // Once: what follows are fresh pages, and nothing is flushed for them.
+  const uint64_t flushes = counters().flushes;
+  for (size_t bytes = 0; bytes < size_t{4} << 20; bytes += 1024) {
+    blocks.push_back(Allocate(1024));
+  }
+  EXPECT_EQ(counters().flushes, flushes);
   // The class is warm again, and turns cold as before.
   std::vector<void*> again;
   for (int i = 0; i < 20000; ++i) again.push_back(Allocate(64));
   for (void* p : again) Free(p);
-  EXPECT_GT(StatisticsOf(ClassOf(64)).depot_blocks, 0u);
+  EXPECT_GT(StatisticsOf(cold).depot_blocks, 0u);
   for (void* p : blocks) Free(p);
+  for (size_t i = kWarmBlocks; i < others.size(); ++i) Free(others[i]);
+  Free(kept);
 }
 
 TEST_F(ThreadCacheTest, CachedBytesAreBounded) {
