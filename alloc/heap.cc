@@ -793,16 +793,13 @@ HeapStatistics GatherStatistics() {
   HeapStatistics s;
   ThreadCache::ClassStatistics classes[kClasses] = {};
   ThreadCache* const mine = thread_state.cache;
-  // Blocks that are noted as free are in use as far as their slabs know.
-  if (mine != &no_cache) {
-    mine->FlushNotes();
-    static_cast<void>(FlushRemoteFrees(mine));
-  }
 
   size_t cached_run_bytes = 0;
   cache_registry.ForEach([&](ThreadCache* cache) {
+    const bool owner_rests =
+        cache == mine || cache->is_parked() || !cache->is_open;
     const ThreadCache::Counters counters =
-        cache->AddStatistics(classes, cache == mine || cache->is_parked());
+        cache->AddStatistics(classes, owner_rests);
     s.refills += counters.refills;
     s.flushes += counters.flushes;
     s.drained_blocks += counters.drained_blocks;
@@ -829,7 +826,9 @@ HeapStatistics GatherStatistics() {
   size_t slab_bytes = 0;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     const ThreadCache::ClassStatistics& from = classes[c];
-    const size_t cached = from.depot_blocks + from.magazine_blocks;
+    // At most: they are counted one after the other.
+    const size_t cached =
+        std::min(from.depot_blocks + from.out_of_reach_blocks, from.used_blocks);
     const size_t live = from.used_blocks - cached;
     slab_bytes += from.slabs * kSlabBytes;
     s.slabs += from.slabs;

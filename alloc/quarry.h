@@ -194,7 +194,9 @@ void quarry_set_pressure_callback(quarry_pressure_callback_t callback,
                                   void* context) QUARRY_NOTHROW;
 
 /* Figures of the whole heap, in bytes where the name says so. They are read
- * while other threads run, each once, so they are exact only at rest.
+ * while other threads run, each once, so they are exact only at rest. What other
+ * threads have at hand is read by process_vm_readv(); where a filter of system
+ * calls refuses that, it counts as live.
  *
  * Invariant: mapped_bytes = live_bytes + cached_bytes + slab_free_bytes +
  *   arena_free_bytes + huge_cached_bytes + metadata_bytes

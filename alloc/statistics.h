@@ -5,9 +5,11 @@
 // Invariant: mapped_bytes = live_bytes + cached_bytes + slab_free_bytes +
 //   arena_free_bytes + huge_cached_bytes + metadata_bytes, and live_bytes =
 //   live_small_bytes + live_medium_bytes + live_huge_bytes. Exact when no other
-//   thread runs; otherwise each term is right for a moment of its own.
+//   thread runs; otherwise each term is right for a moment of its own. Where the system
+//   refuses process_vm_readv(), what other threads have at hand counts as live.
 // Cost: printing never allocates, so it works at exit and out of memory.
-// Size: a HeapStatistics takes some 2.5 KiB of stack.
+// Size: a HeapStatistics takes some 2.5 KiB of stack, to gather it as much again and
+//   what it is read from, 9 KiB in all.
 #ifndef QUARRY_ALLOC_STATISTICS_H_
 #define QUARRY_ALLOC_STATISTICS_H_
 
@@ -21,7 +23,7 @@ struct SizeClassStatistics {
   size_t block_bytes = 0;
   size_t slabs = 0;
   size_t live_blocks = 0;
-  size_t free_blocks = 0;  // In magazines, depots and slabs.
+  size_t free_blocks = 0;  // Kept by threads, and in slabs.
 };
 
 struct HeapStatistics {
@@ -33,7 +35,7 @@ struct HeapStatistics {
   size_t peak_mapped_bytes = 0;
 
   size_t live_bytes = 0;
-  size_t cached_bytes = 0;       // In magazines and depots.
+  size_t cached_bytes = 0;       // Free, and kept by threads.
   size_t slab_free_bytes = 0;    // Free blocks, bump space and tails of slabs.
   size_t arena_free_bytes = 0;   // Free page runs.
   size_t huge_cached_bytes = 0;  // Freed mappings kept for reuse.

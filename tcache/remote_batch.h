@@ -73,6 +73,8 @@ class RemoteBatch {
  public:
   static constexpr size_t kMostBytes = 128 * 1024;
 
+  static constexpr size_t kEntries = 64;
+
   constexpr RemoteBatch() : entries_{} {}
   // Without a touch of most entries, which a thread without remote frees does not
   // need.
@@ -105,6 +107,9 @@ class RemoteBatch {
   }
 
   bool IsFull() const { return held_bytes_ >= kMostBytes; }
+
+  // What is held, for who counts it: the words with bits.
+  const BlockWord (&entries() const)[kEntries] { return entries_; }
 
   // How many blocks of other owners the threads with this batch have freed, those
   // included that were not added to it.
@@ -142,11 +147,11 @@ class RemoteBatch {
   }
 
  private:
+  static constexpr int kEntryBits = std::countr_zero(kEntries);
+
   // The classes of one owner do not take each other's place, but for the eight smallest
   // and the eight largest.
-  static constexpr int kEntryBits = 6;
-  static constexpr size_t kEntries = size_t{1} << kEntryBits;
-
+  //
   // The upper bits of a product, round the table and round again: from a class to
   // the next it is a little more than one entry, and from an owner to the next
   // nine.

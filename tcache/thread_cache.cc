@@ -1,7 +1,10 @@
 #include "tcache/thread_cache.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <span>
+#include <type_traits>
 #include <utility>
 
 #include "arena/maintenance_signal.h"
@@ -9,6 +12,7 @@
 #include "arena/report.h"
 #include "arena/settings.h"
 #include "tcache/orphans.h"
+#include "tcache/racing_copy.h"
 #include "tcache/remote_free.h"
 #include "tcache/thread_life.h"
 
@@ -552,7 +556,8 @@ void ThreadCache::Overflow(Magazine* magazine) {
     cache->depot_bytes_ += DepotBytes(size_class);
     is_full = shelf.depot_count == kMostMagazines[size_class];
   }
-  if (IsLarge(size_class)) {
+  const bool is_large = IsLarge(size_class);
+  if (is_large) {
     cache->has_large_depots_ = true;
   } else if (is_full && !shelf.is_cold) {
     cache->TurnCold(size_class);
@@ -574,8 +579,8 @@ void ThreadCache::Overflow(Magazine* magazine) {
   } else {
     maintenance_signal.NoteKept(cache->depot_bytes_);
   }
-  if (IsLarge(size_class) && (maintenance_signal.IsWanted() ||
-                              (is_full && maintenance_signal.IsOff()))) {
+  if (is_large && (maintenance_signal.IsWanted() ||
+                   (is_full && maintenance_signal.IsOff()))) {
     DivertNextFree(magazine);
   }
 }
@@ -948,7 +953,7 @@ ThreadCache::Counters ThreadCache::counters() {
 }
 
 ThreadCache::Counters ThreadCache::AddStatistics(
-    ClassStatistics (&classes)[kClasses], bool with_magazines) {
+    ClassStatistics (&classes)[kClasses], bool owner_rests) {
   BiasedLockHolder hold(lock_);
   // What others freed and the owner has not seen yet, or, of the stray cache, may never
   // see.
@@ -965,9 +970,57 @@ ThreadCache::Counters ThreadCache::AddStatistics(
   });
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     classes[c].depot_blocks += shelves_[c].depot_count * DepotBlocks(c);
-    if (with_magazines) classes[c].magazine_blocks += MagazineBlocks(c);
   }
+  AddOutOfReach(classes, owner_rests);
   return counters_;
+}
+
+void ThreadCache::AddOutOfReach(ClassStatistics (&classes)[kClasses],
+                                bool owner_rests) const {
+  const auto copy = [owner_rests](std::span<const RacingPiece> pieces) {
+    if (!owner_rests) return CopyRacing(pieces);
+    for (const RacingPiece& piece : pieces) {
+      std::memcpy(piece.to, piece.from, piece.bytes);
+    }
+    return true;
+  };
+  // Of an owner that does not rest, nothing need fit together.
+  uint32_t notes_count;
+  {
+    Magazine magazines[kClasses];
+    FreeBlock* spares[kClasses];
+    const RacingPiece pieces[] = {{magazines_, magazines, sizeof(magazines)},
+                                  {spares_, spares, sizeof(spares)},
+                                  {&notes_count_, &notes_count, sizeof(notes_count)}};
+    if (!copy(pieces)) return;
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+      const auto most = static_cast<int32_t>(2 * DepotBlocks(c));
+      const int32_t blocks = magazines[c].capacity - magazines[c].room;
+      classes[c].out_of_reach_blocks +=
+          static_cast<size_t>(std::clamp(blocks, 0, most)) +
+          (spares[c] != nullptr ? DepotBlocks(c) : 0);
+    }
+  }
+  // Most threads have never touched what follows, and a copy would.
+  if (notes_count != 0) {
+    void* notes[std::extent_v<decltype(notes_)>];
+    const RacingPiece pieces[] = {{notes_, notes, sizeof(notes)}};
+    if (!copy(pieces)) return;
+    for (uint32_t i = 1; i <= std::min(notes_count, kMostNotes); ++i) {
+      const Tag tag = PageMap::TagOf(notes[i]);
+      if (tag < kNobody) ++classes[ClassOfTag(tag)].out_of_reach_blocks;
+    }
+  }
+  if (remote_batch_.frees() != 0) {
+    BlockWord words[RemoteBatch::kEntries];
+    const RacingPiece pieces[] = {{remote_batch_.entries(), words, sizeof(words)}};
+    if (!copy(pieces)) return;
+    for (const BlockWord& word : words) {
+      if (word.bits == 0 || word.size_class() >= kClasses) continue;
+      classes[word.size_class()].out_of_reach_blocks +=
+          static_cast<size_t>(std::popcount(word.bits));
+    }
+  }
 }
 
 void ThreadCache::Verify(bool with_magazines) {

@@ -43,7 +43,8 @@
 // been used up, or is given back since memory is wanted for something else. Large
 // blocks are flushed by the magazine instead.
 //
-// Thread-safety: magazines and spares belong to the owner thread. All else is
+// Thread-safety: magazines, spares, notes and the remote batch belong to the owner
+//   thread; statistics have the system copy them (racing_copy.h). All else is
 //   guarded by the cache's lock, which is biased towards the owner: others are
 //   fork, statistics, Verify() and Tidy(), which have all threads fenced for it.
 //   The pending stack takes pushes of any thread.
@@ -134,10 +135,11 @@ class alignas(64) ThreadCache {
   // What Statistics() of one class says.
   struct ClassStatistics {
     size_t slabs;
-    size_t used_blocks;  // With the program or in magazines.
+    size_t used_blocks;  // All but the free ones: with the program, or as follows.
     size_t free_blocks;  // In slabs.
     size_t depot_blocks;
-    size_t magazine_blocks;
+    // In magazines, in notes, and in remote batches, which threads have of each other.
+    size_t out_of_reach_blocks;
   };
 
   // Bytes of page runs that are kept.
@@ -412,10 +414,12 @@ class alignas(64) ThreadCache {
   Arena* arena() const { return arena_; }
 
   Counters counters() ABSL_LOCKS_EXCLUDED(lock_);
-  // Returns counters(). Takes in remote frees. Counts blocks in magazines only if told
-  // that the owner is the caller or is not running.
+  // Returns counters(). Takes in remote frees. What the owner changes without the lock is
+  // read as it is if told that the cache is the caller's, or nobody's; else it is right for
+  // an owner that rests, and otherwise nearly so. Where the system refuses to read it, it is
+  // not counted.
   Counters AddStatistics(ClassStatistics (&classes)[kClasses],
-                         bool with_magazines) ABSL_LOCKS_EXCLUDED(lock_);
+                         bool owner_rests) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Blocks in the magazine and its spare. The owner thread, or while it is not
   // running.
@@ -685,6 +689,9 @@ class alignas(64) ThreadCache {
   // Slabs of a pending stack that are another cache's, linked by pending_next:
   // their tokens go on.
   static void PassTokens(Slab* slabs);
+
+  // Free blocks out of reach, for AddStatistics().
+  void AddOutOfReach(ClassStatistics (&classes)[kClasses], bool owner_rests) const;
 
   template <typename Visit>
   void ForEachSlab(Visit visit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);

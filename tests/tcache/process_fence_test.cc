@@ -1,8 +1,5 @@
 #include "tcache/process_fence.h"
 
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -12,12 +9,11 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
-#include <cstddef>
-#include <iterator>
 #include <thread>
 
 #include "gtest/gtest.h"
 #include "tests/arena/in_child.h"
+#include "tests/arena/refuse_call.h"
 
 namespace quarry {
 namespace {
@@ -59,26 +55,13 @@ TEST(ProcessFence, IsAFenceInTheOtherThread) {
   other.join();
 }
 
-// Has the system refuse membarrier() from now on. False if it cannot.
-bool RefuseMembarrier() {
-  sock_filter instructions[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-  };
-  const sock_fprog program = {std::size(instructions), instructions};
-  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
-}
-
 TEST(ProcessFence, WaitsWhereItIsRefusedLater) {
   if (!CanFenceAllThreads()) GTEST_SKIP() << "no membarrier()";
   enum { kDone, kNoFilter, kTooFast, kErrno };
   // From now on there may be others, as far as the C library knows.
   std::thread([] {}).join();
   const int status = InChild([] {
-    if (!RefuseMembarrier()) _exit(kNoFilter);
+    if (!RefuseCall(SYS_membarrier)) _exit(kNoFilter);
     // A profiler's signals do not cut it short.
     signal(SIGALRM, [](int) {});
     const itimerval often = {{0, 100}, {0, 100}};
