@@ -120,7 +120,7 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
     }
     if (run == nullptr) return {};
     if (ABSL_PREDICT_FALSE(run->bytes() >= FillingHistory::kLeastToldBytes) &&
-        run->zeroed) {
+        run->is_fresh) {
       NoteFreshRun(run);
     }
     return {run->start, run->zeroed};

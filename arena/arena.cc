@@ -94,13 +94,13 @@ Run* Arena::TryAllocate(uint32_t pages, size_t alignment, Filling filling,
     if (fit == nullptr) return nullptr;
   }
   Run* const run = Carve(fit, pages, alignment);
-  run->begins_huge_page = filling == Filling::kFromLowEnd &&
-                          in_use_pages() * PageBytes() >= huge_from_bytes_ &&
-                          TryPreferHugePage(run);
+  run->begins_huge_page = in_use_pages() * PageBytes() >= huge_from_bytes_ &&
+                          TryPreferHugePage(run, filling);
+  run->is_fresh = run->zeroed && run->dirty_pages == 0 && !run->begins_huge_page;
   return run;
 }
 
-bool Arena::TryPreferHugePage(const Run* run) {
+bool Arena::TryPreferHugePage(const Run* run, Filling filling) {
   // Where no more may be dirty, or memory is short, what is resident too early
   // would go back at once.
   char* const start = HugePageIn(run);
@@ -120,6 +120,8 @@ bool Arena::TryPreferHugePage(const Run* run) {
       !segment->AreZero(first, pages)) {
     return false;
   }
+  if (filling == Filling::kUnknown) filling = growth_.Expect(source_, start);
+  if (filling == Filling::kUnknown) return false;
   segment->SetResident(first, pages);
   dirty_.Raise(rest, pages - own, NowMs());
   // Before another thread can touch a page of it, which would be a small one.

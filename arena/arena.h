@@ -8,6 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "arena/dirty_runs.h"
 #include "arena/filling.h"
+#include "arena/growth_history.h"
 #include "arena/lock.h"
 #include "arena/metadata.h"
 #include "arena/page_map.h"
@@ -119,11 +120,11 @@ class Arena {
   // No more than the needed pages are used. Run::zeroed tells whether all bytes
   // are known to be zero.
   //
-  // What will be filled lies on huge pages where much is in use already: the
-  // first run that reaches into a huge page's worth of pages of which none is
-  // resident makes all of them resident, if settings and the system have it so. Those
-  // behind the run are free and dirty then: what is not soon allocated goes back with
-  // the next that is freed.
+  // What will be filled, as the caller knows or GrowthHistory expects, lies on huge pages
+  // where much is in use already: the first run that reaches into a huge page's worth of
+  // pages of which none is resident makes all of them resident, if settings and the system
+  // have it so. Those behind the run are free and dirty then: what is not soon allocated
+  // goes back with the next that is freed.
   [[nodiscard]] Run* Allocate(size_t pages, size_t alignment,
                               Filling filling = Filling::kUnknown)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
@@ -281,7 +282,8 @@ class Arena {
 
   // Whether a huge page is to begin where a new run does, or within it. It was asked
   // for then; TouchHugePage() gets it. Requires that as much is in use as one needs.
-  bool TryPreferHugePage(const Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  bool TryPreferHugePage(const Run* run, Filling filling)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TouchHugePage(Run* run) ABSL_LOCKS_EXCLUDED(lock_);
   void EndHugePages(Run* run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void ForgetHugePage(const Run* run, const char* end)
@@ -393,6 +395,7 @@ class Arena {
   uint32_t huge_page_failures_ ABSL_GUARDED_BY(lock_) = 0;
 
   DirtyRuns dirty_ ABSL_GUARDED_BY(lock_);
+  GrowthHistory growth_ ABSL_GUARDED_BY(lock_);
   Run* purging_ ABSL_GUARDED_BY(lock_) = nullptr;
   // Whether a request waits for purge_lock_.
   bool is_waited_for_ ABSL_GUARDED_BY(lock_) = false;

@@ -252,6 +252,12 @@ bool PageSource::FinishHugePage(void* start, size_t bytes) {
   const bool is_huge = ResidentBytes(last_page, PageBytes()) != 0;
   AdviseSmallPages(start, bytes);
   return is_huge;
+bool PageSource::IsMostlyResident(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  const size_t resident = ResidentBytes(start, bytes);
+  return resident != SIZE_MAX && resident >= bytes - bytes / 8;
+}
+
 }
 
 PageSource::Statistics PageSource::statistics() const {

@@ -155,6 +155,9 @@ class PageSource {
   // Whether the page that starts at `page` is in memory; false where that is not known.
   [[nodiscard]] bool IsResident(void* page);
 
+  // Whether seven eighths of the range are; false where that is not known.
+  [[nodiscard]] bool IsMostlyResident(void* start, size_t bytes);
+
   // Ends PreferHugePages() for a range of which a page was touched: once a huge
   // page is there it needs no advice, but where there is advice the system may
   // make one later of what a purge has left. False if the range was not made

@@ -22,10 +22,10 @@ class Segment;
 //   runs    [   A: 3 pages  ][ B ][   C: 4 pages     ]
 //   table   |  A    -    A  |  B  |  C    -    -   C |
 //
-// Thread-safety: `start`, `pages`, `segment`, `zeroed` and `begins_huge_page` of
-//   a run in use may be read by whoever was given it, and so may `has_huge_pages`. While a thread keeps it, `next`
-//   and `previous` are that thread's cache's, and so is `bin` until it is freed. All else
-//   under the arena's lock.
+// Thread-safety: `start`, `pages`, `segment`, `zeroed`, `is_fresh`, `begins_huge_page` and
+//   `has_huge_pages` of a run in use may be read by whoever was given it. While a thread
+//   keeps it, `next` and `previous` are that thread's cache's, and so is `bin` until it is
+//   freed. All else under the arena's lock.
 // Invariant: no two neighbouring runs are both free.
 // Size: two cache lines; the second is of use only while some page is dirty.
 struct alignas(64) Run {
@@ -59,6 +59,9 @@ struct alignas(64) Run {
   // run out.
   bool zeroed = false;
 
+  // Whether, as far as is known, none of its pages was resident when it was given out, and
+  // only the program's touches make them so.
+  bool is_fresh : 1 = false;
   // Whether a huge page was to begin with one of its pages when it was given out.
   bool begins_huge_page : 1 = false;
   // Whether it has the advice to be on huge pages, as far as whole ones fit.

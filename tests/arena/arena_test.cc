@@ -55,6 +55,9 @@ class PlacedPageSource final : public PageSource {
   // Whether the system has any.
   bool has_huge_pages = true;
 
+  // Whether the program has touched the ranges that are on small pages.
+  bool ranges_are_filled = false;
+
   // Called within the next purge, before it has an effect; and when huge pages
   // are next asked for.
   std::function<void()> during_purge, during_advice;
@@ -102,6 +105,7 @@ class PlacedPageSource final : public PageSource {
     ranges->emplace_back(static_cast<char*>(start), bytes);
   }
   size_t ResidentBytes(void*, size_t bytes) override {
+    if (bytes == kHugePageBytes) return ranges_are_filled ? bytes : 0;
     return has_huge_pages ? bytes : 0;
   }
 
@@ -879,6 +883,45 @@ TEST_F(GrownArenaTest, ARangeThatIsResidentIsNotAskedForAgain) {
   arena_.Deallocate(run, 0);
   EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
   PageRun* const again = AllocateSlab();
+TEST_F(GrownArenaTest, SoDoPageRunsWhereEarlierOnesWereFilled) {
+  constexpr size_t kOfSample = GrowthHistory::kRangesOfSample;
+  for (const bool are_filled : {false, true}) {
+    source_.ranges_are_filled = are_filled;
+    std::vector<bool> begin;
+    while (begin.size() < 4 * kOfSample) {
+      PageRun* const run = Allocate(kGranuleBytes / PageBytes());
+      runs_.push_back(run);
+      EXPECT_TRUE(run->zeroed);
+      if (BeginsRange(run)) begin.push_back(run->begins_huge_page);
+    }
+    std::vector<bool> expected(4 * kOfSample, false);
+    // The first five are on small pages as long as nothing is known.
+    for (size_t i = 0; i < begin.size(); ++i) {
+      expected[i] = are_filled && i % kOfSample != 0;
+    }
+    EXPECT_EQ(begin, expected);
+    EXPECT_EQ(source_.huge_pages.size(), are_filled ? 4 * (kOfSample - 1) : 0);
+    arena_.Verify();
+  }
+}
+
+TEST_F(GrownArenaTest, ARunIsFreshIfNothingOfItMayBeResident) {
+  PageRun* const first = AllocateFirstSlab();
+  EXPECT_TRUE(first->begins_huge_page);
+  EXPECT_FALSE(first->is_fresh);
+  PageRun* const second = AllocateSlab();
+  EXPECT_TRUE(second->zeroed);
+  EXPECT_FALSE(second->is_fresh) << "it is on the same huge page";
+
+  source_.has_huge_pages = false;
+  settings.huge_pages = HugePagePolicy::kNever;
+  PageRun* const fresh = AllocateFirstSlab();
+  EXPECT_TRUE(fresh->is_fresh);
+  runs_.pop_back();
+  arena_.Deallocate(fresh);
+  EXPECT_FALSE(AllocateSlab()->is_fresh) << "it was in use";
+}
+
   EXPECT_EQ(again->start, start);
   EXPECT_TRUE(again->zeroed);
   EXPECT_EQ(source_.huge_pages.size(), 1u);

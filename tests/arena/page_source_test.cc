@@ -602,3 +602,4 @@ TEST(ScriptedPageSource, RefusesTheNthCallAndRecordsAll) {
 
 }  // namespace
 }  // namespace quarry
+  EXPECT_FALSE(source.IsMostlyResident(start, kMiB)) << "likewise";
