@@ -363,6 +363,16 @@ ABSL_ATTRIBUTE_NOINLINE bool ResizeHuge(Huge* huge, size_t bytes) {
   return resized;
 }
 
+// Where the system moved no pages: what the program has advised about in part, or locked,
+// is several mappings, of which it moves one at a time.
+ABSL_ATTRIBUTE_NOINLINE void* CopyHuge(Huge* huge, size_t bytes) {
+  const Large large = AllocateLarge(bytes, huge->alignment);
+  if (large.start == nullptr) return nullptr;
+  memcpy(Perturb(large.start, bytes), huge->start, std::min(bytes, huge->bytes));
+  huge_blocks.Deallocate(huge);
+  return large.start;
+}
+
 // Moves a run into a huge block of `bytes` bytes.
 ABSL_ATTRIBUTE_NOINLINE void* MoveToHuge(Run* run, size_t bytes) {
   if (bytes > PTRDIFF_MAX) return nullptr;
@@ -548,7 +558,8 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
       if (bytes > PTRDIFF_MAX) return nullptr;
       if (bytes >= huge->bytes || bytes * 2 > kMostGrownRunBytes ||
           !ServedByArena(bytes * 2)) {
-        return ResizeHuge(huge, bytes) ? huge->start : nullptr;
+        return ABSL_PREDICT_TRUE(ResizeHuge(huge, bytes)) ? huge->start
+                                                          : CopyHuge(huge, bytes);
       }
       return Move(p, huge->bytes, bytes);
     }

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "absl/base/attributes.h"
 #include "arena/errno_saver.h"
 #include "arena/report.h"
 #include "arena/settings.h"
@@ -71,7 +72,12 @@ char* MapAnywhere(size_t bytes) {
   return start == MAP_FAILED ? nullptr : static_cast<char*>(start);
 }
 
-void UnmapRange(char* start, size_t bytes) {
+bool IsMapped(void* page) {
+  unsigned char is_resident;
+  return mincore(page, PageBytes(), &is_resident) == 0;
+}
+
+ABSL_ATTRIBUTE_NOINLINE void UnmapRange(char* start, size_t bytes) {
   if (bytes == 0 || munmap(start, bytes) == 0) return;
   // Cutting a hole into what the kernel sees as one mapping may exceed the
   // process's number of mappings. The addresses are lost, the memory is not.
@@ -391,10 +397,27 @@ bool OsPageSource::MovePages(void* start, size_t old_bytes, void* place,
     return other->Move(start, old_bytes, place, new_bytes);
   }
   ErrnoSaver saver;
-  // The kernel unmaps `place` before it can still fail, so after a failure the
-  // range may be another thread's mapping and must be left alone.
-  return mremap(start, old_bytes, new_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-                place) != MAP_FAILED;
+  // What is more than one mapping is not moved. The kernel says so before or after it has
+  // unmapped `place`, and before if it is asked to extend it first.
+  const bool is_extended =
+      mremap(start, old_bytes, old_bytes + PageBytes(), 0) != MAP_FAILED;
+  if (is_extended) UnmapRange(static_cast<char*>(start) + old_bytes, PageBytes());
+  if ((!is_extended && errno == EFAULT) ||
+      has_too_many_mappings_.load(std::memory_order_relaxed)) {
+    UnmapRange(static_cast<char*>(place), new_bytes);
+    return false;
+  }
+  if (mremap(start, old_bytes, new_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, place) !=
+      MAP_FAILED) {
+    return true;
+  }
+  // The range may be another thread's mapping by now and must be left alone: the kernel
+  // unmaps `place` before it can still fail, but not where the process has hardly a mapping
+  // to spare. Such addresses are lost, once.
+  if (errno == ENOMEM && IsMapped(place)) {
+    has_too_many_mappings_.store(true, std::memory_order_relaxed);
+  }
+  return false;
 }
 
 bool OsPageSource::MovePagesOut(void* start, size_t old_bytes, void* place,

@@ -251,6 +251,8 @@ class OsPageSource final : public PageSource {
   void PopulatePages(void* start, size_t bytes) override;
 
   std::atomic<PageSource*> substitute_{nullptr};
+  // So that no pages can be moved.
+  std::atomic<bool> has_too_many_mappings_{false};
 };
 
 extern OsPageSource os_page_source;

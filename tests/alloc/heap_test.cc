@@ -1,5 +1,7 @@
 #include "alloc/heap.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -744,6 +746,28 @@ TEST(Heap, ReallocationOfAHugeBlockCopiesNothing) {
   VerifyHeap();
   DeallocateSized(block, 3 * kMiB);
   DeallocateSized(other, 64 * kMiB);
+}
+
+// To the system such a block is several mappings, which it does not move.
+TEST(Heap, AHugeBlockOfWhichAPartWasAdvisedIsReallocatedAsAnyOther) {
+  for (const int advice : {MADV_HUGEPAGE, MADV_DONTFORK, MADV_DONTDUMP}) {
+    for (const size_t alignment : {size_t{16}, 4 * kMiB}) {
+      char* block = static_cast<char*>(AllocateAligned(16 * kMiB, alignment));
+      Content::Write(block, 16 * kMiB, 1);
+      const size_t mapped_bytes = GatherStatistics().mapped_bytes;
+      ASSERT_EQ(madvise(block + kMiB, 4 * kMiB, advice), 0);
+      block = static_cast<char*>(Reallocate(block, 48 * kMiB));
+      ASSERT_NE(block, nullptr);
+      EXPECT_TRUE(Content::IsIntact(block, 16 * kMiB, 1));
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(block) % alignment, 0u);
+      ASSERT_EQ(madvise(block + kMiB, 4 * kMiB, advice), 0);
+      EXPECT_EQ(Reallocate(block, 8 * kMiB), block);
+      Deallocate(block);
+      ReleaseMemory(0);
+      EXPECT_LT(GatherStatistics().mapped_bytes, mapped_bytes);
+    }
+  }
+  VerifyHeap();
 }
 
 TEST(Heap, AReallocationThatCannotBeLeavesTheBlock) {
