@@ -4,6 +4,8 @@
 //                              |                     |             | NoteWork,
 //                              |          FallAsleep |             | StayAwake
 //                              +--TurnOff--> kOff    +--> kAsleep -+
+//                              ^              |              |
+//                              +----TurnOn----+              |
 //                                                            |
 //                      kNoThread <--no work for some seconds-+
 //
@@ -47,7 +49,7 @@ class MaintenanceSignal {
     kWanted,    // To be started by the next thread that holds no lock.
     kAwake,
     kAsleep,
-    kOff,  // By option, or since it could not be started.
+    kOff,  // By option, or for a while since it could not be started.
   };
 
   // --- For the rooms. ---
@@ -98,6 +100,8 @@ class MaintenanceSignal {
   // True for one caller: it starts the thread, or else calls TurnOff().
   [[nodiscard]] bool TryStart() { return Change(kWanted, kAwake); }
   void TurnOff() { state_.store(kOff, std::memory_order_relaxed); }
+  // After TurnOff(), to try again. Without effect if it is on.
+  void TurnOn() { (void)Change(kOff, kWanted); }
 
   // In the child of a fork, which has one thread: if the thread had work, its
   // place is to be taken.

@@ -180,6 +180,27 @@ void TickIfDue() {
   }
 }
 
+// When the thread is tried again after it could not be started, as where a process had as
+// many threads as it may for a moment: a second later, then twice as long. 0 for never, as
+// long as none failed.
+constexpr uint32_t kFirstRetryMs = 1000;
+constexpr uint32_t kMostRetryMs = 64 * kFirstRetryMs;
+constinit std::atomic<uint32_t> retry_ms{0};
+constinit std::atomic<uint32_t> failed_ms{0};
+
+void NoteFailedStart() {
+  const uint32_t before_ms = retry_ms.load(std::memory_order_relaxed);
+  failed_ms.store(NowMs(), std::memory_order_relaxed);
+  retry_ms.store(before_ms == 0 ? kFirstRetryMs : std::min(2 * before_ms, kMostRetryMs),
+                 std::memory_order_relaxed);
+}
+
+bool IsTimeToRetry() {
+  const uint32_t pause_ms = retry_ms.load(std::memory_order_relaxed);
+  return pause_ms != 0 && settings.maintenance.load(std::memory_order_relaxed) &&
+         AgeMs(failed_ms.load(std::memory_order_relaxed), NowMs()) >= pause_ms;
+}
+
 }  // namespace
 
 TickResult MaintenanceTick(uint32_t now_ms) {
@@ -236,12 +257,15 @@ void MaintainOnSlowPath(const void* caller) {
   if (has_every_lock) return;
   ErrnoSaver saver;
   if (maintenance_signal.IsOff()) {
-    TickIfDue();
-  } else if (!settings.maintenance.load(std::memory_order_relaxed)) {
+    if (!IsTimeToRetry()) return TickIfDue();
+    maintenance_signal.TurnOn();
+  }
+  if (!settings.maintenance.load(std::memory_order_relaxed)) {
     maintenance_signal.TurnOff();
   } else if (!thread_state.exited &&
              (caller == nullptr || !MayBeLoader(caller)) &&
              maintenance_signal.TryStart() && !StartThread()) {
+    NoteFailedStart();
     maintenance_signal.TurnOff();
   }
 }

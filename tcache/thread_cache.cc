@@ -579,13 +579,16 @@ void ThreadCache::Overflow(Magazine* magazine) {
   } else {
     maintenance_signal.NoteKept(cache->depot_bytes_);
   }
-  if (is_large && (maintenance_signal.IsWanted() ||
-                   (is_full && maintenance_signal.IsOff()))) {
-    DivertNextFree(magazine);
+  // Frees of a cold class come to a slow path by themselves.
+  if (!shelf.is_cold && (maintenance_signal.IsWanted() ||
+                         (is_large && is_full && maintenance_signal.IsOff()))) {
+    cache->DivertNextFree(magazine);
   }
 }
 
 void ThreadCache::DivertNextFree(Magazine* magazine) {
+  // Notes of the class, from when it was cold, are told apart by what goes now.
+  FlushCold();
   // Neither an offset nor a size passes, whether or not the class is cold.
   magazine->start_reciprocal = 0;
   magazine->start_limit = 0;
@@ -725,12 +728,17 @@ void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
 
 void ThreadCache::FlushClass(SizeClass size_class) {
   Magazine& magazine = magazines_[size_class];
-  if (magazine.head != nullptr) Flush(magazine.head, size_class);
-  magazine.head = nullptr;
+  if (magazine.head != nullptr) {
+    Flush(magazine.head, size_class);
+    magazine.head = nullptr;
+  }
   magazine.capacity = std::min(magazine.capacity, int32_t{kMostBlocks[size_class]});
   magazine.room = magazine.capacity;
-  if (spares_[size_class] != nullptr) Flush(spares_[size_class], size_class);
-  spares_[size_class] = nullptr;
+  // Of a class that nobody uses what follows stays untouched.
+  if (spares_[size_class] != nullptr) {
+    Flush(spares_[size_class], size_class);
+    spares_[size_class] = nullptr;
+  }
   Shelf& shelf = shelves_[size_class];
   FlushDepot(size_class, shelf.depot_count);
   if (shelf.is_cold) TurnWarm(size_class);
@@ -846,6 +854,7 @@ SlabPass::State ThreadCache::PassOverSlabs(uint8_t looks, bool* gave_back) {
 void ThreadCache::FlushDepot(SizeClass size_class, uint8_t magazines) {
   Shelf& shelf = shelves_[size_class];
   QUARRY_DCHECK(magazines <= shelf.depot_count);
+  if (magazines == 0) return;
   Depot& depot = DepotOf(size_class);
   for (uint32_t i = 0; i < magazines; ++i) Flush(depot[i], size_class);
   std::copy(depot + magazines, depot + shelf.depot_count, depot);

@@ -620,10 +620,10 @@ class alignas(64) ThreadCache {
   // Between cold and warm: whether the fast path takes frees of the class.
   void TurnCold(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TurnWarm(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Sends the next free of a class that does not turn cold to FreeLocally(), once: whoever
-  // calls Overflow() cannot start the maintenance thread, or do its work where there is
-  // none, and the program may make no calls but such frees.
-  static void DivertNextFree(Magazine* magazine);
+  // Sends the next free of a warm class to FreeLocally(), once: whoever calls Overflow()
+  // cannot start the maintenance thread, or do its work where there is none, and the
+  // program may make no calls but such frees.
+  void DivertNextFree(Magazine* magazine) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FlushCold() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Puts the blocks noted from `note` on that are in one word of a slab's bitmap,
   // which the first is in as block `index`; returns where the others begin.

@@ -101,6 +101,22 @@ TEST(HeapMaintenance, AfterBlocksOfSlabsHaveGrown) {
   });
 }
 
+// None of them is cold after it, and no free of them needs a slow path.
+TEST(HeapMaintenance, AfterSmallBlocksOfManySizesWereFreed) {
+  ExpectToGoBackAfter([] {
+    std::vector<void*> blocks;
+    for (size_t bytes = 128; bytes <= 1024; bytes += 128) {
+      for (size_t i = 0; i < 400 * kKiB / bytes; ++i) {
+        blocks.push_back(Allocate(bytes));
+        memset(blocks.back(), 1, bytes);
+      }
+    }
+    QUARRY_CHECK(maintenance_signal.state() == MaintenanceSignal::kNoThread);
+    for (void* block : blocks) Deallocate(block);
+    QUARRY_CHECK(Soon([] { return OsPages().statistics().purged_bytes > kMiB; }));
+  });
+}
+
 TEST(HeapMaintenance, AfterAPageRunWasFreed) {
   ExpectToGoBackAfter([] {
     char* const block = Allocate(3 * kMiB);

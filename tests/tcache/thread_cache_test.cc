@@ -35,7 +35,12 @@ constexpr size_t kBytes = 112;
 // Each test begins with empty magazines and ends with no block in use.
 class ThreadCacheTest : public testing::Test {
  protected:
-  ThreadCacheTest() { Free(Allocate(kBytes)); }
+  ThreadCacheTest() {
+    // As if there were the thread: else frees would go to a slow path to start it.
+    maintenance_signal.FallAsleep();
+    maintenance_signal.StayAwake();
+    Free(Allocate(kBytes));
+  }
   ~ThreadCacheTest() override {
     VerifyAll();
     ThreadCache::FlushThread();
