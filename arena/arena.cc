@@ -517,7 +517,7 @@ void Arena::SeeToDirtyRuns() {
       dirty_bytes > stubborn_dirty_bytes_.load(std::memory_order_relaxed) &&
       (maintenance_signal.state() != MaintenanceSignal::kAwake ||
        dirty_bytes / 2 >= cap_bytes)) {
-    PurgeOverCap(kMostCapPurgeBytes);
+    PurgeOverCap(kMostCapPurgeBytes, kMostCapPurgeSteps);
   }
   maintenance_signal.NoteDirty(FreeDirtyBytes());
 }
@@ -542,7 +542,7 @@ size_t Arena::PurgeFreedBefore(uint32_t time_ms, size_t most_bytes) {
   return pass.purged_bytes;
 }
 
-size_t Arena::PurgeOverCap(size_t most_bytes) {
+size_t Arena::PurgeOverCap(size_t most_bytes, size_t most_steps) {
   const size_t cap_bytes = CapBytes();
   const size_t stubborn_bytes =
       stubborn_dirty_bytes_.load(std::memory_order_relaxed);
@@ -550,6 +550,7 @@ size_t Arena::PurgeOverCap(size_t most_bytes) {
   PurgePass pass;
   pass.keep_bytes = cap_bytes - std::min(cap_bytes / 2, kMostCapPurgeBytes);
   pass.left_bytes = most_bytes;
+  pass.left_steps = most_steps;
   PurgeAll(&pass);
   // The system refuses to purge locked memory, and would be asked again with
   // every free: not before there is twice as much.
@@ -576,9 +577,10 @@ size_t Arena::Purge(size_t keep_bytes) {
 void Arena::PurgeAll(PurgePass* pass) {
   pass->left_bytes = std::min(pass->left_bytes, FreeDirtyBytes());
   bool more = true;
-  while (more) {
+  while (more && pass->left_steps > 0) {
     LockHolder one_step(purge_lock_);
     more = PurgeStep(pass);
+    --pass->left_steps;
   }
 }
 

@@ -96,6 +96,9 @@ class Arena {
   // The most that one free purges because too much is dirty: some milliseconds.
   // No run that the room above takes is larger, so it keeps up with the frees.
   static constexpr size_t kMostCapPurgeBytes = 4 * kPurgeStepBytes;
+  // And the most steps of that: where each run has a dirty page or two, so many are as many
+  // calls of the system.
+  static constexpr size_t kMostCapPurgeSteps = 16;
 
   // With so much in use, what is resident too early for a huge page is little
   // beside it.
@@ -200,7 +203,7 @@ class Arena {
   size_t PurgeFreedBefore(uint32_t time_ms, size_t most_bytes = SIZE_MAX)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
-  // Purges at most `most_bytes` if more is dirty than settings allow: down to
+  // Purges at most `most_bytes`, in so many steps, if more is dirty than settings allow: down to
   // half of that, or kMostCapPurgeBytes below it, so that the next free does
   // not purge again.
   //
@@ -210,7 +213,7 @@ class Arena {
   // page. So while what is free goes back in time anyhow, by the maintenance
   // thread, and the user has set no threshold, half of what is in use may be
   // dirty beside it.
-  size_t PurgeOverCap(size_t most_bytes = SIZE_MAX)
+  size_t PurgeOverCap(size_t most_bytes = SIZE_MAX, size_t most_steps = SIZE_MAX)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Purges until at most keep_bytes are dirty. Before, unmaps segments that are
@@ -258,6 +261,7 @@ class Arena {
     // dirty when the pass began, and so ends a pass that other threads keep
     // supplied, or that is refused.
     size_t left_bytes = SIZE_MAX;
+    size_t left_steps = SIZE_MAX;
     size_t purged_bytes = 0;
     bool refused = false;
   };
@@ -391,11 +395,11 @@ class Arena {
 
   // So much must be in use for the next huge page.
   size_t huge_from_bytes_ ABSL_GUARDED_BY(lock_) = kGrownBytes;
+  GrowthHistory growth_ ABSL_GUARDED_BY(lock_);
   // How often the system had none since it had one.
   uint32_t huge_page_failures_ ABSL_GUARDED_BY(lock_) = 0;
 
   DirtyRuns dirty_ ABSL_GUARDED_BY(lock_);
-  GrowthHistory growth_ ABSL_GUARDED_BY(lock_);
   Run* purging_ ABSL_GUARDED_BY(lock_) = nullptr;
   // Whether a request waits for purge_lock_.
   bool is_waited_for_ ABSL_GUARDED_BY(lock_) = false;

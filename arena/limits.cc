@@ -121,6 +121,10 @@ void MemoryLimits::Relieve(void (*release)()) {
     if (now > soft_bytes) Tell(now, soft_bytes);
   }
   reliever_.store(0, std::memory_order_release);
+  // Who came above the limit meanwhile has not waited.
+  if (mapped_bytes() > WatchedBytes()) {
+    pressure_is_due_.store(true, std::memory_order_relaxed);
+  }
 }
 
 void MemoryLimits::Tell(size_t mapped_bytes, size_t soft_bytes) {

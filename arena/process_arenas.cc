@@ -50,7 +50,11 @@ constinit std::atomic<size_t> arena_count{0};
 // How many have joined each arena and not left it.
 constinit std::array<size_t, kMaxArenas> threads ABSL_GUARDED_BY(arenas_lock){};
 constinit size_t all_threads ABSL_GUARDED_BY(arenas_lock) = 0;
+// Processors() when the first thread joined; 0 before.
+constinit std::atomic<size_t> processors{0};
 
+// How many processors the process may use. To be asked before the program has given each of
+// its threads one.
 size_t Processors() {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -89,8 +93,9 @@ size_t ArenaCount() {
   size_t count = arena_count.load(std::memory_order_relaxed);
   if (count != 0) return count;
   const size_t most = settings.arenas_max.load(std::memory_order_relaxed);
-  size_t chosen =
-      std::clamp<size_t>(most != 0 ? most : Processors(), 1, kMaxArenas);
+  const size_t known = processors.load(std::memory_order_relaxed);
+  size_t chosen = std::clamp<size_t>(
+      most != 0 ? most : known != 0 ? known : Processors(), 1, kMaxArenas);
   // Two first calls at once may see different affinities; one of them wins.
   if (!arena_count.compare_exchange_strong(count, chosen,
                                            std::memory_order_relaxed)) {
@@ -107,6 +112,9 @@ bool IsNear(const Arena& arena) {
 Arena& JoinArena() {
   const size_t node = numa.CurrentNode();
   LockHolder hold(arenas_lock);
+  if (processors.load(std::memory_order_relaxed) == 0) {
+    processors.store(Processors(), std::memory_order_relaxed);
+  }
   size_t chosen = 0;
   // Whatever else there is to choose from, which takes some system calls to know.
   if (node != 0 || threads[0] != 0) chosen = LeastJoined(node);

@@ -526,6 +526,27 @@ TEST_F(ArenaTest, AFreePurgesNotMoreThanSomeSteps) {
             kFreed + PageBytes() - Arena::kMostCapPurgeBytes);
 }
 
+// Where each run has a page, to purge them is many calls of the system.
+TEST_F(ArenaTest, NorMoreThanSomeRuns) {
+  std::vector<PageRun*> runs, guards;
+  for (size_t i = 0; i < 3 * Arena::kMostCapPurgeSteps; ++i) {
+    runs.push_back(Allocate(1));
+    guards.push_back(Allocate(1));
+  }
+  PageRun* const last = runs.back();
+  runs.pop_back();
+  settings.trim_threshold_bytes = runs.size() * PageBytes();
+  for (PageRun* run : runs) arena_.Deallocate(run);
+  EXPECT_EQ(source_.CountOf(Kind::kPurge), 0u);
+  settings.trim_threshold_bytes = PageBytes();
+  arena_.Deallocate(last);
+  EXPECT_EQ(source_.CountOf(Kind::kPurge), Arena::kMostCapPurgeSteps);
+  // The next free goes on.
+  arena_.Deallocate(guards.front());
+  EXPECT_EQ(source_.CountOf(Kind::kPurge), 2 * Arena::kMostCapPurgeSteps);
+  for (size_t i = 1; i < guards.size(); ++i) arena_.Deallocate(guards[i]);
+}
+
 TEST_F(ArenaTest, StaysDirtyWhenThePurgeIsRefused) {
   PageRun* const run = Allocate(10);
   PageRun* const guard = Allocate(1);
@@ -862,27 +883,6 @@ TEST_F(GrownArenaTest, SlabsLieOnHugePages) {
   arena_.Verify();
 }
 
-TEST_F(GrownArenaTest, WhatIsFreedUntouchedIsStillResidentAndZero) {
-  PageRun* const run = AllocateFirstSlab();
-  char* const start = run->start;
-  runs_.pop_back();
-  run->start[0] = 1;
-  arena_.Deallocate(run, 1);
-  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
-  PageRun* const again = AllocateSlab();
-  EXPECT_EQ(again->start, start);
-  EXPECT_FALSE(again->zeroed);
-  EXPECT_TRUE(AllocateSlab()->zeroed);
-  EXPECT_EQ(source_.huge_pages.size(), 1u) << "it is there";
-}
-
-TEST_F(GrownArenaTest, ARangeThatIsResidentIsNotAskedForAgain) {
-  PageRun* const run = AllocateFirstSlab();
-  char* const start = run->start;
-  runs_.pop_back();
-  arena_.Deallocate(run, 0);
-  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
-  PageRun* const again = AllocateSlab();
 TEST_F(GrownArenaTest, SoDoPageRunsWhereEarlierOnesWereFilled) {
   constexpr size_t kOfSample = GrowthHistory::kRangesOfSample;
   for (const bool are_filled : {false, true}) {
@@ -922,6 +922,27 @@ TEST_F(GrownArenaTest, ARunIsFreshIfNothingOfItMayBeResident) {
   EXPECT_FALSE(AllocateSlab()->is_fresh) << "it was in use";
 }
 
+TEST_F(GrownArenaTest, WhatIsFreedUntouchedIsStillResidentAndZero) {
+  PageRun* const run = AllocateFirstSlab();
+  char* const start = run->start;
+  runs_.pop_back();
+  run->start[0] = 1;
+  arena_.Deallocate(run, 1);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
+  PageRun* const again = AllocateSlab();
+  EXPECT_EQ(again->start, start);
+  EXPECT_FALSE(again->zeroed);
+  EXPECT_TRUE(AllocateSlab()->zeroed);
+  EXPECT_EQ(source_.huge_pages.size(), 1u) << "it is there";
+}
+
+TEST_F(GrownArenaTest, ARangeThatIsResidentIsNotAskedForAgain) {
+  PageRun* const run = AllocateFirstSlab();
+  char* const start = run->start;
+  runs_.pop_back();
+  arena_.Deallocate(run, 0);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
+  PageRun* const again = AllocateSlab();
   EXPECT_EQ(again->start, start);
   EXPECT_TRUE(again->zeroed);
   EXPECT_EQ(source_.huge_pages.size(), 1u);

@@ -98,6 +98,24 @@ TEST_F(MemoryLimitsTest, PassingTheSoftLimitReleasesAndTells) {
   EXPECT_EQ(told_.soft_bytes, 16 * kMiB);
 }
 
+// Its own threads do not wait for who tells, so they may have come above the limit again.
+TEST_F(MemoryLimitsTest, WhatGrewMeanwhileIsRelievedNext) {
+  limits_.SetLimits(16 * kMiB, 0);
+  Charge(17 * kMiB);
+  limits_.SetCallback(
+      [](void* limits, size_t, size_t) {
+        auto* const own = static_cast<MemoryLimits*>(limits);
+        EXPECT_TRUE(own->Charge(8 * kMiB));
+        own->Relieve(Release);
+        EXPECT_FALSE(own->PressureIsDue()) << "it was cleared in vain";
+      },
+      &limits_);
+  RelieveIfDue();
+  EXPECT_TRUE(limits_.PressureIsDue());
+  limits_.SetCallback(nullptr, nullptr);
+  limits_.Refund(8 * kMiB);
+}
+
 TEST_F(MemoryLimitsTest, IsToldAgainOnlyAfterASixteenthMore) {
   limits_.SetLimits(16 * kMiB, 0);
   Charge(17 * kMiB);

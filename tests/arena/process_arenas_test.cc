@@ -1,5 +1,9 @@
 #include "arena/process_arenas.h"
 
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdlib>
 #include <thread>
 #include <vector>
 
@@ -7,6 +11,7 @@
 #include "arena/numa.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tests/arena/in_child.h"
 
 namespace quarry {
 namespace {
@@ -64,6 +69,23 @@ std::vector<size_t> JoinOnNode(size_t nodes, size_t (*node)(), size_t threads) {
   numa.Substitute(0, nullptr);
   Leave(joined);
   return joined;
+}
+
+// Programs give each of their threads a processor of its own.
+TEST(ProcessArenas, AThreadWithOneProcessorDoesNotMakeThemFew) {
+  EXPECT_EQ(InChild([] {
+              cpu_set_t all;
+              if (sched_getaffinity(0, sizeof(all), &all) != 0) return;
+              Leave(Join(1));
+              int first = 0;
+              while (!CPU_ISSET(first, &all)) ++first;
+              cpu_set_t one;
+              CPU_ZERO(&one);
+              CPU_SET(first, &one);
+              if (sched_setaffinity(0, sizeof(one), &one) != 0) return;
+              if (ArenaCount() != std::min(static_cast<size_t>(CPU_COUNT(&all)), kMaxArenas)) abort();
+            }),
+            0);
 }
 
 class JoiningTest : public testing::Test {
