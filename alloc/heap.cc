@@ -368,9 +368,18 @@ ABSL_ATTRIBUTE_NOINLINE bool ResizeHuge(Huge* huge, size_t bytes) {
 ABSL_ATTRIBUTE_NOINLINE void* CopyHuge(Huge* huge, size_t bytes) {
   const Large large = AllocateLarge(bytes, huge->alignment);
   if (large.start == nullptr) return nullptr;
-  memcpy(Perturb(large.start, bytes), huge->start, std::min(bytes, huge->bytes));
+  auto* const to = static_cast<char*>(Perturb(large.start, bytes));
+  const bool is_zero = large.zeroed && PerturbByte() == 0;
+  const size_t copied_bytes = std::min(bytes, huge->bytes);
+  for (size_t done = 0; done < copied_bytes; done += PageBytes()) {
+    const char* const from = huge->start + done;
+    const size_t piece = std::min(copied_bytes - done, PageBytes());
+    // What was never touched is not to be resident now.
+    const bool is_same = is_zero && from[0] == 0 && memcmp(from, from + 1, piece - 1) == 0;
+    if (!is_same) memcpy(to + done, from, piece);
+  }
   huge_blocks.Deallocate(huge);
-  return large.start;
+  return to;
 }
 
 // Moves a run into a huge block of `bytes` bytes.
@@ -818,10 +827,10 @@ HeapStatistics GatherStatistics() {
     s.slabs_returned += counters.slabs_returned;
     s.adoptions += counters.adoptions;
     s.remote_frees += cache->remote_batch().frees();
-    s.cached_bytes += cache->CachedRunBytes();
     cached_run_bytes += cache->CachedRunBytes();
     if (cache->is_open && !cache->is_parked()) ++s.threads;
   });
+  s.cached_bytes += cached_run_bytes;
   s.remote_frees += RemoteFreesWithoutCache();
   for (size_t i = 0; i < ArenasMade(); ++i) {
     OrphansOf(i).ForEach([&](Slab* slab) {
@@ -860,7 +869,9 @@ HeapStatistics GatherStatistics() {
     s.segments += arena.segments;
     if (arena.mapped_bytes != 0) ++s.arenas;
   }
-  s.live_medium_bytes = run_bytes - slab_bytes - cached_run_bytes;
+  // No less than nothing: slabs were made and given back since theirs were counted.
+  s.live_medium_bytes =
+      run_bytes - std::min(run_bytes, slab_bytes + cached_run_bytes);
 
   const HugeBlocks::Statistics huge = huge_blocks.statistics();
   s.live_huge_bytes = huge.live_bytes;
@@ -877,8 +888,7 @@ HeapStatistics GatherStatistics() {
   s.os_map_calls = os.map_calls;
   s.os_unmap_calls = os.unmap_calls;
   s.os_purge_calls = os.purge_calls;
-  s.soft_limit_bytes =
-      settings.soft_limit_bytes.load(std::memory_order_relaxed);
+  s.soft_limit_bytes = memory_limits.SoftLimit();
   s.hard_limit_bytes =
       settings.hard_limit_bytes.load(std::memory_order_relaxed);
   return s;

@@ -97,7 +97,7 @@ constexpr Option kOptions[] = {
        return from.mmap_threshold_bytes.load(std::memory_order_relaxed);
      }},
     {"trim_threshold", Unit::kBytes,
-     "Free memory that an arena keeps before it gives any back.",
+     "Above this much free memory an arena gives some back at once.",
      [](size_t value) {
        settings.trim_threshold_bytes.store(value, std::memory_order_relaxed);
        settings.mmap_threshold_adapts.store(false, std::memory_order_relaxed);
@@ -106,7 +106,7 @@ constexpr Option kOptions[] = {
        return from.trim_threshold_bytes.load(std::memory_order_relaxed);
      }},
     {"decay_ms", Unit::kMilliseconds,
-     "How long memory stays free before it goes back; 0 is not at all.",
+     "How long memory stays free before it goes back; 0: it goes at once.",
      [](size_t value) {
        settings.decay_ms.store(value, std::memory_order_relaxed);
      },
@@ -141,7 +141,7 @@ constexpr Option kOptions[] = {
      },
      "never|system|grown"},
     {"soft_limit", Unit::kBytes,
-     "Above this much mapped memory, free memory goes back at once; 0 is none.",
+     "Above this much mapped memory, free memory goes back at once; 0: the cgroup's.",
      [](size_t value) {
        SetMemoryLimits(
            value, settings.hard_limit_bytes.load(std::memory_order_relaxed));
@@ -335,6 +335,18 @@ void AppendValue(const Option& option, size_t value, LineBuffer& line) {
   });
 }
 
+// A part of the text in quotes: not so much that the rest of the line has no room, and what
+// a terminal could take for orders as question marks.
+LineBuffer& Quote(LineBuffer& line, Piece piece) {
+  constexpr size_t kMostBytes = 100;
+  line.AppendText("\"");
+  for (size_t i = 0; i < piece.bytes && i < kMostBytes; ++i) {
+    const bool is_plain = piece.text[i] >= ' ' && piece.text[i] <= '~';
+    line.AppendText(is_plain ? piece.text + i : "?", 1);
+  }
+  return line.AppendText(piece.bytes > kMostBytes ? "...\"" : "\"");
+}
+
 LineBuffer& Begin(LineBuffer& line) {
   return line.AppendText("quarry: ").AppendText(kVariable).AppendText(": ");
 }
@@ -343,8 +355,8 @@ void ApplyOne(Piece item, int report_descriptor) {
   LineBuffer line;
   const Piece name = item.Before(':');
   if (name.bytes == item.bytes) {
-    Begin(line).AppendText("\"").AppendText(item.text, item.bytes);
-    line.AppendText("\" is not name:value, ignored").Flush(report_descriptor);
+    Quote(Begin(line), item).AppendText(" is not name:value, ignored");
+    line.Flush(report_descriptor);
     return;
   }
   const Piece text = item.From(name.bytes + 1);
@@ -352,15 +364,14 @@ void ApplyOne(Piece item, int report_descriptor) {
     if (!(name == option.name)) continue;
     size_t value;
     if (ParseValueOf(option, text, &value)) return option.set(value);
-    Begin(line).AppendText("\"").AppendText(text.text, text.bytes);
-    line.AppendText("\" is no value for ").AppendText(option.name);
+    Quote(Begin(line), text).AppendText(" is no value for ");
+    line.AppendText(option.name);
     line.AppendText(" (").AppendText(ValuesOf(option));
     line.AppendText("), ignored").Flush(report_descriptor);
     return;
   }
-  Begin(line).AppendText("there is no option \"");
-  line.AppendText(name.text, name.bytes);
-  line.AppendText("\" (help:1 lists them), ignored").Flush(report_descriptor);
+  Quote(Begin(line).AppendText("there is no option "), name);
+  line.AppendText(" (help:1 lists them), ignored").Flush(report_descriptor);
 }
 
 // Blanks up to `column`, and at least one.
@@ -393,6 +404,14 @@ void ApplyOptions(const char* text, int report_descriptor) {
     const Piece item = rest.Before(',');
     if (item.bytes != 0) ApplyOne(item, report_descriptor);
     rest = rest.From(item.bytes == rest.bytes ? item.bytes : item.bytes + 1);
+  }
+  const size_t soft_bytes = settings.soft_limit_bytes.load(std::memory_order_relaxed);
+  const size_t hard_bytes = settings.hard_limit_bytes.load(std::memory_order_relaxed);
+  if (hard_bytes != 0 && soft_bytes > hard_bytes) {
+    LineBuffer line;
+    Begin(line).AppendText("soft_limit is more than hard_limit, ignored");
+    line.Flush(report_descriptor);
+    SetMemoryLimits(0, hard_bytes);
   }
   // Once, and after the complaints about the same text.
   if (help_wanted.exchange(false, std::memory_order_relaxed)) {
@@ -442,6 +461,8 @@ void LoadOptions() {
   // A second thread that comes meanwhile is not made to wait: where there are
   // options, the constructor has loaded them.
   if (options_loaded.load(std::memory_order_relaxed)) return;
+  // The constructor comes later.
+  if (environ == nullptr) return;
   if (options_loaded.exchange(true, std::memory_order_relaxed)) return;
   const char* text = TextFromEnvironment();
   if (text == nullptr) return;

@@ -15,7 +15,8 @@
  *   is no memory for it or when it asks for more than PTRDIFF_MAX bytes; the
  *   heap is as it was before. A call given a pointer that is not a live block
  *   (freed before, inside a block, on the stack, of another allocator) writes
- *   one line to stderr and aborts.
+ *   one line to stderr and aborts; a block that was freed before may be found out
+ *   later, or, where it is only asked about, not (README, Limits).
  * Source: ISO C23 and POSIX where they have the call, glibc 2.36 where they
  *   leave it open.
  */
@@ -153,8 +154,9 @@ void quarry_free_aligned_sized(void* block, size_t alignment,
 QUARRY_PUBLIC
 size_t quarry_malloc_usable_size(const void* block) QUARRY_NOTHROW;
 
-/* How many bytes a block of quarry_malloc(bytes) would have, at least: the best size
- * to ask for instead. 0 for more than PTRDIFF_MAX bytes. */
+/* How many bytes a block of quarry_malloc(bytes) has as a rule: the best size to ask for
+ * instead. Who asked for less may have less, which quarry_malloc_usable_size() tells. 0
+ * for more than PTRDIFF_MAX bytes. */
 QUARRY_PUBLIC
 size_t quarry_good_size(size_t bytes) QUARRY_NOTHROW;
 
@@ -171,12 +173,12 @@ void quarry_thread_flush(void) QUARRY_NOTHROW;
 QUARRY_PUBLIC
 size_t quarry_release_memory(size_t keep_bytes) QUARRY_NOTHROW;
 
-/* Bounds what the heap may take from the system; 0 is no bound. Above
- * `soft_bytes` free memory goes back at once and the pressure callback is
- * called; what would go above `hard_bytes` fails with ENOMEM. Both hold from
- * now on: a heap that is above them already keeps what it has. Returns 0, or
- * EINVAL, with nothing changed, when there is a `hard_bytes` and `soft_bytes`
- * is more. */
+/* Bounds what the heap may take from the system; 0 is no bound, but for the soft one
+ * that of the process's control group, if there is one. Above `soft_bytes` free
+ * memory goes back at once and the pressure callback is called; what would go above
+ * `hard_bytes` fails with ENOMEM. Both hold from now on: a heap that is above them
+ * already keeps what it has. Returns 0, or EINVAL, with nothing changed, when there is
+ * a `hard_bytes` and `soft_bytes` is more. */
 QUARRY_PUBLIC
 int quarry_set_memory_limit(size_t soft_bytes,
                             size_t hard_bytes) QUARRY_NOTHROW;
@@ -194,7 +196,8 @@ void quarry_set_pressure_callback(quarry_pressure_callback_t callback,
                                   void* context) QUARRY_NOTHROW;
 
 /* Figures of the whole heap, in bytes where the name says so. They are read
- * while other threads run, each once, so they are exact only at rest. What other
+ * while other threads run, each once, so they are exact only at rest, and only then
+ * do the invariants hold. What other
  * threads have at hand is read by process_vm_readv(); where a filter of system
  * calls refuses that, it counts as live.
  *
@@ -205,7 +208,8 @@ void quarry_set_pressure_callback(quarry_pressure_callback_t callback,
 typedef struct quarry_statistics {
   size_t size; /* sizeof(quarry_statistics_t), set by the caller. */
 
-  size_t mapped_bytes;      /* All that was taken from the system. */
+  size_t mapped_bytes;      /* All that was taken from the system, but for 12.5
+                             * MiB of addresses for tables. */
   size_t peak_mapped_bytes; /* The most that ever was. */
   size_t live_bytes;        /* In blocks that the program holds. */
   size_t cached_bytes;      /* In free blocks kept by threads. */
@@ -241,7 +245,9 @@ typedef struct quarry_statistics {
   size_t mappings; /* That hold blocks; the allocator's own are a few more. */
   size_t arena_dirty_bytes; /* Of arena_free_bytes, what is not yet given back;
                              * quarry_release_memory() does so at once. */
-  size_t soft_limit_bytes;  /* As quarry_set_memory_limit(); 0 is none. */
+  size_t soft_limit_bytes;  /* The one in force: as quarry_set_memory_limit(), or
+                             * the control group's once that was asked for, when the
+                             * heap had grown; 0 is none. */
   size_t hard_limit_bytes;
 } quarry_statistics_t;
 

@@ -66,7 +66,7 @@ struct HeapStatistics {
 
   size_t mappings = 0;           // That hold blocks: segments, huge blocks.
   size_t arena_dirty_bytes = 0;  // Of arena_free_bytes, what may go back.
-  size_t soft_limit_bytes = 0;   // 0 is none.
+  size_t soft_limit_bytes = 0;   // The one in force; 0 is none.
   size_t hard_limit_bytes = 0;
 
   size_t size_classes = 0;

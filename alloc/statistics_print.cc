@@ -1,4 +1,3 @@
-#include <errno.h>
 #include <stddef.h>
 #include <unistd.h>
 
@@ -6,7 +5,7 @@
 
 #include "alloc/statistics.h"
 
-#include "arena/errno_saver.h"
+#include "arena/report.h"
 
 namespace quarry {
 namespace {
@@ -118,15 +117,7 @@ void PrintXmlAttribute(Page& page, const char* name, size_t value) {
 }
 
 void WriteToFile(void* context, const char* text, size_t bytes) {
-  const int file_descriptor = *static_cast<const int*>(context);
-  ErrnoSaver saver;
-  while (bytes != 0) {
-    const ssize_t written = write(file_descriptor, text, bytes);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) break;  // Nobody reads, and there is nobody to tell.
-    text += written;
-    bytes -= static_cast<size_t>(written);
-  }
+  WriteText(*static_cast<const int*>(context), text, bytes);
 }
 
 }  // namespace

@@ -553,10 +553,12 @@ size_t Arena::PurgeOverCap(size_t most_bytes, size_t most_steps) {
   pass.left_steps = most_steps;
   PurgeAll(&pass);
   // The system refuses to purge locked memory, and would be asked again with
-  // every free: not before there is twice as much.
+  // every free: not before there is twice as much, if that is all there was.
+  const bool is_stubborn =
+      pass.refused && (pass.left_steps > 0 || pass.purged_bytes == 0);
   const size_t dirty_bytes = FreeDirtyBytes();
   stubborn_dirty_bytes_.store(
-      pass.refused && dirty_bytes > cap_bytes ? 2 * dirty_bytes : 0,
+      is_stubborn && dirty_bytes > cap_bytes ? 2 * dirty_bytes : 0,
       std::memory_order_relaxed);
   return pass.purged_bytes;
 }

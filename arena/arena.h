@@ -203,9 +203,9 @@ class Arena {
   size_t PurgeFreedBefore(uint32_t time_ms, size_t most_bytes = SIZE_MAX)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
-  // Purges at most `most_bytes`, in so many steps, if more is dirty than settings allow: down to
-  // half of that, or kMostCapPurgeBytes below it, so that the next free does
-  // not purge again.
+  // Purges at most `most_bytes`, in at most so many steps, if more is dirty than settings
+  // allow: down to half of that, or kMostCapPurgeBytes below it, so that the next free
+  // does not purge again.
   //
   // That is settings.trim_threshold_bytes, and nothing when settings.decay_ms
   // is 0. But a program that replaces large blocks has as much free at any time

@@ -30,16 +30,15 @@ namespace quarry {
 // begins, and 15/16 four ranges later.
 //
 // Thread-safety: none; an arena's lock guards its own.
-// Cost: a system call or two for each 10 MiB.
+// Cost: two system calls for each 10 MiB.
 class GrowthHistory {
  public:
   // How many ranges one sample speaks for, itself included.
   static constexpr uint32_t kRangesOfSample = 5;
 
   // What to expect of the range [start, start + kHugePageBytes), of which nothing was ever
-  // touched, and which is begun now. Each range is to be asked about once. `source` is
-  // what the pages are from. What was a sample may be another mapping by now: a guess is
-  // all that it is.
+  // touched, and which is begun now. `source` is what the pages are from. What was a
+  // sample may be another mapping by now, or free again: a guess is all that it is.
   [[nodiscard]] Filling Expect(PageSource& source, void* start);
 
  private:

@@ -67,6 +67,10 @@ class MemoryLimits {
 
   bool AboveSoftLimit() const;
 
+  // The soft limit in force: what is set, or the control group's once that was looked up;
+  // 0 for none.
+  size_t SoftLimit() const;
+
   // Calls `release`, which is to give back what is free, and then the callback
   // if still more than the soft limit is mapped. Does nothing within itself or
   // beside another thread that does it.
@@ -79,8 +83,6 @@ class MemoryLimits {
  private:
   static constexpr size_t kNotLookedUp = ~size_t{0};
 
-  // The soft limit in force, 0 for none or not known yet.
-  size_t SoftLimit() const;
   // The mapped bytes that pressure begins above.
   size_t WatchedBytes() const;
   bool BeginRelief();

@@ -79,9 +79,9 @@ bool IsMapped(void* page) {
 
 ABSL_ATTRIBUTE_NOINLINE void UnmapRange(char* start, size_t bytes) {
   if (bytes == 0 || munmap(start, bytes) == 0) return;
-  // Cutting a hole into what the kernel sees as one mapping may exceed the
-  // process's number of mappings. The addresses are lost, the memory is not.
-  QUARRY_CHECK(errno == ENOMEM);
+  // Cutting a hole into what the kernel sees as one mapping may exceed the process's
+  // number of mappings, and a filter of system calls may refuse any. The addresses are
+  // lost, the memory is not.
   static_cast<void>(madvise(start, bytes, MADV_DONTNEED));
 }
 
@@ -252,18 +252,18 @@ bool PageSource::IsResident(void* page) {
   return ResidentBytes(page, PageBytes()) == PageBytes();
 }
 
-bool PageSource::FinishHugePage(void* start, size_t bytes) {
-  QUARRY_DCHECK(IsWholePages(start, bytes));
-  char* const last_page = static_cast<char*>(start) + bytes - PageBytes();
-  const bool is_huge = ResidentBytes(last_page, PageBytes()) != 0;
-  AdviseSmallPages(start, bytes);
-  return is_huge;
 bool PageSource::IsMostlyResident(void* start, size_t bytes) {
   QUARRY_DCHECK(IsWholePages(start, bytes));
   const size_t resident = ResidentBytes(start, bytes);
   return resident != SIZE_MAX && resident >= bytes - bytes / 8;
 }
 
+bool PageSource::FinishHugePage(void* start, size_t bytes) {
+  QUARRY_DCHECK(IsWholePages(start, bytes));
+  char* const last_page = static_cast<char*>(start) + bytes - PageBytes();
+  const bool is_huge = ResidentBytes(last_page, PageBytes()) != 0;
+  AdviseSmallPages(start, bytes);
+  return is_huge;
 }
 
 PageSource::Statistics PageSource::statistics() const {
@@ -397,13 +397,15 @@ bool OsPageSource::MovePages(void* start, size_t old_bytes, void* place,
     return other->Move(start, old_bytes, place, new_bytes);
   }
   ErrnoSaver saver;
-  // What is more than one mapping is not moved. The kernel says so before or after it has
-  // unmapped `place`, and before if it is asked to extend it first.
+  // What is more than one mapping is not moved, nor anything where a filter refuses it. The
+  // kernel says so before or after it has unmapped `place`, so it is asked to extend the
+  // range first, for which it may well have no room.
   const bool is_extended =
       mremap(start, old_bytes, old_bytes + PageBytes(), 0) != MAP_FAILED;
   if (is_extended) UnmapRange(static_cast<char*>(start) + old_bytes, PageBytes());
-  if ((!is_extended && errno == EFAULT) ||
-      has_too_many_mappings_.load(std::memory_order_relaxed)) {
+  const uint32_t skipped = moves_to_skip_.load(std::memory_order_relaxed);
+  if ((!is_extended && errno != ENOMEM) || skipped != 0) {
+    if (skipped != 0) moves_to_skip_.store(skipped - 1, std::memory_order_relaxed);
     UnmapRange(static_cast<char*>(place), new_bytes);
     return false;
   }
@@ -413,10 +415,8 @@ bool OsPageSource::MovePages(void* start, size_t old_bytes, void* place,
   }
   // The range may be another thread's mapping by now and must be left alone: the kernel
   // unmaps `place` before it can still fail, but not where the process has hardly a mapping
-  // to spare. Such addresses are lost, once.
-  if (errno == ENOMEM && IsMapped(place)) {
-    has_too_many_mappings_.store(true, std::memory_order_relaxed);
-  }
+  // to spare, or, in new kernels, an address. Then these are lost, and not soon again.
+  if (IsMapped(place)) moves_to_skip_.store(kSkippedMoves, std::memory_order_relaxed);
   return false;
 }
 
@@ -453,6 +453,7 @@ bool OsPageSource::MovePagesOut(void* start, size_t old_bytes, void* place,
     return true;
   }
   // As in MovePages(), `place` must be left alone.
+  if (IsMapped(place)) moves_to_skip_.store(kSkippedMoves, std::memory_order_relaxed);
   memcpy(start, between, old_bytes);
   UnmapRange(between, old_bytes);
   return false;

@@ -251,8 +251,9 @@ class OsPageSource final : public PageSource {
   void PopulatePages(void* start, size_t bytes) override;
 
   std::atomic<PageSource*> substitute_{nullptr};
-  // So that no pages can be moved.
-  std::atomic<bool> has_too_many_mappings_{false};
+  // Of moves since one failed whose place was lost: so many are not tried.
+  static constexpr uint32_t kSkippedMoves = 32;
+  std::atomic<uint32_t> moves_to_skip_{0};
 };
 
 extern OsPageSource os_page_source;

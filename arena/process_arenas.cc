@@ -1,10 +1,13 @@
 #include "arena/process_arenas.h"
 
-#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
+#include <cstdint>
 #include <new>
 
 #include "absl/base/attributes.h"
@@ -54,13 +57,18 @@ constinit size_t all_threads ABSL_GUARDED_BY(arenas_lock) = 0;
 constinit std::atomic<size_t> processors{0};
 
 // How many processors the process may use. To be asked before the program has given each of
-// its threads one.
+// its threads one. By the system's own call, for libc's functions for it lie on pages that
+// few programs touch.
 size_t Processors() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  // Fails where there are more processors than the set has bits for.
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return kMaxArenas;
-  return static_cast<size_t>(CPU_COUNT(&set));
+  uint64_t words[1024 / 64];
+  // Fails where there are more processors than that has bits for.
+  const long bytes = syscall(SYS_sched_getaffinity, 0, sizeof(words), words);
+  if (bytes < 0) return kMaxArenas;
+  size_t processors = 0;
+  for (size_t i = 0; i < static_cast<size_t>(bytes) / sizeof(words[0]); ++i) {
+    processors += static_cast<size_t>(std::popcount(words[i]));
+  }
+  return processors;
 }
 
 // The first of those with the fewest threads, among arenas node, node + nodes,

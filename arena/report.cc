@@ -1,5 +1,8 @@
 #include "arena/report.h"
 
+#include <signal.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -28,6 +31,31 @@ bool IsOnThisStack(const void* p) {
 }
 
 }  // namespace
+
+void WriteText(int descriptor, const char* text, size_t bytes) {
+  ErrnoSaver saver;
+  sigset_t pipe_signal, mask, pending;
+  sigemptyset(&pipe_signal);
+  sigemptyset(&pending);
+  sigaddset(&pipe_signal, SIGPIPE);
+  // Refused only by a filter of system calls.
+  const bool is_blocked = pthread_sigmask(SIG_BLOCK, &pipe_signal, &mask) == 0;
+  sigpending(&pending);
+  ssize_t written = 0;
+  while (bytes > 0) {
+    // libc's write() is where a thread may be cancelled.
+    written = syscall(SYS_write, descriptor, text, bytes);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) break;
+    text += written;
+    bytes -= static_cast<size_t>(written);
+  }
+  if (is_blocked && written < 0 && errno == EPIPE && !sigismember(&pending, SIGPIPE)) {
+    const timespec at_once = {};
+    syscall(SYS_rt_sigtimedwait, &pipe_signal, nullptr, &at_once, _NSIG / 8);
+  }
+  if (is_blocked) pthread_sigmask(SIG_SETMASK, &mask, nullptr);
+}
 
 LineBuffer& LineBuffer::AppendText(const char* text, size_t bytes) {
   const size_t room = kCapacityBytes - 1 - bytes_;
@@ -66,16 +94,8 @@ LineBuffer& LineBuffer::AppendDecimal(uint64_t value) {
 }
 
 void LineBuffer::Flush(int descriptor) {
-  ErrnoSaver saver;
   text_[bytes_++] = '\n';
-  const char* rest = text_;
-  while (bytes_ > 0) {
-    const ssize_t written = write(descriptor, rest, bytes_);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) break;
-    rest += written;
-    bytes_ -= static_cast<size_t>(written);
-  }
+  WriteText(descriptor, text_, bytes_);
   bytes_ = 0;
 }
 

@@ -8,6 +8,13 @@
 
 namespace quarry {
 
+// Writes all of `text` to `descriptor`, or as much as that takes. No signal comes of a pipe
+// that nobody reads, and no thread is cancelled here. errno is preserved.
+//
+// Thread-safety: any thread. A SIGPIPE that another thread sends this one meanwhile may be
+//   lost.
+void WriteText(int descriptor, const char* text, size_t bytes);
+
 // One line of text, built without allocating and written in one piece.
 //
 // Text beyond kCapacityBytes is cut off; a flushed line always ends in '\n'.
@@ -39,7 +46,7 @@ class LineBuffer {
 };
 
 // One function for each misuse by the caller. Each writes one line to stderr
-// with write(2) and aborts.
+// and aborts.
 //
 // `call` is what the caller asked for, as it reads before "of": "free",
 // "realloc", "usable size". Examples are the whole line, with addresses cut.

@@ -256,15 +256,16 @@ void MaintainOnSlowPath(const void* caller) {
   // In fork(): the thread would be a stranger to the child.
   if (has_every_lock) return;
   ErrnoSaver saver;
+  const auto can_start = [caller] {
+    return !thread_state.exited && (caller == nullptr || !MayBeLoader(caller));
+  };
   if (maintenance_signal.IsOff()) {
-    if (!IsTimeToRetry()) return TickIfDue();
+    if (!IsTimeToRetry() || !can_start()) return TickIfDue();
     maintenance_signal.TurnOn();
   }
   if (!settings.maintenance.load(std::memory_order_relaxed)) {
     maintenance_signal.TurnOff();
-  } else if (!thread_state.exited &&
-             (caller == nullptr || !MayBeLoader(caller)) &&
-             maintenance_signal.TryStart() && !StartThread()) {
+  } else if (can_start() && maintenance_signal.TryStart() && !StartThread()) {
     NoteFailedStart();
     maintenance_signal.TurnOff();
   }

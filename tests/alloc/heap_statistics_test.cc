@@ -299,6 +299,39 @@ TEST(HeapStatistics, WhereTheSystemHidesItIsCountedAsHeld) {
   });
 }
 
+// What is counted at different moments does not fit together, but is never less than nothing.
+TEST(HeapStatistics, NoFigureIsNegativeWhileThreadsRun) {
+  std::atomic<bool> is_over = false;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&is_over] {
+      while (!is_over) {
+        std::vector<char*> blocks;
+        for (size_t bytes = 16; bytes < kMiB; bytes += bytes / 4) {
+          for (int n = 0; n < 8; ++n) blocks.push_back(Allocate(bytes));
+        }
+        for (char* block : blocks) Deallocate(block);
+        FlushThread();
+      }
+    });
+  }
+  for (int i = 0; i < 300; ++i) {
+    const HeapStatistics s = GatherStatistics();
+    // In all, as in no heap of this test.
+    constexpr size_t kMost = size_t{1} << 40;
+    EXPECT_LT(s.live_bytes, kMost);
+    EXPECT_LT(s.live_small_bytes, kMost);
+    EXPECT_LT(s.live_medium_bytes, kMost);
+    EXPECT_LT(s.live_huge_bytes, kMost);
+    EXPECT_LT(s.cached_bytes, kMost);
+    EXPECT_LT(s.slab_free_bytes, kMost);
+    EXPECT_LT(s.arena_free_bytes, kMost);
+    EXPECT_LT(s.huge_cached_bytes, kMost);
+  }
+  is_over = true;
+  for (std::thread& thread : threads) thread.join();
+}
+
 // A child has no other threads to ask the system about, and may have shut itself in.
 TEST(HeapStatistics, AProcessOfOneThreadDoesNotAskTheSystem) {
   enum { kDone, kNoFilter, kLost };

@@ -21,6 +21,7 @@
 #include "tcache/size_classes.h"
 #include "tests/alloc/heap_support.h"
 #include "tests/arena/resident_pages.h"
+#include "tests/arena/sanitizers.h"
 #include "tests/arena/scripted_page_source.h"
 #include "tests/arena/test_seed.h"
 
@@ -768,6 +769,19 @@ TEST(Heap, AHugeBlockOfWhichAPartWasAdvisedIsReallocatedAsAnyOther) {
     }
   }
   VerifyHeap();
+}
+
+TEST(Heap, WhatIsCopiedOfSuchABlockIsWhatWasTouched) {
+  if (kUnderAsan || kUnderTsan) GTEST_SKIP() << "they touch more";
+  char* block = Allocate(256 * kMiB);
+  block[200 * kMiB] = 1;
+  ASSERT_EQ(madvise(block + kMiB, PageBytes(), MADV_DONTFORK), 0);
+  block = static_cast<char*>(Reallocate(block, 512 * kMiB));
+  ASSERT_NE(block, nullptr);
+  EXPECT_EQ(block[200 * kMiB], 1);
+  EXPECT_EQ(block[100 * kMiB], 0);
+  EXPECT_LT(ResidentPages(block, 512 * kMiB) * PageBytes(), 8 * kMiB);
+  Deallocate(block);
 }
 
 TEST(Heap, AReallocationThatCannotBeLeavesTheBlock) {

@@ -197,6 +197,28 @@ TEST_F(Options, WhatIsNoPairIsReported) {
             "ignored\n");
 }
 
+TEST_F(Options, WhatIsLongOrStrangeIsQuotedInPart) {
+  const std::string name(1000, 'n');
+  EXPECT_EQ(Complaints((name + ":1").c_str()),
+            "quarry: QUARRY_OPTIONS: there is no option \"" + std::string(100, 'n') +
+                "...\" (help:1 lists them), ignored\n");
+  EXPECT_EQ(Complaints("thp:\033[2J\n\377"),
+            "quarry: QUARRY_OPTIONS: \"?[2J??\" is no value for thp "
+            "(never|system|grown), ignored\n");
+}
+
+TEST_F(Options, ASoftLimitAboveTheHardOneIsNone) {
+  for (const char* text : {"soft_limit:2g,hard_limit:1g", "hard_limit:1g,soft_limit:2g"}) {
+    EXPECT_EQ(Complaints(text),
+              "quarry: QUARRY_OPTIONS: soft_limit is more than hard_limit, ignored\n");
+    EXPECT_EQ(settings.soft_limit_bytes, 0u);
+    EXPECT_EQ(settings.hard_limit_bytes, size_t{1} << 30);
+    SetMemoryLimits(0, 0);
+  }
+  EXPECT_EQ(Complaints("soft_limit:1g,hard_limit:1g"), "");
+  EXPECT_EQ(settings.soft_limit_bytes, size_t{1} << 30);
+}
+
 TEST_F(Options, ABadValueIsReportedAndChangesNothing) {
   for (const char* value : {"", "k", "-1", "+1", " 1", "1 ", "0x10", "12q",
                             "1kk", "1.5", "9223372036854775808",
@@ -278,10 +300,10 @@ TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
       "  mmap_threshold  4194304    bytes                "
       "Blocks of at least this size get a mapping of their own.\n"
       "  trim_threshold  67108864   bytes                "
-      "Free memory that an arena keeps before it gives any back.\n"
+      "Above this much free memory an arena gives some back at once.\n"
       "  decay_ms        500        milliseconds         "
-      "How long memory stays free before it goes back; 0 is not at "
-      "all.\n"
+      "How long memory stays free before it goes back; 0: it goes at "
+      "once.\n"
       "  maintenance     1          0 or 1               "
       "A thread gives memory back while the program makes no calls.\n"
       "  lazy_purge      0          0 or 1               "
@@ -291,8 +313,8 @@ TEST_F(Options, TheTableHasTheDefaultsWhateverIsSet) {
       "Huge pages: for no block, as the system is set, or for what will "
       "be filled.\n"
       "  soft_limit      0          bytes                "
-      "Above this much mapped memory, free memory goes back at once; 0 "
-      "is none.\n"
+      "Above this much mapped memory, free memory goes back at once; 0: "
+      "the cgroup's.\n"
       "  hard_limit      0          bytes                "
       "What would map more than this much fails; 0 is none.\n"
       "  arenas_max      0          a count              "

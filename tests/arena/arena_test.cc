@@ -895,7 +895,6 @@ TEST_F(GrownArenaTest, SoDoPageRunsWhereEarlierOnesWereFilled) {
       if (BeginsRange(run)) begin.push_back(run->begins_huge_page);
     }
     std::vector<bool> expected(4 * kOfSample, false);
-    // The first five are on small pages as long as nothing is known.
     for (size_t i = 0; i < begin.size(); ++i) {
       expected[i] = are_filled && i % kOfSample != 0;
     }

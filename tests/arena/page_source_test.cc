@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -17,6 +19,7 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/arena/in_child.h"
+#include "tests/arena/refuse_call.h"
 #include "tests/arena/resident_pages.h"
 #include "tests/arena/sanitizers.h"
 #include "tests/arena/scripted_page_source.h"
@@ -288,6 +291,40 @@ TEST(OsPageSource, KnowsWhichPagesAreResident) {
   EXPECT_EQ(errno, 1234);
 }
 
+TEST(OsPageSource, KnowsWhetherSevenEighthsAreResident) {
+  OsPageSource source;
+  const size_t bytes = kHugePageBytes;
+  char* const start = MapBytes(source, bytes);
+  source.KeepSmallPages(start, bytes);
+  memset(start, 1, bytes / 8 * 7 - PageBytes());
+  errno = 1234;
+  EXPECT_FALSE(source.IsMostlyResident(start, bytes));
+  start[bytes - 1] = 1;
+  EXPECT_TRUE(source.IsMostlyResident(start, bytes));
+  source.Unmap(start, bytes);
+  EXPECT_FALSE(source.IsMostlyResident(start, bytes)) << "for it is not mapped";
+  EXPECT_EQ(errno, 1234);
+}
+
+// As a filter of system calls may.
+TEST(OsPageSource, GivesPagesBackAlsoWhereUnmappingIsRefused) {
+  if (kUnderAsan || kUnderTsan) GTEST_SKIP() << "the sanitizer does more as it unmaps";
+  enum { kDone, kNoFilter, kResident, kErrno };
+  const int status = InChild([] {
+    OsPageSource source;
+    char* const start = MapBytes(source, kMiB);
+    memset(start, 1, kMiB);
+    if (!RefuseCall(SYS_munmap)) _exit(kNoFilter);
+    errno = 7;
+    source.Unmap(start, kMiB);
+    if (errno != 7) _exit(kErrno);
+    _exit(ResidentPages(start, kMiB) == 0 ? kDone : kResident);
+  });
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == kNoFilter) GTEST_SKIP() << "no seccomp()";
+  EXPECT_EQ(WEXITSTATUS(status), kDone);
+}
+
 // A hole in a mapping makes two of it, and the kernel has a limit on those.
 TEST(OsPageSource, UnmapsAlsoWhereTheKernelHasTooManyMappings) {
   if (kUnderAsan) GTEST_SKIP() << "the sanitizer needs mappings of its own";
@@ -360,6 +397,91 @@ TEST(OsPageSource, AFailedMoveLeavesTheOldRange) {
     EXPECT_EQ(source.statistics().mapped_bytes, 2 * kMiB);
     source.Unmap(old, 2 * kMiB);
   }
+}
+
+// As a program's advice about a part of a block makes it.
+TEST(OsPageSource, DoesNotMoveWhatIsSeveralMappings) {
+  OsPageSource source;
+  char* const old = MapBytes(source, 2 * kMiB);
+  memset(old, 7, 2 * kMiB);
+  ASSERT_EQ(madvise(old + kMiB, PageBytes(), MADV_DONTFORK), 0);
+  const size_t mapped_bytes = source.statistics().mapped_bytes;
+  const size_t addresses_bytes = AddressSpaceBytes();
+  for (int i = 0; i < 10; ++i) {
+    char* const place = MapPlace(source, 2 * kMiB, 64 * kMiB);
+    errno = 1234;
+    EXPECT_FALSE(source.Move(old, 2 * kMiB, place, 64 * kMiB));
+    EXPECT_EQ(errno, 1234);
+  }
+  EXPECT_EQ(source.statistics().mapped_bytes, mapped_bytes);
+  // As before, but for what a sanitizer takes.
+  EXPECT_LT(AddressSpaceBytes(), addresses_bytes + 64 * kMiB);
+  for (size_t i = 0; i < 2 * kMiB; ++i) ASSERT_EQ(old[i], 7);
+  ASSERT_EQ(madvise(old + kMiB, PageBytes(), MADV_DOFORK), 0);
+  source.Unmap(old, 2 * kMiB);
+}
+
+TEST(OsPageSource, LosesNoAddressesWhereMovingIsRefused) {
+  if (kUnderAsan || kUnderTsan) GTEST_SKIP() << "the sanitizer does more as it unmaps";
+  enum { kDone, kNoFilter, kMoved, kLost };
+  const int status = InChild([] {
+    OsPageSource source;
+    char* const old = MapBytes(source, 2 * kMiB);
+    if (!RefuseCall(SYS_mremap)) _exit(kNoFilter);
+    const size_t addresses_bytes = AddressSpaceBytes();
+    for (int i = 0; i < 10; ++i) {
+      char* const place = MapPlace(source, 2 * kMiB, 64 * kMiB);
+      if (source.Move(old, 2 * kMiB, place, 64 * kMiB)) _exit(kMoved);
+    }
+    _exit(AddressSpaceBytes() < addresses_bytes + 64 * kMiB ? kDone : kLost);
+  });
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == kNoFilter) GTEST_SKIP() << "no seccomp()";
+  EXPECT_EQ(WEXITSTATUS(status), kDone);
+}
+
+TEST(OsPageSource, MovesAlsoWhereItsAddressesGoOnBehindIt) {
+  OsPageSource source;
+  char* const old = MapBytes(source, 2 * kMiB);
+  source.ShrinkInPlace(old, 2 * kMiB, kMiB);
+  old[0] = 7;
+  char* const place = MapPlace(source, kMiB, 4 * kMiB);
+  ASSERT_TRUE(source.Move(old, kMiB, place, 4 * kMiB));
+  EXPECT_EQ(place[0], 7);
+  EXPECT_FALSE(IsMapped(old));
+  EXPECT_FALSE(IsMapped(old + kMiB)) << "where it was extended to see whether it is one";
+  source.Unmap(place, 4 * kMiB);
+}
+
+// But for one place.
+TEST(OsPageSource, LosesNoAddressesWhereTheKernelHasTooManyMappings) {
+  if (kUnderAsan || kUnderTsan) GTEST_SKIP() << "the sanitizer needs mappings of its own";
+  EXPECT_EQ(InChild([] {
+              OsPageSource source;
+              char* const old = MapBytes(source, 2 * kMiB);
+              old[0] = 7;
+              const size_t bytes = 200000 * PageBytes();
+              char* const many = MapBytes(source, bytes);
+              size_t i = 0;
+              while (i < bytes && mprotect(many + i, PageBytes(), PROT_READ) == 0) {
+                i += 2 * PageBytes();
+              }
+              if (i >= bytes) return;  // It has many more.
+              // So that there is room for a place or two.
+              for (int n = 0; n < 2; ++n) {
+                i -= 2 * PageBytes();
+                if (mprotect(many + i, PageBytes(), PROT_READ | PROT_WRITE) != 0) abort();
+              }
+              const size_t addresses_bytes = AddressSpaceBytes();
+              for (int n = 0; n < 20; ++n) {
+                char* const place = MapPlace(source, 2 * kMiB, 64 * kMiB);
+                if (place == nullptr) continue;
+                if (source.Move(old, 2 * kMiB, place, 64 * kMiB)) return;
+              }
+              if (AddressSpaceBytes() > addresses_bytes + 2 * 64 * kMiB) abort();
+              if (old[0] != 7) abort();
+            }),
+            0);
 }
 
 TEST(OsPageSource, LeavesRoomToGrowBehindAPlace) {
@@ -572,6 +694,7 @@ TEST(PageSource, WhatASourceLeavesOutIsRefused) {
   source.PreferHugePages(start, kMiB);
   EXPECT_TRUE(source.FinishHugePage(start, kMiB)) << "for all that is known";
   EXPECT_FALSE(source.IsResident(start)) << "likewise";
+  EXPECT_FALSE(source.IsMostlyResident(start, kMiB)) << "likewise";
   EXPECT_FALSE(source.GrowInPlace(start, kMiB, 2 * kMiB));
   EXPECT_FALSE(source.Move(start, kMiB, place, 2 * kMiB));
   source.Guard(start, PageBytes());
@@ -602,4 +725,3 @@ TEST(ScriptedPageSource, RefusesTheNthCallAndRecordsAll) {
 
 }  // namespace
 }  // namespace quarry
-  EXPECT_FALSE(source.IsMostlyResident(start, kMiB)) << "likewise";

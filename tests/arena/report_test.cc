@@ -53,6 +53,34 @@ TEST(LineBuffer, CutsOffWhatDoesNotFitAndKeepsTheNewline) {
   close(ends[1]);
 }
 
+TEST(WriteText, NoSignalComesOfAPipeThatNobodyReads) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  close(ends[0]);
+  errno = 1234;
+  WriteText(ends[1], "lost", 4);
+  EXPECT_EQ(errno, 1234);
+  close(ends[1]);
+}
+
+TEST(WriteText, ASignalThatWasPendingStaysSo) {
+  sigset_t pipe_signal, mask, pending;
+  sigemptyset(&pipe_signal);
+  sigaddset(&pipe_signal, SIGPIPE);
+  ASSERT_EQ(pthread_sigmask(SIG_BLOCK, &pipe_signal, &mask), 0);
+  raise(SIGPIPE);
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  close(ends[0]);
+  WriteText(ends[1], "lost", 4);
+  close(ends[1]);
+  ASSERT_EQ(sigpending(&pending), 0);
+  EXPECT_EQ(sigismember(&pending, SIGPIPE), 1);
+  const timespec at_once = {};
+  EXPECT_EQ(sigtimedwait(&pipe_signal, nullptr, &at_once), SIGPIPE);
+  EXPECT_EQ(pthread_sigmask(SIG_SETMASK, &mask, nullptr), 0);
+}
+
 TEST(LineBuffer, LosesWhatTheDescriptorRefusesAndKeepsErrno) {
   LineBuffer line;
   line.AppendText("lost");

@@ -423,8 +423,6 @@ TEST(Maintenance, ItIsTriedAgainAfterAWhile) {
               StartMaintenanceIfWanted();
               QUARRY_CHECK(maintenance_signal.IsOff());
               QUARRY_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
-              StartMaintenanceIfWanted();
-              QUARRY_CHECK(maintenance_signal.IsOff());
               QUARRY_CHECK(Soon([] {
                 StartMaintenanceIfWanted();
                 return MaintenanceThreads().size() == 1;
