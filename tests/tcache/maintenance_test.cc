@@ -411,18 +411,23 @@ TEST(Maintenance, SlowPathsTickWhereItCannotBeStarted) {
             0);
 }
 
+// Has the thread wanted, and not started; then it could be.
+void FailToStart() {
+  settings.decay_ms = 20;
+  MakeDirty(4 * kMiB);
+  rlimit limit;
+  QUARRY_CHECK(getrlimit(RLIMIT_AS, &limit) == 0);
+  const rlimit none = {1, limit.rlim_max};
+  QUARRY_CHECK(setrlimit(RLIMIT_AS, &none) == 0);
+  StartMaintenanceIfWanted();
+  QUARRY_CHECK(maintenance_signal.IsOff());
+  QUARRY_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+}
+
 TEST(Maintenance, ItIsTriedAgainAfterAWhile) {
   if (kUnderTsan || kUnderAsan) GTEST_SKIP() << "they need address space";
   EXPECT_EQ(InChild([] {
-              settings.decay_ms = 20;
-              MakeDirty(4 * kMiB);
-              rlimit limit;
-              QUARRY_CHECK(getrlimit(RLIMIT_AS, &limit) == 0);
-              const rlimit none = {1, limit.rlim_max};
-              QUARRY_CHECK(setrlimit(RLIMIT_AS, &none) == 0);
-              StartMaintenanceIfWanted();
-              QUARRY_CHECK(maintenance_signal.IsOff());
-              QUARRY_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+              FailToStart();
               QUARRY_CHECK(Soon([] {
                 StartMaintenanceIfWanted();
                 return MaintenanceThreads().size() == 1;
@@ -434,14 +439,7 @@ TEST(Maintenance, ItIsTriedAgainAfterAWhile) {
 TEST(Maintenance, NotWhereTheOptionHasTurnedItOffMeanwhile) {
   if (kUnderTsan || kUnderAsan) GTEST_SKIP() << "they need address space";
   EXPECT_EQ(InChild([] {
-              settings.decay_ms = 20;
-              MakeDirty(4 * kMiB);
-              rlimit limit;
-              QUARRY_CHECK(getrlimit(RLIMIT_AS, &limit) == 0);
-              const rlimit none = {1, limit.rlim_max};
-              QUARRY_CHECK(setrlimit(RLIMIT_AS, &none) == 0);
-              StartMaintenanceIfWanted();
-              QUARRY_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+              FailToStart();
               settings.maintenance = false;
               usleep(1'200'000);
               QUARRY_CHECK(Soon([] {
