@@ -251,7 +251,8 @@ class OsPageSource final : public PageSource {
   void PopulatePages(void* start, size_t bytes) override;
 
   std::atomic<PageSource*> substitute_{nullptr};
-  // Of moves since one failed whose place was lost: so many are not tried.
+  // Of moves since one failed whose place was lost: so many are not tried. Relaxed: two
+  // threads that count at once may try one move more or less.
   static constexpr uint32_t kSkippedMoves = 32;
   std::atomic<uint32_t> moves_to_skip_{0};
 };

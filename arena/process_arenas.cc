@@ -53,7 +53,8 @@ constinit std::atomic<size_t> arena_count{0};
 // How many have joined each arena and not left it.
 constinit std::array<size_t, kMaxArenas> threads ABSL_GUARDED_BY(arenas_lock){};
 constinit size_t all_threads ABSL_GUARDED_BY(arenas_lock) = 0;
-// Processors() when the first thread joined; 0 before.
+// Processors() when the first thread joined; 0 before. Relaxed: only who holds the lock
+// writes it, and who finds 0 asks for itself.
 constinit std::atomic<size_t> processors{0};
 
 // How many processors the process may use. To be asked before the program has given each of

@@ -182,7 +182,7 @@ void TickIfDue() {
 
 // When the thread is tried again after it could not be started, as where a process had as
 // many threads as it may for a moment: a second later, then twice as long. 0 for never, as
-// long as none failed.
+// long as none failed. Relaxed: who reads one of the two a moment late tries once too often.
 constexpr uint32_t kFirstRetryMs = 1000;
 constexpr uint32_t kMostRetryMs = 64 * kFirstRetryMs;
 constinit std::atomic<uint32_t> retry_ms{0};
