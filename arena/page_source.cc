@@ -77,12 +77,26 @@ bool IsMapped(void* page) {
   return mincore(page, PageBytes(), &is_resident) == 0;
 }
 
-ABSL_ATTRIBUTE_NOINLINE void UnmapRange(char* start, size_t bytes) {
-  if (bytes == 0 || munmap(start, bytes) == 0) return;
-  // Cutting a hole into what the kernel sees as one mapping may exceed the process's
-  // number of mappings, and a filter of system calls may refuse any. The addresses are
-  // lost, the memory is not.
-  static_cast<void>(madvise(start, bytes, MADV_DONTNEED));
+// False where it would cut a hole into what the kernel sees as one mapping and the process
+// has no mapping to spare, or a filter refuses the call.
+ABSL_ATTRIBUTE_NOINLINE bool TryUnmapRange(char* start, size_t bytes) {
+  return bytes == 0 || munmap(start, bytes) == 0;
+}
+
+void UnmapRange(char* start, size_t bytes) {
+  // If refused, the addresses are lost, the memory is not.
+  if (!TryUnmapRange(start, bytes)) {
+    static_cast<void>(madvise(start, bytes, MADV_DONTNEED));
+  }
+}
+
+// Whether the kernel would move the range: it does not if that is more than one mapping,
+// nor where a filter refuses it. Asked to move it, it says so before or after it has
+// unmapped the place; so it is asked to extend the range, for which it may have no room.
+bool IsOneMapping(void* start, size_t bytes) {
+  if (mremap(start, bytes, bytes + PageBytes(), 0) == MAP_FAILED) return errno == ENOMEM;
+  UnmapRange(static_cast<char*>(start) + bytes, PageBytes());
+  return true;
 }
 
 // With room_bytes of free addresses behind it.
@@ -92,8 +106,12 @@ char* MapAligned(size_t bytes, size_t alignment, size_t room_bytes) {
   char* const start = MapAnywhere(bytes + slack);
   if (start == nullptr) return nullptr;
   const size_t before = -reinterpret_cast<uintptr_t>(start) & (alignment - 1);
+  // What is behind is a hole where the kernel has joined it with the mapping above.
+  if (!TryUnmapRange(start + before + bytes, slack - before) &&
+      TryUnmapRange(start, bytes + slack)) {
+    return nullptr;
+  }
   UnmapRange(start, before);
-  UnmapRange(start + before + bytes, slack - before);
   return start + before;
 }
 
@@ -391,21 +409,26 @@ bool OsPageSource::GrowPages(void* start, size_t old_bytes, size_t new_bytes) {
   return mremap(start, old_bytes, new_bytes, 0) != MAP_FAILED;
 }
 
+bool OsPageSource::SkipsMove() {
+  const uint32_t left = moves_to_skip_.load(std::memory_order_relaxed);
+  if (left != 0) moves_to_skip_.store(left - 1, std::memory_order_relaxed);
+  return left != 0;
+}
+
+void OsPageSource::NoteFailedMove(void* place) {
+  // It may be another thread's mapping by now and must be left alone: the kernel unmaps
+  // it before it can still fail, but not where the process has hardly a mapping to spare,
+  // or, in new kernels, an address. Then it is lost, and not soon another.
+  if (IsMapped(place)) moves_to_skip_.store(kSkippedMoves, std::memory_order_relaxed);
+}
+
 bool OsPageSource::MovePages(void* start, size_t old_bytes, void* place,
                              size_t new_bytes) {
   if (PageSource* const other = substitute()) {
     return other->Move(start, old_bytes, place, new_bytes);
   }
   ErrnoSaver saver;
-  // What is more than one mapping is not moved, nor anything where a filter refuses it. The
-  // kernel says so before or after it has unmapped `place`, so it is asked to extend the
-  // range first, for which it may well have no room.
-  const bool is_extended =
-      mremap(start, old_bytes, old_bytes + PageBytes(), 0) != MAP_FAILED;
-  if (is_extended) UnmapRange(static_cast<char*>(start) + old_bytes, PageBytes());
-  const uint32_t skipped = moves_to_skip_.load(std::memory_order_relaxed);
-  if ((!is_extended && errno != ENOMEM) || skipped != 0) {
-    if (skipped != 0) moves_to_skip_.store(skipped - 1, std::memory_order_relaxed);
+  if (SkipsMove() || !IsOneMapping(start, old_bytes)) {
     UnmapRange(static_cast<char*>(place), new_bytes);
     return false;
   }
@@ -413,10 +436,7 @@ bool OsPageSource::MovePages(void* start, size_t old_bytes, void* place,
       MAP_FAILED) {
     return true;
   }
-  // The range may be another thread's mapping by now and must be left alone: the kernel
-  // unmaps `place` before it can still fail, but not where the process has hardly a mapping
-  // to spare, or, in new kernels, an address. Then these are lost, and not soon again.
-  if (IsMapped(place)) moves_to_skip_.store(kSkippedMoves, std::memory_order_relaxed);
+  NoteFailedMove(place);
   return false;
 }
 
@@ -452,8 +472,7 @@ bool OsPageSource::MovePagesOut(void* start, size_t old_bytes, void* place,
              place) != MAP_FAILED) {
     return true;
   }
-  // As in MovePages(), `place` must be left alone.
-  if (IsMapped(place)) moves_to_skip_.store(kSkippedMoves, std::memory_order_relaxed);
+  NoteFailedMove(place);
   memcpy(start, between, old_bytes);
   UnmapRange(between, old_bytes);
   return false;

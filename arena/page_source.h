@@ -250,9 +250,14 @@ class OsPageSource final : public PageSource {
   void AdviseHugePages(void* start, size_t bytes) override;
   void PopulatePages(void* start, size_t bytes) override;
 
+  // Whether a Move() is not to be tried, since a place was lost not long ago.
+  bool SkipsMove();
+  // After one that failed: whether its place was lost.
+  void NoteFailedMove(void* place);
+
   std::atomic<PageSource*> substitute_{nullptr};
-  // Of moves since one failed whose place was lost: so many are not tried. Relaxed: two
-  // threads that count at once may try one move more or less.
+  // So many moves are not tried after one whose place was lost. Relaxed: two threads that
+  // count at once may try one move more or less.
   static constexpr uint32_t kSkippedMoves = 32;
   std::atomic<uint32_t> moves_to_skip_{0};
 };

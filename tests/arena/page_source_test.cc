@@ -453,35 +453,57 @@ TEST(OsPageSource, MovesAlsoWhereItsAddressesGoOnBehindIt) {
   source.Unmap(place, 4 * kMiB);
 }
 
+// Has the kernel make as many mappings as the process may have, but for some. False where
+// these are very many.
+bool UseUpMappings(OsPageSource& source, size_t spare_mappings) {
+  const size_t bytes = 200000 * PageBytes();
+  char* const many = MapBytes(source, bytes);
+  size_t i = 0;
+  while (i < bytes && mprotect(many + i, PageBytes(), PROT_READ) == 0) {
+    i += 2 * PageBytes();
+  }
+  if (i >= bytes) return false;
+  for (size_t spare = 0; spare < spare_mappings; spare += 2) {
+    i -= 2 * PageBytes();
+    if (mprotect(many + i, PageBytes(), PROT_READ | PROT_WRITE) != 0) abort();
+  }
+  return true;
+}
+
 // But for one place.
 TEST(OsPageSource, LosesNoAddressesWhereTheKernelHasTooManyMappings) {
   if (kUnderAsan || kUnderTsan) GTEST_SKIP() << "the sanitizer needs mappings of its own";
-  EXPECT_EQ(InChild([] {
-              OsPageSource source;
-              char* const old = MapBytes(source, 2 * kMiB);
-              old[0] = 7;
-              const size_t bytes = 200000 * PageBytes();
-              char* const many = MapBytes(source, bytes);
-              size_t i = 0;
-              while (i < bytes && mprotect(many + i, PageBytes(), PROT_READ) == 0) {
-                i += 2 * PageBytes();
-              }
-              if (i >= bytes) return;  // It has many more.
-              // So that there is room for a place or two.
-              for (int n = 0; n < 2; ++n) {
-                i -= 2 * PageBytes();
-                if (mprotect(many + i, PageBytes(), PROT_READ | PROT_WRITE) != 0) abort();
-              }
-              const size_t addresses_bytes = AddressSpaceBytes();
-              for (int n = 0; n < 20; ++n) {
-                char* const place = MapPlace(source, 2 * kMiB, 64 * kMiB);
-                if (place == nullptr) continue;
-                if (source.Move(old, 2 * kMiB, place, 64 * kMiB)) return;
-              }
-              if (AddressSpaceBytes() > addresses_bytes + 2 * 64 * kMiB) abort();
-              if (old[0] != 7) abort();
-            }),
-            0);
+  const auto lose_none = [](bool out) {
+    // A place, and not all that a move takes: how many mappings that is differs.
+    constexpr int kSpareMappings = 16;
+    OsPageSource source;
+    if (!UseUpMappings(source, kSpareMappings)) return;
+    void* taken[kSpareMappings];
+    for (void*& page : taken) {
+      page = mmap(nullptr, PageBytes(), PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    }
+    for (void* const page : taken) {
+      if (page != MAP_FAILED) munmap(page, PageBytes());
+      OsPageSource mover;
+      char* const old = MapBytes(mover, 2 * kMiB);
+      if (old == nullptr) continue;
+      old[0] = 7;
+      const size_t addresses_bytes = AddressSpaceBytes();
+      bool has_moved = false;
+      for (int n = 0; n < 20 && !has_moved; ++n) {
+        char* const place = MapPlace(mover, out ? 0 : 2 * kMiB, 64 * kMiB);
+        if (place == nullptr) continue;
+        has_moved = out ? mover.MoveOut(old, 2 * kMiB, place, 64 * kMiB)
+                        : mover.Move(old, 2 * kMiB, place, 64 * kMiB);
+      }
+      if (has_moved) return;
+      if (AddressSpaceBytes() > addresses_bytes + 2 * 64 * kMiB) abort();
+      if (old[0] != 7) abort();
+      mover.Unmap(old, 2 * kMiB);
+    }
+  };
+  EXPECT_EQ(InChild([&] { lose_none(false); }), 0);
+  EXPECT_EQ(InChild([&] { lose_none(true); }), 0);
 }
 
 TEST(OsPageSource, LeavesRoomToGrowBehindAPlace) {
