@@ -53,23 +53,32 @@ constinit std::atomic<size_t> arena_count{0};
 // How many have joined each arena and not left it.
 constinit std::array<size_t, kMaxArenas> threads ABSL_GUARDED_BY(arenas_lock){};
 constinit size_t all_threads ABSL_GUARDED_BY(arenas_lock) = 0;
-// Processors() when the first thread joined; 0 before. Relaxed: only who holds the lock
-// writes it, and who finds 0 asks for itself.
-constinit std::atomic<size_t> processors{0};
 
-// How many processors the process may use. To be asked before the program has given each of
-// its threads one. By the system's own call, for libc's functions for it lie on pages that
-// few programs touch.
-size_t Processors() {
+// How many processors the calling thread may use. By the system's own call, for libc's
+// functions for it lie on pages that few programs touch.
+size_t CountProcessors() {
   uint64_t words[1024 / 64];
   // Fails where there are more processors than that has bits for.
   const long bytes = syscall(SYS_sched_getaffinity, 0, sizeof(words), words);
   if (bytes < 0) return kMaxArenas;
-  size_t processors = 0;
+  size_t count = 0;
   for (size_t i = 0; i < static_cast<size_t>(bytes) / sizeof(words[0]); ++i) {
-    processors += static_cast<size_t>(std::popcount(words[i]));
+    count += static_cast<size_t>(std::popcount(words[i]));
   }
-  return processors;
+  return count;
+}
+
+// How many the process may use: the first thread that joins an arena asks, before the
+// program has given each of its threads one.
+size_t Processors() {
+  // Relaxed: two first calls at once count twice, and any of the two answers will do.
+  static constinit std::atomic<size_t> known{0};
+  size_t count = known.load(std::memory_order_relaxed);
+  if (count == 0) {
+    count = CountProcessors();
+    known.store(count, std::memory_order_relaxed);
+  }
+  return count;
 }
 
 // The first of those with the fewest threads, among arenas node, node + nodes,
@@ -102,10 +111,9 @@ size_t ArenaCount() {
   size_t count = arena_count.load(std::memory_order_relaxed);
   if (count != 0) return count;
   const size_t most = settings.arenas_max.load(std::memory_order_relaxed);
-  const size_t known = processors.load(std::memory_order_relaxed);
-  size_t chosen = std::clamp<size_t>(
-      most != 0 ? most : known != 0 ? known : Processors(), 1, kMaxArenas);
-  // Two first calls at once may see different affinities; one of them wins.
+  size_t chosen =
+      std::clamp<size_t>(most != 0 ? most : Processors(), 1, kMaxArenas);
+  // Two first calls at once may choose differently; one of them wins.
   if (!arena_count.compare_exchange_strong(count, chosen,
                                            std::memory_order_relaxed)) {
     chosen = count;
@@ -121,9 +129,7 @@ bool IsNear(const Arena& arena) {
 Arena& JoinArena() {
   const size_t node = numa.CurrentNode();
   LockHolder hold(arenas_lock);
-  if (processors.load(std::memory_order_relaxed) == 0) {
-    processors.store(Processors(), std::memory_order_relaxed);
-  }
+  Processors();  // In time; see there.
   size_t chosen = 0;
   // Whatever else there is to choose from, which takes some system calls to know.
   if (node != 0 || threads[0] != 0) chosen = LeastJoined(node);

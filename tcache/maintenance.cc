@@ -180,26 +180,7 @@ void TickIfDue() {
   }
 }
 
-// When the thread is tried again after it could not be started, as where a process had as
-// many threads as it may for a moment: a second later, then twice as long. 0 for never, as
-// long as none failed. Relaxed: who reads one of the two a moment late tries once too often.
-constexpr uint32_t kFirstRetryMs = 1000;
-constexpr uint32_t kMostRetryMs = 64 * kFirstRetryMs;
-constinit std::atomic<uint32_t> retry_ms{0};
-constinit std::atomic<uint32_t> failed_ms{0};
-
-void NoteFailedStart() {
-  const uint32_t before_ms = retry_ms.load(std::memory_order_relaxed);
-  failed_ms.store(NowMs(), std::memory_order_relaxed);
-  retry_ms.store(before_ms == 0 ? kFirstRetryMs : std::min(2 * before_ms, kMostRetryMs),
-                 std::memory_order_relaxed);
-}
-
-bool IsTimeToRetry() {
-  const uint32_t pause_ms = retry_ms.load(std::memory_order_relaxed);
-  return pause_ms != 0 && settings.maintenance.load(std::memory_order_relaxed) &&
-         AgeMs(failed_ms.load(std::memory_order_relaxed), NowMs()) >= pause_ms;
-}
+constinit StartRetry start_retry;
 
 }  // namespace
 
@@ -260,13 +241,16 @@ void MaintainOnSlowPath(const void* caller) {
     return !thread_state.exited && (caller == nullptr || !MayBeLoader(caller));
   };
   if (maintenance_signal.IsOff()) {
-    if (!IsTimeToRetry() || !can_start()) return TickIfDue();
+    if (!settings.maintenance.load(std::memory_order_relaxed) ||
+        !start_retry.IsDue(NowMs()) || !can_start()) {
+      return TickIfDue();
+    }
     maintenance_signal.TurnOn();
   }
   if (!settings.maintenance.load(std::memory_order_relaxed)) {
     maintenance_signal.TurnOff();
   } else if (can_start() && maintenance_signal.TryStart() && !StartThread()) {
-    NoteFailedStart();
+    start_retry.NoteFailure(NowMs());
     maintenance_signal.TurnOff();
   }
 }
