@@ -828,7 +828,7 @@ HeapStatistics GatherStatistics() {
     s.adoptions += counters.adoptions;
     s.remote_frees += cache->remote_batch().frees();
     cached_run_bytes += cache->CachedRunBytes();
-    if (cache->is_open && !cache->is_parked()) ++s.threads;
+    if (cache->is_open && !cache->is_parked() && !IsStrayCache(cache)) ++s.threads;
   });
   s.cached_bytes += cached_run_bytes;
   s.remote_frees += RemoteFreesWithoutCache();

@@ -209,6 +209,8 @@ size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   if (run->has_huge_pages) EndHugePages(run);
 
   const uint32_t more = static_cast<uint32_t>(pages) - run->pages;
+  // All of it, or who frees it takes what was in the new part for the program's.
+  run->zeroed = run->zeroed && segment->AreZero(segment->PageOf(after->start), more);
   const Place place = Take(after);
   Run* const part = CutOut(after, 0, more, place);
   segment->ClearTags(part);
@@ -292,9 +294,11 @@ Run* Arena::AddMapping(uint32_t pages, size_t alignment) {
   for (size_t bytes = std::max(needed_bytes, wanted_bytes);;
        bytes = std::max(needed_bytes, RoundUp(bytes / 2, kGranuleBytes))) {
     is_huge = is_huge && bytes >= kHugePageBytes;
-    // Room for the records of slabs first, which are a 64th of a slab at most:
-    // under a limit, what is mapped could not be used without.
-    if (bytes <= kFirstSegmentBytes || metadata_.Reserve(bytes / 64)) {
+    // Room for its own record and those of slabs first: under a limit, what is mapped could
+    // not be used without.
+    if (bytes <= kFirstSegmentBytes ||
+        metadata_.Reserve(Segment::RecordBytes(static_cast<uint32_t>(bytes / PageBytes())),
+                          bytes / kGranuleBytes * kMostSlabRecordBytes)) {
       const size_t own_alignment = is_huge ? kHugePageBytes : kGranuleBytes;
       Run* const run = MapRun(bytes, std::max(alignment, own_alignment));
       if (run != nullptr) return run;
@@ -625,7 +629,7 @@ Run* Arena::BeginPurge(const PurgePass& pass, Place* origin) {
   if (StockRecords()) {
     const uint32_t end = segment->LastDirty(start, run->pages) + 1;
     first = std::max(start, end - std::min(wanted, end));
-    first = segment->FirstDirty(first, end - first);
+    first = segment->FirstDirty(first);
     pages = end - first;
   }
   *origin = Take(run);

@@ -89,6 +89,9 @@ class Arena {
   static constexpr size_t kFirstSegmentBytes = size_t{4} << 20;
   static constexpr size_t kLargestSegmentBytes = size_t{64} << 20;
 
+  // The record of a slab, at most; the room of slabs says so of each class.
+  static constexpr size_t kMostSlabRecordBytes = 1152;
+
   // The most that one step purges: a millisecond or so, for which fork() and
   // a request that needs just this run wait.
   static constexpr size_t kPurgeStepBytes = size_t{8} << 20;

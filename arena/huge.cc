@@ -159,8 +159,6 @@ void HugeBlocks::AdvisePages(Huge* huge, Filling filling) {
 }
 
 void HugeBlocks::Deallocate(Huge* huge, Filling filling) {
-  // 1000 times calloc(1 GiB) and free: 13.6 us each with munmap() and mmap(), and
-  // one call of madvise() less time without.
   // calloc(1 GiB) and free in a loop: 1.6 to 4.6 us each, and 12 to 17 us when
   // the mapping was given back as well.
   const bool is_filled = filling == Filling::kFromLowEnd;

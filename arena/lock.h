@@ -24,7 +24,6 @@ enum class LockRank : uint32_t {
   kArena,         // One arena: its bins, runs and segments.
   kPageMap,       // New leaves of the page map.
   kMetadata,      // The allocator's own memory.
-  kOptions,       // Options and their texts.
 };
 
 // Whether the calling thread has every lock of the process, for fork(). Until it

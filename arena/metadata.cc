@@ -54,7 +54,9 @@ void* MetadataPool::Allocate(size_t bytes) {
   return record;
 }
 
-bool MetadataPool::Reserve(size_t bytes) {
+bool MetadataPool::Reserve(size_t large_bytes, size_t small_bytes) {
+  // It begins on a page.
+  const size_t bytes = PageBytes() + RecordBytes(large_bytes) + small_bytes;
   LockHolder hold(lock_);
   if (bytes <= static_cast<size_t>(end_ - bump_)) return true;
   size_t chunk_bytes;

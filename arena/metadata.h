@@ -41,9 +41,10 @@ class MetadataPool {
   // kRecordAlignment. Pages that the caller does not touch stay untouched.
   [[nodiscard]] void* Allocate(size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Sees to it that the next records of together `bytes` bytes, small ones, need
-  // no more from the source. False when that refuses.
-  [[nodiscard]] bool Reserve(size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);
+  // Sees to it that the next record of large_bytes bytes and small ones of together
+  // small_bytes need no more from the source. False when that refuses.
+  [[nodiscard]] bool Reserve(size_t large_bytes, size_t small_bytes)
+      ABSL_LOCKS_EXCLUDED(lock_);
 
   // Gives a record back; `bytes` is what Allocate() was told.
   void Deallocate(void* record, size_t bytes) ABSL_LOCKS_EXCLUDED(lock_);

@@ -13,6 +13,7 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
+#include "arena/errno_saver.h"
 #include "arena/maintenance_signal.h"
 #include "arena/numa.h"
 #include "arena/settings.h"
@@ -57,6 +58,7 @@ constinit size_t all_threads ABSL_GUARDED_BY(arenas_lock) = 0;
 // How many processors the calling thread may use. By the system's own call, for libc's
 // functions for it lie on pages that few programs touch.
 size_t CountProcessors() {
+  ErrnoSaver saver;
   uint64_t words[1024 / 64];
   // Fails where there are more processors than that has bits for.
   const long bytes = syscall(SYS_sched_getaffinity, 0, sizeof(words), words);

@@ -56,7 +56,7 @@ struct alignas(64) Run {
   }
 
   // Whether every byte was known to be zero when Arena::Allocate() gave the
-  // run out.
+  // run out, or TryGrow() what it has more.
   bool zeroed = false;
 
   // Whether, as far as is known, none of its pages was resident when it was given out, and

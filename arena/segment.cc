@@ -22,17 +22,21 @@ size_t Segment::StateBytes(uint32_t reach_pages) {
   return RoundUp(reach_pages / kWordBits * sizeof(States), alignof(Segment));
 }
 
-size_t Segment::RecordBytes(uint32_t reach_pages) {
+uint32_t Segment::ReachFor(uint32_t pages) {
+  const size_t most = kMostReachBytes / PageBytes();
+  const size_t wanted =
+      std::max<size_t>(pages, std::min(kReachFactor * pages, most));
+  return static_cast<uint32_t>(RoundUp(wanted, kWordBits));
+}
+
+size_t Segment::RecordBytesOfReach(uint32_t reach_pages) {
   return StateBytes(reach_pages) + sizeof(Segment) +
          reach_pages * sizeof(std::atomic<Run*>);
 }
 
 Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
                        uint32_t pages) {
-  const size_t most = kMostReachBytes / PageBytes();
-  const size_t wanted =
-      std::max<size_t>(pages, std::min(kReachFactor * pages, most));
-  const uint32_t reach = static_cast<uint32_t>(RoundUp(wanted, kWordBits));
+  const uint32_t reach = ReachFor(pages);
   // Most of the reach lies below, where the kernel places the next mapping.
   const uintptr_t address = reinterpret_cast<uintptr_t>(start);
   uint32_t below = static_cast<uint32_t>(
@@ -45,7 +49,7 @@ Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
                         ? tags_per_page
                         : alignof(Segment) / sizeof(std::atomic<Run*>));
 
-  void* const record = metadata.Allocate(RecordBytes(reach));
+  void* const record = metadata.Allocate(RecordBytesOfReach(reach));
   if (record == nullptr) return nullptr;
   // All arrays are zero already, and most of them is never touched.
   char* const states =
@@ -62,7 +66,7 @@ void Segment::Discard(MetadataPool& metadata, Segment* segment) {
   metadata.Deallocate(
       reinterpret_cast<char*>(segment->states_) -
           segment->middle_ * sizeof(std::atomic<Run*>),
-      RecordBytes(segment->reach_pages_));
+      RecordBytesOfReach(segment->reach_pages_));
 }
 
 bool Segment::TryExtend(const char* start, uint32_t pages) {
@@ -119,15 +123,11 @@ uint32_t Segment::CountDirty(uint32_t first, uint32_t pages) const {
   return count;
 }
 
-uint32_t Segment::FirstDirty(uint32_t first, uint32_t pages) const {
+uint32_t Segment::FirstDirty(uint32_t first) const {
   uint32_t word = first / kWordBits;
   uint64_t dirty = states_[word].dirty & ~uint64_t{0} << first % kWordBits;
   while (dirty == 0) dirty = states_[++word].dirty;
-  const uint32_t page =
-      word * kWordBits + static_cast<uint32_t>(std::countr_zero(dirty));
-  QUARRY_DCHECK(page - first < pages);
-  static_cast<void>(pages);
-  return page;
+  return word * kWordBits + static_cast<uint32_t>(std::countr_zero(dirty));
 }
 
 uint32_t Segment::LastDirty(uint32_t first, uint32_t pages) const {

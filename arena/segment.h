@@ -65,6 +65,10 @@ class alignas(64) Segment {
   [[nodiscard]] static Segment* Make(MetadataPool& metadata, Arena* arena,
                                      char* start, uint32_t pages);
   static void Discard(MetadataPool& metadata, Segment* segment);
+  // What that takes of the pool.
+  static size_t RecordBytes(uint32_t pages) {
+    return RecordBytesOfReach(ReachFor(pages));
+  }
 
   // Extends the segment by a mapping that touches it, all pages clean and
   // without runs. False if it does not, or is out of reach.
@@ -125,9 +129,9 @@ class alignas(64) Segment {
   // How many of the pages [first, first + pages) are dirty.
   uint32_t CountDirty(uint32_t first, uint32_t pages) const;
 
-  // The first or the last dirty page of [first, first + pages). Requires that
-  // there is one.
-  uint32_t FirstDirty(uint32_t first, uint32_t pages) const;
+  // The first dirty page from `first` on, or the last of [first, first + pages). Requires
+  // that there is one.
+  uint32_t FirstDirty(uint32_t first) const;
   uint32_t LastDirty(uint32_t first, uint32_t pages) const;
 
   // Whether all of the pages [first, first + pages) are known to be zero.
@@ -169,7 +173,9 @@ class alignas(64) Segment {
 
   static size_t StateBytes(uint32_t reach_pages);
   // Of all.
-  static size_t RecordBytes(uint32_t reach_pages);
+  static size_t RecordBytesOfReach(uint32_t reach_pages);
+  // How many pages the table is for, if the first mapping has so many.
+  static uint32_t ReachFor(uint32_t pages);
 
   template <typename Visitor>
   static void ForEachWord(uint32_t first, uint32_t pages, Visitor visit);

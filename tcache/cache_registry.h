@@ -57,7 +57,7 @@ class CacheRegistry {
   // In the child of a fork: they are caches of threads that are gone.
   void UnparkAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
 
-  // How many caches have a thread.
+  // How many caches are neither closed nor parked. For tests.
   size_t OpenCaches() ABSL_LOCKS_EXCLUDED(lock_);
 
   // Calls visit(cache) for every cache, open or not, under the lock.
@@ -80,12 +80,26 @@ class CacheRegistry {
   // made meanwhile are left out.
   template <typename Visit>
   void ForEachUnlocked(Visit visit) ABSL_LOCKS_EXCLUDED(lock_) {
-    ThreadCache* cache;
-    {
+    (void)VisitWhile(nullptr, [&](ThreadCache* cache) {
+      visit(cache);
+      return true;
+    });
+  }
+
+  // The same from `first` on, or from the beginning if that is nullptr, as long as visit()
+  // returns true. Returns the cache that comes then, nullptr after the last.
+  template <typename Visit>
+  ThreadCache* VisitWhile(ThreadCache* first, Visit visit) ABSL_LOCKS_EXCLUDED(lock_) {
+    ThreadCache* cache = first;
+    if (cache == nullptr) {
       LockHolder hold(lock_);
       cache = all_;
     }
-    for (; cache != nullptr; cache = cache->next_in_registry) visit(cache);
+    bool goes_on = true;
+    for (; cache != nullptr && goes_on; cache = cache->next_in_registry) {
+      goes_on = visit(cache);
+    }
+    return cache;
   }
 
   Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }

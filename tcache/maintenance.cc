@@ -126,20 +126,33 @@ uint32_t DueBeforeMs(uint32_t now_ms) {
   return now_ms - (AboveSoftLimit() ? 0 : DecayMs());
 }
 
-// Returns whether something is left for the next time.
-bool TidySlabs(size_t most_steps, bool* gave_back) {
+// How much of the slabs one call looks at.
+struct TidyBounds {
+  size_t caches;  // That have something to do.
+  size_t steps;   // Over the slabs of each.
+};
+
+// Tidies the caches from *next on, from the first if that is nullptr, and sets it to where
+// the bounds made it stop; nullptr after the last. Returns whether any has something left.
+bool TidyCaches(TidyBounds most, ThreadCache** next, bool* gave_back) {
   const bool is_urgent = AboveSoftLimit();
-  bool is_left = cache_registry.CloseParked(is_urgent);
   // One fence for all caches, of which most have nothing to do. Tidy() has one of its
   // own each time that it takes the lock of a cache.
   const bool asks_first = !is_urgent && CanFenceAllThreads();
   if (asks_first) FenceAllThreads();
-  cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
-    if (asks_first && cache->IsTidy()) return;
-    if (cache->Tidy(is_urgent, gave_back, most_steps)) is_left = true;
+  bool is_left = false;
+  *next = cache_registry.VisitWhile(*next, [&](ThreadCache* cache) {
+    if (asks_first && cache->IsTidy()) return true;
+    if (cache->Tidy(is_urgent, gave_back, most.steps)) is_left = true;
+    return --most.caches != 0;
   });
+  return is_left;
+}
+
+bool TidyOrphans(size_t most_steps, bool* gave_back) {
+  bool is_left = false;
   for (size_t i = 0; i < ArenasMade(); ++i) {
-    if (OrphansOf(i).Tidy(is_urgent, gave_back, most_steps)) is_left = true;
+    if (OrphansOf(i).Tidy(AboveSoftLimit(), gave_back, most_steps)) is_left = true;
   }
   return is_left;
 }
@@ -152,33 +165,43 @@ size_t PurgeArenas(uint32_t before_ms, size_t most_bytes) {
   return bytes;
 }
 
-// Over the slabs of each cache and arena, in a tick on a slow path.
-constexpr size_t kMostStepsOfSlowPath = 2;
+// In each call of a tick on a slow path.
+constexpr TidyBounds kMostOfSlowPath = {.caches = 4, .steps = 2};
 
-// A tick on a slow path. No call is to take long, so it purges one step, and
-// those that follow go on at once until nothing is due.
+// A tick on a slow path. No call is to take long, so it tidies some caches and purges one
+// step, and those that follow go on at once until nothing is due.
 void TickIfDue() {
   static constinit std::atomic<uint32_t> last_ms{0};
   // Relaxed: who takes the flag takes a step, and what is missed by one tick is
   // found by the next.
   static constinit std::atomic<bool> is_behind{false};
+  // The cache that is tidied next; nullptr if this tick has come to the last.
+  static constinit std::atomic<ThreadCache*> next_cache{nullptr};
   const uint32_t now_ms = NowMs();
   const uint32_t before_ms = DueBeforeMs(now_ms);
+  bool is_new = false;
+  bool gave_back = false;
   uint32_t then_ms = last_ms.load(std::memory_order_relaxed);
   if (AgeMs(then_ms, now_ms) >= PauseMs() &&
       last_ms.compare_exchange_strong(then_ms, now_ms,
                                       std::memory_order_relaxed)) {
-    bool gave_back = false;
-    TidySlabs(kMostStepsOfSlowPath, &gave_back);
+    (void)cache_registry.CloseParked(AboveSoftLimit());
+    (void)TidyOrphans(kMostOfSlowPath.steps, &gave_back);
     huge_blocks.PurgeFreedBefore(before_ms);
+    is_new = true;
     is_behind.store(true, std::memory_order_relaxed);
   }
   if (!is_behind.load(std::memory_order_relaxed) ||
       !is_behind.exchange(false, std::memory_order_relaxed)) {
     return;
   }
-  if (PurgeArenas(before_ms, Arena::kPurgeStepBytes) >=
-      Arena::kPurgeStepBytes) {
+  ThreadCache* next = next_cache.load(std::memory_order_relaxed);
+  if (is_new || next != nullptr) {
+    (void)TidyCaches(kMostOfSlowPath, &next, &gave_back);
+    next_cache.store(next, std::memory_order_relaxed);
+  }
+  const size_t purged_bytes = PurgeArenas(before_ms, Arena::kPurgeStepBytes);
+  if (next != nullptr || purged_bytes >= Arena::kPurgeStepBytes) {
     is_behind.store(true, std::memory_order_relaxed);
   }
 }
@@ -191,7 +214,11 @@ TickResult MaintenanceTick(uint32_t now_ms) {
   const uint32_t before_ms = DueBeforeMs(now_ms);
   // First, since the slabs that caches give up are dirty pages of arenas.
   bool gave_back = false;
-  bool is_left = TidySlabs(SlabPass::kMostSteps, &gave_back);
+  bool is_left = cache_registry.CloseParked(AboveSoftLimit());
+  ThreadCache* next = nullptr;
+  constexpr TidyBounds kAll = {.caches = SIZE_MAX, .steps = SlabPass::kMostSteps};
+  is_left |= TidyCaches(kAll, &next, &gave_back);
+  is_left |= TidyOrphans(kAll.steps, &gave_back);
   size_t given_bytes = huge_blocks.PurgeFreedBefore(before_ms);
   if (huge_blocks.statistics().cached_bytes != 0) is_left = true;
   given_bytes += PurgeArenas(before_ms, SIZE_MAX);

@@ -24,10 +24,6 @@ constinit Orphans orphans[kMaxArenas];
 
 Orphans& OrphansOf(size_t arena_index) { return orphans[arena_index]; }
 
-Tag SlowTag(SizeClass size_class) {
-  return kNobody | MagazineOffset(size_class);
-}
-
 void ReturnSlab(Slab* slab) {
   // It may be on a pending stack, too.
   if (ABSL_PREDICT_FALSE(!slab->remote.IsEmpty())) ReportMarkedSlab(slab);
@@ -39,7 +35,8 @@ void ReturnSlab(Slab* slab) {
 }
 
 void Orphans::Add(Slab* slab) {
-  PageMap::Set(slab->start(), kSlabBytes, SlowTag(slab->size_class()), slab);
+  const Tag tag = kNobody | MagazineOffset(slab->size_class());
+  PageMap::Set(slab->start(), kSlabBytes, tag, slab);
   PutIntoList(slab);
   had_any_.store(true, std::memory_order_relaxed);
   untold_free_bytes_ += slab->free_blocks() * slab->block_bytes();

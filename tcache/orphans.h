@@ -25,10 +25,6 @@
 
 namespace quarry {
 
-// The tag of a slab of which every free takes the slow path: one without an
-// owner, or with blocks too large for the fast path.
-Tag SlowTag(SizeClass size_class);
-
 // Gives a slab without used blocks, which is in no list, back to its arena.
 void ReturnSlab(Slab* slab);
 

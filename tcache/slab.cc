@@ -32,6 +32,12 @@ constexpr std::array<SlabGeometry, kClasses> Slab::kGeometry = [] {
 }();
 
 Slab* Slab::Make(Arena* arena, SizeClass size_class, Filling filling) {
+  static_assert([] {
+    for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+      if (DescriptorBytes(c) > Arena::kMostSlabRecordBytes) return false;
+    }
+    return true;
+  }());
   // The descriptor first: where memory runs out, an arena that needs pages maps
   // all that is left, and would leave no room for the descriptors.
   void* memory = metadata_pool.Allocate(DescriptorBytes(size_class));

@@ -89,7 +89,6 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   // One thread is left, so the list of caches may be walked without its lock,
   // which Give() takes.
   ThreadCache* const mine = thread_state.cache;
-  ThreadCache* const stray = stray_cache.load(std::memory_order_relaxed);
   bool inherits = false;
   cache_registry.ForEach([&](ThreadCache* cache) {
     if (cache->is_open && cache->DrainAllAfterFork() && cache == mine) {
@@ -100,7 +99,7 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   for (;;) {
     ThreadCache* vanished = nullptr;
     cache_registry.ForEach([&](ThreadCache* cache) {
-      if (cache->is_open && cache != mine && cache != stray) vanished = cache;
+      if (cache->is_open && cache != mine && !IsStrayCache(cache)) vanished = cache;
     });
     if (vanished == nullptr) break;
     cache_registry.Give(vanished);
@@ -163,6 +162,10 @@ ThreadCache* StrayCache() {
   }
   cache_registry.Give(made);
   return cache;
+}
+
+bool IsStrayCache(const ThreadCache* cache) {
+  return cache == stray_cache.load(std::memory_order_relaxed);
 }
 
 void EndThread() {

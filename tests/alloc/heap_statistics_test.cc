@@ -15,6 +15,7 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/racing_copy.h"
+#include "tcache/thread_life.h"
 #include "tests/alloc/heap_support.h"
 #include "tests/arena/in_child.h"
 #include "tests/arena/refuse_call.h"
@@ -189,6 +190,16 @@ TEST(HeapStatistics, ThreadsShowWhileTheyHaveACache) {
     EXPECT_EQ(GatherStatistics().threads, before + 1);
   }).join();
   EXPECT_EQ(GatherStatistics().threads, before);
+}
+
+TEST(HeapStatistics, TheCacheOfThreadsThatHaveEndedIsNoThread) {
+  EXPECT_EQ(InChild([] {
+              Deallocate(Allocate(100));
+              QUARRY_CHECK(GatherStatistics().threads == 1);
+              QUARRY_CHECK(StrayCache() != nullptr);
+              QUARRY_CHECK(GatherStatistics().threads == 1);
+            }),
+            0);
 }
 
 TEST(HeapStatistics, AdoptionsAreCounted) {

@@ -348,6 +348,19 @@ TEST_F(ArenaTest, KnowsWhichPagesAreZero) {
   Deallocate({purged});
 }
 
+TEST_F(ArenaTest, AGrownRunIsZeroIfWhatItHasMoreIs) {
+  PageRun* const run = Allocate(4);
+  ASSERT_TRUE(run->zeroed);
+  ASSERT_EQ(arena_.TryGrow(run, 6, 6), 6u);
+  EXPECT_TRUE(run->zeroed);
+  PageRun* const next = Allocate(6);
+  ASSERT_EQ(run->end(), next->start);
+  Deallocate({next});
+  ASSERT_EQ(arena_.TryGrow(run, 8, 8), 8u);
+  EXPECT_FALSE(run->zeroed);
+  Deallocate({run});
+}
+
 TEST_F(ArenaTest, GrowsIntoTheFreeNeighbour) {
   PageRun* const run = Allocate(4);
   PageRun* const next = Allocate(6);
@@ -1519,6 +1532,20 @@ void RunOutOfMemoryAtEveryCall(bool of_metadata) {
       return;
     }
   }
+}
+
+TEST(ArenaWithoutMemory, WhatIsMappedCanBeUsedForSlabsOfAnyClass) {
+  ScriptedPageSource source, metadata_source;
+  MetadataPool metadata(metadata_source);
+  Arena arena(source, metadata);
+  PageRun* const run =
+      arena.Allocate(Arena::kLargestSegmentBytes / PageBytes(), PageBytes());
+  ASSERT_NE(run, nullptr);
+  metadata_source.RefuseFrom(1);
+  for (size_t i = 0; i < Arena::kLargestSegmentBytes / kGranuleBytes; ++i) {
+    ASSERT_NE(metadata.Allocate(Arena::kMostSlabRecordBytes), nullptr) << i;
+  }
+  arena.Deallocate(run);
 }
 
 TEST(ArenaWithoutMemory, ARefusedSegmentLeavesTheHeapIntact) {

@@ -80,7 +80,7 @@ TEST(MetadataPool, SmallRecordsUseUpAChunkThatIsLeftForALargerOne) {
   char* const first = static_cast<char*>(pool.Allocate(128));
   ASSERT_NE(pool.Allocate(4 << 20), nullptr);
   const size_t maps = source.CountOf(Kind::kMap);
-  ASSERT_TRUE(pool.Reserve(4 << 20));
+  ASSERT_TRUE(pool.Reserve(2 << 20, 2 << 20));
   EXPECT_EQ(pool.Allocate(128), first + 128);
   EXPECT_EQ(source.CountOf(Kind::kMap), maps + 1);
 }
@@ -89,12 +89,13 @@ TEST(MetadataPool, WhatIsReservedIsThereWhenTheSourceHasNoMore) {
   ScriptedPageSource source;
   MetadataPool pool(source);
   EXPECT_NE(pool.Allocate(64), nullptr);
-  ASSERT_TRUE(pool.Reserve(1 << 20));
-  EXPECT_TRUE(pool.Reserve(1 << 19)) << "that much is there";
+  ASSERT_TRUE(pool.Reserve(1 << 19, 1 << 19));
+  EXPECT_TRUE(pool.Reserve(1 << 18, 1 << 18)) << "that much is there";
   source.RefuseKind(Kind::kMap);
-  EXPECT_FALSE(pool.Reserve(2 << 20));
-  for (int i = 0; i < (1 << 20) / 512; ++i) {
-    ASSERT_NE(pool.Allocate(512), nullptr);
+  EXPECT_FALSE(pool.Reserve(1 << 20, 1 << 20));
+  ASSERT_NE(pool.Allocate(1 << 19), nullptr);
+  for (int i = 0; i < (1 << 19) / 512; ++i) {
+    ASSERT_NE(pool.Allocate(512), nullptr) << i;
   }
 }
 

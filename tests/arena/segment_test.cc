@@ -119,7 +119,7 @@ TEST_F(SegmentTest, KnowsTheStateOfEachPage) {
         ASSERT_EQ(segment_->CountDirty(start, pages), count);
         ASSERT_EQ(segment_->AreZero(start, pages), zero);
         if (count > 0) {
-          ASSERT_EQ(segment_->FirstDirty(start, pages), Number(first_dirty));
+          ASSERT_EQ(segment_->FirstDirty(start), Number(first_dirty));
           ASSERT_EQ(segment_->LastDirty(start, pages), Number(last_dirty));
         }
         const uint32_t page = first + pages;

@@ -83,6 +83,25 @@ TEST(CacheRegistry, ListsClosedCachesToo) {
   cache_registry.Give(open);
 }
 
+TEST(CacheRegistry, AVisitGoesOnWhereTheLastOneStopped) {
+  ThreadCache* const taken[] = {cache_registry.Take(), cache_registry.Take(),
+                                cache_registry.Take()};
+  std::vector<ThreadCache*> at_once;
+  cache_registry.ForEachUnlocked([&](ThreadCache* cache) { at_once.push_back(cache); });
+  ASSERT_GE(at_once.size(), std::size(taken));
+  std::vector<ThreadCache*> by_twos;
+  ThreadCache* next = nullptr;
+  do {
+    size_t left = 2;
+    next = cache_registry.VisitWhile(next, [&](ThreadCache* cache) {
+      by_twos.push_back(cache);
+      return --left != 0;
+    });
+  } while (next != nullptr);
+  EXPECT_EQ(by_twos, at_once);
+  for (ThreadCache* cache : taken) cache_registry.Give(cache);
+}
+
 TEST(CacheRegistry, SpreadsCachesOverTheArenas) {
   const OnOneNode on_one_node;
   std::vector<ThreadCache*> caches;

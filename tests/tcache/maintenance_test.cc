@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include <fstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "arena/clock.h"
@@ -21,6 +23,7 @@
 #include "arena/process_arenas.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tcache/cache_registry.h"
 #include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
 
@@ -50,10 +53,14 @@ void TickUntilCachesAreTidy() {
   for (int i = 0; i < 2; ++i) (void)MaintenanceTick(NowMs());
 }
 
-void KeepHugeBlock() {
+void FreeHugeBlock() {
   // Else it raises the threshold, and is not kept.
   settings.mmap_threshold_adapts = false;
   huge_blocks.Deallocate(huge_blocks.Allocate(8 * kMiB, PageBytes()));
+}
+
+void KeepHugeBlock() {
+  FreeHugeBlock();
   QUARRY_CHECK(huge_blocks.statistics().cached_bytes != 0);
 }
 
@@ -392,6 +399,39 @@ TEST(Maintenance, ASlowPathPurgesOneStepAndTheNextGoesOn) {
             0);
 }
 
+TEST(Maintenance, ASlowPathTidiesSomeCachesAndTheNextGoesOn) {
+  EXPECT_EQ(InChild([] {
+              settings.decay_ms = 20;
+              maintenance_signal.TurnOff();
+              constexpr size_t kThreads = 20;
+              static std::atomic<size_t> ready;
+              for (size_t i = 0; i < kThreads; ++i) {
+                std::thread([] {
+                  Free(Allocate(64));
+                  ++ready;
+                  for (;;) pause();
+                }).detach();
+              }
+              QUARRY_CHECK(Soon([] { return ready == kThreads; }));
+              const auto count_untidy = [] {
+                size_t count = 0;
+                cache_registry.ForEach([&](ThreadCache* cache) {
+                  if (cache != thread_state.cache && !cache->IsTidy()) ++count;
+                });
+                return count;
+              };
+              size_t untidy = count_untidy();
+              QUARRY_CHECK(untidy >= kThreads);
+              QUARRY_CHECK(Soon([&] {
+                StartMaintenanceIfWanted();
+                const size_t before = std::exchange(untidy, count_untidy());
+                QUARRY_CHECK(before - untidy <= 4);
+                return untidy == 0;
+              }));
+            }),
+            0);
+}
+
 TEST(Maintenance, SlowPathsTickWhereItCannotBeStarted) {
   if (kUnderTsan || kUnderAsan) GTEST_SKIP() << "they need address space";
   EXPECT_EQ(InChild([] {
@@ -519,7 +559,7 @@ TEST(Maintenance, ForksWhileItWorks) {
                 for (size_t arena = 0; arena < 4; ++arena) {
                   MakeDirty(2 * kMiB, arena);
                 }
-                KeepHugeBlock();
+                FreeHugeBlock();  // It may be gone in a millisecond.
                 usleep(static_cast<useconds_t>(i % 12) * 1000);
                 const int status = InChild([i] {
                   VerifyAll();

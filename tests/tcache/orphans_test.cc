@@ -48,7 +48,7 @@ TEST_F(OrphansTest, ASlabWithBlocksInUseOutlivesItsThread) {
   EXPECT_EQ(slab->used(), 3u);
   EXPECT_TRUE(IsOrphan(slab));
   EXPECT_EQ(CountOrphans(), 1u);
-  EXPECT_EQ(PageMap::TagOf(blocks[0]), SlowTag(slab->size_class()));
+  EXPECT_EQ(PageMap::TagOf(blocks[0]), kNobody | MagazineOffset(slab->size_class()));
   for (void* p : blocks) Free(p);
 }
 
