@@ -23,8 +23,10 @@
 namespace quarry {
 namespace {
 
-// Page runs above this would need segments larger than an arena maps.
-constexpr size_t kMostRunBytes = size_t{32} << 20;
+// Blocks above this are huge whatever the threshold: one free of a larger run would leave
+// more dirty than it purges.
+constexpr size_t kMostRunBytes = Arena::kMostCapPurgeBytes;
+static_assert(kMostRunBytes <= Arena::kLargestSegmentBytes);
 
 // A block that realloc() makes larger than this becomes huge whatever the
 // threshold: what grows will grow again, and a huge block does so without a
@@ -461,8 +463,8 @@ ABSL_ATTRIBUTE_NOINLINE void FlushNotes(const void* caller) {
   StartMaintenanceIfWanted(caller);
 }
 
-// Not StartMaintenanceIfWanted(), here and in the next two: where there is no thread,
-// these are no paths on which to do its work.
+// Not StartMaintenanceIfWanted(), here and in FreeRun(): where there is no thread, these
+// are no paths on which to do its work.
 ABSL_ATTRIBUTE_NOINLINE void SeeToKeptRuns(const void* caller) {
   maintenance_signal.NoteKept(thread_state.cache->CachedRunBytes());
   if (maintenance_signal.IsWanted()) MaintainOnSlowPath(caller);

@@ -118,12 +118,13 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeAtHand(size_t bytes) {
 
 // --- Freeing. All take nullptr, and leave errno alone. ---
 
-// What lies outside of the page map's home window, and anything else; what has a
-// tag, given as OffsetOf() it, that is of none of this thread's magazines; and what
-// its magazine did not take. nullptr lies outside of the window.
-// `caller` is the code that called the function which this is inlined into.
+// `caller` is the code that called the function which these are inlined into.
+//
+// Any pointer, nullptr too. For what lies outside of the page map's home window.
 ABSL_ATTRIBUTE_NOINLINE void DeallocateUncommon(void* p, const void* caller);
+// Where `offset`, OffsetOf() the tag of `p`, is of no magazine of this thread.
 void DeallocateForeign(void* p, Tag offset, const void* caller);
+// Where that is `magazine`, which did not take it.
 void DeallocateNotPushed(void* p, const Magazine* magazine, const void* caller);
 // For a caller who knows the size: the first two, and the third.
 void DeallocateSizedSlow(void* p, size_t bytes);
@@ -197,8 +198,8 @@ size_t GoodBytes(size_t bytes);
 
 HeapStatistics GatherStatistics();
 
-// Aborts when an invariant does not hold anywhere. Looks into the calling
-// thread's magazines, and no other's.
+// Aborts when an invariant does not hold anywhere. Looks into the magazines of the calling
+// thread and of parked caches; those of other threads may change meanwhile.
 void VerifyHeap();
 
 // --- Giving back. ---

@@ -106,7 +106,7 @@ constexpr Option kOptions[] = {
        return from.trim_threshold_bytes.load(std::memory_order_relaxed);
      }},
     {"decay_ms", Unit::kMilliseconds,
-     "How long memory stays free before it goes back; 0: it goes at once.",
+     "How long memory stays free before it goes back; 0: none, but for what threads keep.",
      [](size_t value) {
        settings.decay_ms.store(value, std::memory_order_relaxed);
      },
@@ -159,7 +159,7 @@ constexpr Option kOptions[] = {
        return from.hard_limit_bytes.load(std::memory_order_relaxed);
      }},
     {"arenas_max", Unit::kCount,
-     "At most this many arenas; 0 is one for each processor.",
+     "At most this many arenas; 0 is one for each processor, up to 32.",
      [](size_t value) {
        settings.arenas_max.store(value, std::memory_order_relaxed);
      },

@@ -53,8 +53,8 @@ QUARRY_BLOCK(alloc_size(1))
 void* quarry_malloc_aligned8(size_t bytes) QUARRY_NOTHROW;
 
 /* A block of `count` times `bytes_each` bytes, all zero. A product that does
- * not fit in size_t is ENOMEM. Memory that comes straight from the system is
- * known to be zero and is not written. */
+ * not fit in size_t is ENOMEM. Above 16 KiB, memory that comes straight from
+ * the system is known to be zero and is not written. */
 QUARRY_BLOCK(alloc_size(1, 2))
 void* quarry_calloc(size_t count, size_t bytes_each) QUARRY_NOTHROW;
 
@@ -277,9 +277,10 @@ size_t quarry_size_class_statistics(quarry_size_class_statistics_t* classes,
 QUARRY_PUBLIC
 void quarry_statistics_print(int file_descriptor) QUARRY_NOTHROW;
 
-/* Checks every structure of the heap against every other; aborts with a line
- * that says what is wrong, if anything is. Slow, and stops all allocation
- * meanwhile. */
+/* Checks the heap's slabs, page runs and mappings, and what the calling thread
+ * has at hand; aborts with a line that says what is wrong, if anything is. Slow.
+ * Other threads go on meanwhile, but may wait for the part that is being
+ * checked. */
 QUARRY_PUBLIC
 void quarry_verify(void) QUARRY_NOTHROW;
 

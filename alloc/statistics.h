@@ -8,7 +8,7 @@
 //   thread runs; otherwise each term is right for a moment of its own. Where the system
 //   refuses process_vm_readv(), what other threads have at hand counts as live.
 // Cost: printing never allocates, so it works at exit and out of memory.
-// Size: a HeapStatistics takes some 2.5 KiB of stack, to gather it as much again and
+// Size: a HeapStatistics takes 3.3 KiB of stack, to gather it as much again and
 //   what it is read from, 9 KiB in all.
 #ifndef QUARRY_ALLOC_STATISTICS_H_
 #define QUARRY_ALLOC_STATISTICS_H_
@@ -36,7 +36,7 @@ struct HeapStatistics {
 
   size_t live_bytes = 0;
   size_t cached_bytes = 0;       // Free, and kept by threads.
-  size_t slab_free_bytes = 0;    // Free blocks, bump space and tails of slabs.
+  size_t slab_free_bytes = 0;    // Free and fresh blocks, and tails of slabs.
   size_t arena_free_bytes = 0;   // Free page runs.
   size_t huge_cached_bytes = 0;  // Freed mappings kept for reuse.
   size_t metadata_bytes = 0;     // Descriptors, bitmaps, page map.

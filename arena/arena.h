@@ -65,8 +65,9 @@ namespace quarry {
 // Errors: nullptr, 0 or false when the page source or the pool refuses; nothing
 //   has then changed.
 // Cost: one lock; the logarithm of the largest run; no system call but for a
-//   new mapping, for a purge when one is due, three for a huge page, and two for a run
-//   on huge pages, of which the second has the lock held.
+//   new mapping, for a purge when one is due, and with the lock held three for a huge
+//   page, up to two before it to see whether an earlier range was filled, and the second
+//   of two for a run on huge pages.
 // Source: Doug Lea, "A Memory Allocator" (1996) and dlmalloc 2.8; purging by
 //   age as in jemalloc (Evans), with one list in place of a smooth curve.
 class Arena {
@@ -84,8 +85,8 @@ class Arena {
     friend bool operator==(const Statistics&, const Statistics&) = default;
   };
 
-  // The first segment. Each next one is as much as there is, up to the largest, and so
-  // twice the last if none is gone or was made for a large run.
+  // The first segment. Each next one is as much as there is and as the first, rounded
+  // down to a power of two, up to the largest.
   static constexpr size_t kFirstSegmentBytes = size_t{4} << 20;
   static constexpr size_t kLargestSegmentBytes = size_t{64} << 20;
 

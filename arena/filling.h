@@ -33,10 +33,10 @@ enum class Filling : uint8_t {
 // program gives a block back, which it then does not write to, its bytes are read as
 // well: a page of which no byte was ever written to is zero.
 //
-// Each byte that was seen filled is a credit for four that are expected to be, and each
-// that was not takes as much away, as does a block that is expected to be filled. So of
-// all guesses the wrong ones make no more resident than that: what grows by doubling is
-// allocated when the half of it is there, and the fourth of it was seen.
+// A block that was seen filled raises the credit to four times its bytes; one that was seen
+// unfilled takes four times its bytes away, and one that is expected to be filled takes its
+// own. So of all guesses the wrong ones make no more resident than that: what grows by
+// doubling is allocated when the half of it is there, and the fourth of it was seen.
 //
 // Thread-safety: any thread. Threads that allocate at once may ask about each other's
 //   blocks, or about what is no longer mapped: a guess is all that it is. Only

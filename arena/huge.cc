@@ -18,10 +18,6 @@ bool IsInUse(const Huge* huge) {
   return huge->in_use.load(std::memory_order_relaxed);
 }
 
-bool IsMultiple(const void* p, size_t unit) {
-  return (reinterpret_cast<uintptr_t>(p) & (unit - 1)) == 0;
-}
-
 bool MayBeKept() {
   return settings.decay_ms.load(std::memory_order_relaxed) != 0 &&
          !AboveSoftLimit();

@@ -12,7 +12,7 @@ namespace quarry {
 
 // The order of all locks of the process. A thread may acquire a lock only
 // while every lock it holds has a smaller rank; two locks of one rank are
-// never held together. The order is written down here and nowhere else.
+// never held together. The order is defined here.
 enum class LockRank : uint32_t {
   kRegistry = 1,  // All thread caches.
   kArenas,        // The making of arenas.
@@ -39,7 +39,8 @@ ABSL_CONST_INIT ABSL_ATTRIBUTE_INITIAL_EXEC extern thread_local bool
 //               +-----Release------+-----Release, waking one----------+
 //
 // Thread-safety: any thread; not recursive; released by the thread that
-//   acquired it. Both do nothing for a thread that has every lock.
+//   acquired it. For a thread that has every lock Acquire() and Release() do nothing,
+//   and TryAcquire() fails.
 // Ordering: Acquire() acquires and Release() releases, so whatever was done
 //   under the lock happens before the next holder's work.
 // Errors: debug builds abort when the order of LockRank is broken.

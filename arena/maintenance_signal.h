@@ -9,6 +9,8 @@
 //                                                            |
 //                      kNoThread <--no work for some seconds-+
 //
+// Who has it awake by TryStart() and cannot start it calls TurnOff(), too.
+//
 // A room that made memory dirty, or took frees for a thread that may be idle,
 // calls NoteWork(). That is one load while the thread is awake. A process that
 // never has work never starts the thread; one that is idle is not woken.

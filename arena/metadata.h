@@ -27,8 +27,8 @@ namespace quarry {
 // Invariant: in_use_bytes() + bytes in free lists <= mapped_bytes().
 // Errors: nullptr when the page source refuses.
 // Cost: one lock; a page fault for each fresh page.
-// Size: records are multiples of 64 bytes up to 4 KiB; larger ones have four
-//   sizes to each power of two, so at most a quarter of one stays untouched.
+// Size: records are multiples of 64 bytes up to 4 KiB; larger ones are whole pages, in
+//   four sizes to each power of two: above 16 KiB less than a fourth of one is too much.
 class MetadataPool {
  public:
   static constexpr size_t kRecordAlignment = 64;

@@ -94,8 +94,7 @@ bool PageMap::Reserve(const void* start, size_t bytes) {
     if (memory == nullptr) return false;
     OsPages().KeepSmallPages(memory, sizeof(Leaf));
     // A fresh mapping is zero, which is what a Leaf of no entries is. Pairs
-    // with the acquire in FarTagOf() and EntryOf(): who sees the leaf sees
-    // zeros in it.
+    // with the acquire in EntryOf(): who sees the leaf sees zeros in it.
     std::atomic_ref<Leaf*>(tables->leaves[i])
         .store(static_cast<Leaf*>(memory), std::memory_order_release);
     leaf_bytes_.fetch_add(sizeof(Leaf), std::memory_order_relaxed);

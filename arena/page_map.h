@@ -86,7 +86,7 @@ class PageMap {
   }
 
   // TagOf() for the fast path, which has a slow path at hand for the rare
-  // address outside of the home window: kNoTag there.
+  // address outside of the home window: false there, with *tag untouched.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool HomeTagOf(const void* p, Tag* tag) {
     const uintptr_t granule = HomeGranule(p);
     if (ABSL_PREDICT_FALSE(granule >= kHomeGranules)) return false;

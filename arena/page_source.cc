@@ -63,10 +63,6 @@ bool IsWholePages(const void* start, size_t bytes) {
   return bytes > 0 && ((address | bytes) & (PageBytes() - 1)) == 0;
 }
 
-bool IsMultiple(const void* p, size_t unit) {
-  return (reinterpret_cast<uintptr_t>(p) & (unit - 1)) == 0;
-}
-
 char* MapAnywhere(size_t bytes) {
   void* const start = mmap(nullptr, bytes, kProtection, kFlags, -1, 0);
   return start == MAP_FAILED ? nullptr : static_cast<char*>(start);

@@ -41,6 +41,11 @@ constexpr size_t RoundUp(size_t bytes, size_t unit) {
   return (bytes + unit - 1) & ~(unit - 1);
 }
 
+// Whether `p` is a multiple of `unit`, a power of two.
+inline bool IsMultiple(const void* p, size_t unit) {
+  return (reinterpret_cast<uintptr_t>(p) & (unit - 1)) == 0;
+}
+
 // How many pages `bytes` bytes need.
 inline size_t PagesFor(size_t bytes) {
   // PageBytes() is a power of two, which the compiler cannot know.
@@ -212,7 +217,7 @@ class PageSource {
 };
 
 // Anonymous private memory from the operating system, not reserved in swap.
-// The only code that knows mmap, munmap, mremap, madvise and mprotect.
+// The only code that knows mmap, munmap, mremap, madvise, mprotect and mincore.
 class OsPageSource final : public PageSource {
  public:
   constexpr OsPageSource() = default;

@@ -41,8 +41,8 @@ Segment* Segment::Make(MetadataPool& metadata, Arena* arena, char* start,
   const uintptr_t address = reinterpret_cast<uintptr_t>(start);
   uint32_t below = static_cast<uint32_t>(
       std::min<uintptr_t>((reach - pages) / 4 * 3, address / PageBytes()));
-  // Such that what follows their tags begins on a page, where the mapping's own take
-  // one, and else on a line.
+  // Rounded down so that the states begin on a page if the mapping has a page of tags,
+  // else on a cache line.
   const uint32_t tags_per_page =
       static_cast<uint32_t>(PageBytes() / sizeof(std::atomic<Run*>));
   below -= below % (pages >= tags_per_page

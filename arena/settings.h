@@ -1,7 +1,6 @@
 // What a user may set, read by every room.
 //
-// Thread-safety: written while the process has one thread or by mallopt();
-//   read by any thread at any time, on slow paths alone.
+// Thread-safety: written and read by any thread at any time, on slow paths alone.
 // Ordering: relaxed. A setting guards no other memory.
 #ifndef QUARRY_ARENA_SETTINGS_H_
 #define QUARRY_ARENA_SETTINGS_H_
@@ -16,8 +15,9 @@ namespace quarry {
 enum class HugePagePolicy : uint8_t {
   kNever,   // None.
   kSystem,  // As the system is set.
-  kGrown,   // Of an arena that has grown, slabs of classes that have many; and large
-            // blocks after one that was filled. Other huge blocks as the system is set.
+  kGrown,   // Of an arena that has grown, slabs of a thread that has many, and whatever
+            // follows an earlier range that was filled; and large blocks after one that
+            // was filled. Other huge blocks as the system is set.
 };
 
 struct Settings {
@@ -31,8 +31,8 @@ struct Settings {
   // Free dirty bytes that an arena keeps before it gives pages back.
   std::atomic<size_t> trim_threshold_bytes{size_t{64} << 20};
 
-  // For how long free memory may stay dirty before it goes back to the system;
-  // 0 means at once.
+  // For how long free memory may stay dirty before it goes back to the system; 0 means
+  // that page runs go as soon as they reach their arena.
   std::atomic<size_t> decay_ms{500};
 
   // Whether a thread of the allocator's own sees to that while the program
@@ -50,7 +50,7 @@ struct Settings {
   std::atomic<size_t> soft_limit_bytes{0};
   std::atomic<size_t> hard_limit_bytes{0};
 
-  // At most this many arenas; 0 means one for each processor.
+  // At most this many arenas, and kMaxArenas; 0 means one for each processor.
   std::atomic<size_t> arenas_max{0};
 
   // So many caches of threads that exited are kept as they are, for the threads

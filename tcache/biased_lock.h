@@ -142,7 +142,7 @@ class ABSL_LOCKABLE BiasedLock {
   }
 
  private:
-  // Out of the way, and in no caller's.
+  // Out of line.
   void AcquireUnbiased() ABSL_EXCLUSIVE_LOCK_FUNCTION();
   bool TryAcquireUnbiased() ABSL_EXCLUSIVE_TRYLOCK_FUNCTION(true);
   void ReleaseUnbiased() ABSL_UNLOCK_FUNCTION();

@@ -46,8 +46,8 @@ class CacheRegistry {
   // Closes `cache` and keeps it for another owner.
   void Give(ThreadCache* cache) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Parks `cache`, if it holds little and settings allow; else the same. The owner
-  // thread calls this last.
+  // Parks `cache`, if it holds little and settings allow; else closes it as Give() does.
+  // The owner thread calls this last.
   void Park(ThreadCache* cache) ABSL_LOCKS_EXCLUDED(lock_);
 
   // Closes caches that were parked some calls ago, or all of them. Returns whether

@@ -2,7 +2,8 @@
 // or nothing: the allocator's own thread.
 //
 // The rooms note work when a mebibyte is free and dirty, or one of many threads has
-// its share of that (maintenance_signal.h).
+// its share of that (maintenance_signal.h), and when a thread has freed what another
+// allocated.
 // The next slow path that holds no lock starts the thread, which then ticks
 // four times in settings.decay_ms: what has been free for longer goes back.
 // When a tick leaves nothing behind, the thread sleeps until work is noted.

@@ -7,10 +7,12 @@
 //
 //   list      0      1     ...    8     ...   55
 //   bytes    18 Ki  20 Ki       36 Ki        2 Mi    of each of its runs
-//   top      run    -           run           -      the run put in last
-//   start     p     ?            q            ?      where that starts
-//             |                  |
-//            run                run                  by Run::next
+//   top       -     run         run           -      the run put in last
+//   start     ?      p           q            ?      where that starts
+//                    |           |
+//                   run         run                  by Run::next
+//
+// Runs are whole pages: where these have 4 KiB, lists 0, 2, 4 and 6 stay empty.
 //
 // A request that finds its list empty takes from one of the next two.
 //

@@ -26,7 +26,7 @@
 // that malloc() owes.
 //
 // A slab is one granule, so that an offset within it is the low 16 bits of an address and
-// free() can check in three instructions that an address is the start of a block.
+// free() can check in four instructions that an address is the start of a block.
 #ifndef QUARRY_TCACHE_SIZE_CLASSES_H_
 #define QUARRY_TCACHE_SIZE_CLASSES_H_
 

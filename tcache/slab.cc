@@ -121,24 +121,20 @@ void Slab::PutWord(size_t index, uint64_t word, size_t count) {
   used_ = static_cast<uint16_t>(used_ - count);
 }
 
+void Slab::PutDrained(size_t index, uint64_t word) {
+  PutWord(index, word, static_cast<size_t>(std::popcount(word)));
+}
+
 size_t Slab::Drain() {
-  size_t blocks = 0;
-  remote.Drain([&](size_t index, uint64_t word) {
-    const auto count = static_cast<size_t>(std::popcount(word));
-    PutWord(index, word, count);
-    blocks += count;
-  });
-  return blocks;
+  const size_t used = used_;
+  remote.Drain([this](size_t index, uint64_t word) { PutDrained(index, word); });
+  return used - used_;
 }
 
 size_t Slab::DrainAll() {
-  size_t blocks = 0;
-  remote.DrainAll(words(), [&](size_t index, uint64_t word) {
-    const auto count = static_cast<size_t>(std::popcount(word));
-    PutWord(index, word, count);
-    blocks += count;
-  });
-  return blocks;
+  const size_t used = used_;
+  remote.DrainAll(words(), [this](size_t index, uint64_t word) { PutDrained(index, word); });
+  return used - used_;
 }
 
 void Slab::Reset() {

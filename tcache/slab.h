@@ -321,6 +321,7 @@ class alignas(64) Slab {
   size_t TakeFresh(size_t wanted, BlockList* list);
   void Reset();
   void SetFullness();
+  void PutDrained(size_t index, uint64_t word);
 };
 
 static_assert(sizeof(Slab) == 128, "the owner's line and the others' line");

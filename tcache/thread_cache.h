@@ -174,9 +174,9 @@ class alignas(64) ThreadCache {
                             kMinAlignmentBytes];
   }
 
-  // Below kOwnerUnit if the thread owns the slabs with this tag, and their class is
-  // fast: MagazineOf() is then their magazine. Also where the address that has the
-  // tag is no block: the following say so.
+  // Below kOwnerUnit if the thread owns the slabs with this tag: MagazineOf() is then
+  // their magazine. Also where the address that has the tag is no block: the following
+  // say so.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static Tag OffsetOf(Tag tag) {
     return tag - thread_state.tag;
   }
@@ -518,7 +518,7 @@ class alignas(64) ThreadCache {
 
   // Of each class depot_count full magazines of DepotBlocks() blocks, the oldest
   // first. They lie behind the cache and get no value before they are used: most
-  // of this is never touched, and the cache has a fifth of its size.
+  // of this is never touched, and the cache itself has a quarter of its size.
   using Depot = FreeBlock* [kDepotMagazines];
   Depot& DepotOf(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
     return reinterpret_cast<Depot*>(this + 1)[size_class];
