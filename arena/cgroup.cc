@@ -25,6 +25,12 @@ std::string_view TakeUntil(std::string_view& rest, char separator) {
   return taken;
 }
 
+// Not on the stack, which may be that of a coroutine and have some KiB.
+struct {
+  char text[4096] = {};
+  PathBuffer path;
+} constinit scratch;
+
 struct Limits {
   bool found = false;  // Some file was there, whatever it said.
   size_t bytes = 0;
@@ -48,7 +54,8 @@ template <size_t kFiles>
 Limits LimitsUpward(const char* root, const char* mount, std::string_view path,
                     const char* const (&files)[kFiles]) {
   Limits limits;
-  PathBuffer group;
+  PathBuffer& group = scratch.path;
+  group.CutTo(0);
   group.Append(root).Append(mount);
   const size_t top_bytes = group.bytes();
   group.Append(path.data(), path.size());
@@ -88,12 +95,11 @@ std::string_view FindCgroupPath(std::string_view text,
 }
 
 size_t CgroupMemoryLimit(const char* root) {
-  char groups[4096];
-  PathBuffer path;
-  const size_t bytes =
-      ReadSystemFile(path.Append(root).Append("/proc/self/cgroup").text(),
-                     groups, sizeof(groups));
-  const std::string_view text(groups, bytes);
+  scratch.path.CutTo(0);
+  const size_t bytes = ReadSystemFile(
+      scratch.path.Append(root).Append("/proc/self/cgroup").text(),
+      scratch.text, sizeof(scratch.text));
+  const std::string_view text(scratch.text, bytes);
   static constexpr const char* kSecondVersion[] = {"/memory.high",
                                                    "/memory.max"};
   static constexpr const char* kFirstVersion[] = {"/memory.limit_in_bytes"};

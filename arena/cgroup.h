@@ -3,8 +3,8 @@
 // Containers are control groups: what the machine has is not what the process
 // may take, and whoever takes more is killed.
 //
-// Thread-safety: any thread, with any lock held. Allocates nothing and leaves
-//   errno alone.
+// Thread-safety: any thread, with any lock held; CgroupMemoryLimit() one at a time.
+//   Allocates nothing and leaves errno alone.
 // Source: the kernel's admin-guide/cgroup-v2 and admin-guide/cgroup-v1/memory.
 #ifndef QUARRY_ARENA_CGROUP_H_
 #define QUARRY_ARENA_CGROUP_H_

@@ -1,21 +1,16 @@
 #include "arena/process_arenas.h"
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
-#include <cstdint>
 #include <new>
 
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/base/thread_annotations.h"
-#include "arena/errno_saver.h"
 #include "arena/maintenance_signal.h"
 #include "arena/numa.h"
+#include "arena/processors.h"
 #include "arena/settings.h"
 
 namespace quarry {
@@ -54,34 +49,6 @@ constinit std::atomic<size_t> arena_count{0};
 // How many have joined each arena and not left it.
 constinit std::array<size_t, kMaxArenas> threads ABSL_GUARDED_BY(arenas_lock){};
 constinit size_t all_threads ABSL_GUARDED_BY(arenas_lock) = 0;
-
-// How many processors the calling thread may use. By the system's own call, for libc's
-// functions for it lie on pages that few programs touch.
-size_t CountProcessors() {
-  ErrnoSaver saver;
-  uint64_t words[1024 / 64];
-  // Fails where there are more processors than that has bits for.
-  const long bytes = syscall(SYS_sched_getaffinity, 0, sizeof(words), words);
-  if (bytes < 0) return kMaxArenas;
-  size_t count = 0;
-  for (size_t i = 0; i < static_cast<size_t>(bytes) / sizeof(words[0]); ++i) {
-    count += static_cast<size_t>(std::popcount(words[i]));
-  }
-  return count;
-}
-
-// How many the process may use: the first thread that joins an arena asks, before the
-// program has given each of its threads one.
-size_t Processors() {
-  // Relaxed: two first calls at once count twice, and any of the two answers will do.
-  static constinit std::atomic<size_t> known{0};
-  size_t count = known.load(std::memory_order_relaxed);
-  if (count == 0) {
-    count = CountProcessors();
-    known.store(count, std::memory_order_relaxed);
-  }
-  return count;
-}
 
 // The first of those with the fewest threads, among arenas node, node + nodes,
 // node + 2 * nodes, ... below ArenaCount(); where the node has none, among all.
@@ -131,7 +98,7 @@ bool IsNear(const Arena& arena) {
 Arena& JoinArena() {
   const size_t node = numa.CurrentNode();
   LockHolder hold(arenas_lock);
-  Processors();  // In time; see there.
+  RememberProcessors();
   size_t chosen = 0;
   // Whatever else there is to choose from, which takes some system calls to know.
   if (node != 0 || threads[0] != 0) chosen = LeastJoined(node);

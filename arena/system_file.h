@@ -15,7 +15,7 @@ size_t ReadSystemFile(const char* path, char* text, size_t capacity_bytes);
 
 // A path made of parts, without allocating.
 //
-// Thread-safety: one thread; lives on its stack.
+// Thread-safety: one thread.
 // Errors: a path that is too long is cut off, and then names no file.
 class PathBuffer {
  public:

@@ -20,6 +20,7 @@
 #include "arena/limits.h"
 #include "arena/lock.h"
 #include "arena/process_arenas.h"
+#include "arena/processors.h"
 #include "arena/report.h"
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
@@ -78,8 +79,10 @@ bool Sleep(uint64_t most_ms, MaintenancePace* pace) {
 
 void* Maintain(void*) {
   prctl(PR_SET_NAME, "quarry");
-  // A thread that must not be interrupted may have started this one, which
-  // must not compete with it.
+  // A thread that must not be interrupted may have started this one, which must not
+  // compete with it; nor be bound to its processor, and wait there with a lock that others
+  // wait for.
+  RunOnAllProcessors();
   // By the system's own call: libc's lies on pages that few programs touch.
   const sched_param no_priority = {};
   (void)syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &no_priority);
