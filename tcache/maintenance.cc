@@ -9,7 +9,6 @@
 #include <sys/prctl.h>
 #include <sys/single_threaded.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,6 +23,7 @@
 #include "arena/report.h"
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
+#include "tcache/maintenance_thread.h"
 #include "tcache/orphans.h"
 #include "tcache/process_fence.h"
 #include "tcache/thread_cache.h"
@@ -33,10 +33,11 @@ namespace {
 
 constexpr uint32_t kShortestPauseMs = 10;
 
-// After so long without work the thread ends, and is started anew when there is
-// some. A process whose main thread has called pthread_exit() ends with its last
-// thread, which must not be this one for longer.
-constexpr uint64_t kIdleMs = 5000;
+// After so long without work the thread ends, and is started anew when there is some,
+// which takes some 50 us. A process whose main thread has called pthread_exit() ends with
+// its last thread, which must not be this one for longer; and what a thread is started with
+// (capabilities, filters of system calls) is what its starter has then.
+constexpr uint64_t kIdleMs = 500;
 
 // Far below the 49 days after which the clock begins anew.
 constexpr size_t kMostDecayMs = size_t{24} * 60 * 60 * 1000;
@@ -56,13 +57,8 @@ uint32_t PauseMs() {
                           : std::max(DecayMs() / 4, kShortestPauseMs);
 }
 
-void Pause(uint32_t pause_ms) {
-  const timespec pause = {pause_ms / 1000, pause_ms % 1000 * 1000000L};
-  nanosleep(&pause, nullptr);
-}
-
-// Returns when there is work, or `most_ms` have passed; false when there was
-// nothing to do for so long that the thread is to end.
+// Returns when there is work, or `most_ms` have passed, or the thread is held; false when
+// there was nothing to do for so long that it is to end.
 bool Sleep(uint64_t most_ms, MaintenancePace* pace) {
   maintenance_signal.FallAsleep();
   if (most_ms == MaintenancePace::kUntilWork) {
@@ -78,6 +74,7 @@ bool Sleep(uint64_t most_ms, MaintenancePace* pace) {
 }
 
 void* Maintain(void*) {
+  maintenance_thread.NoteBegun();
   prctl(PR_SET_NAME, "quarry");
   // A thread that must not be interrupted may have started this one, which must not
   // compete with it; nor be bound to its processor, and wait there with a lock that others
@@ -91,7 +88,11 @@ void* Maintain(void*) {
     // First: what was just freed is too young, and a program that takes it and
     // frees it again in a loop would wake the thread as often.
     const uint32_t pause_ms = PauseMs();
-    Pause(pause_ms);
+    maintenance_thread.Pause(pause_ms);
+    if (maintenance_thread.IsToEnd()) {
+      maintenance_signal.StayWanted();
+      return nullptr;
+    }
     uint64_t most_ms;
     if (pace.SleepsAfter(MaintenanceTick(NowMs()), pause_ms, &most_ms)) {
       if (!Sleep(most_ms, &pace)) return nullptr;
@@ -281,11 +282,24 @@ void MaintainOnSlowPath(const void* caller) {
     maintenance_signal.TurnOn();
   }
   if (!settings.maintenance.load(std::memory_order_relaxed)) {
-    maintenance_signal.TurnOff();
-  } else if (can_start() && maintenance_signal.TryStart() && !StartThread()) {
+    return maintenance_signal.TurnOff();
+  }
+  if (maintenance_thread.IsHeld() || !can_start() || !maintenance_signal.TryStart()) {
+    return;
+  }
+  if (!maintenance_thread.TryBegin()) return maintenance_signal.StayWanted();
+  if (!StartThread()) {
+    maintenance_thread.NoteFailure();
     start_retry.NoteFailure(NowMs());
     maintenance_signal.TurnOff();
   }
+}
+
+WithoutMaintenance::WithoutMaintenance() { maintenance_thread.Hold(); }
+
+WithoutMaintenance::~WithoutMaintenance() {
+  maintenance_thread.Release();
+  StartMaintenanceIfWanted();
 }
 
 }  // namespace quarry

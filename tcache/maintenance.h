@@ -12,7 +12,7 @@
 //                 ^                                        |
 //                 +------------- NoteWork -----------------+
 //
-// Asleep for some seconds, it ends, and is started anew when there is work: a
+// Asleep for half a second, it ends, and is started anew when there is work: a
 // process whose main thread has left by pthread_exit() ends with its last
 // thread.
 //
@@ -114,6 +114,17 @@ bool MayBeLoader(const void* caller);
 // Starts the thread, or makes a step of a tick where there is none. `caller` is the code
 // that called libc's free(), and null on the way of any other call.
 void MaintainOnSlowPath(const void* caller);
+
+// While one of these lives, there is no maintenance thread.
+//
+// Thread-safety: any thread that holds no lock. Cost: if there is one, some milliseconds.
+class WithoutMaintenance {
+ public:
+  WithoutMaintenance();
+  ~WithoutMaintenance();
+  WithoutMaintenance(const WithoutMaintenance&) = delete;
+  WithoutMaintenance& operator=(const WithoutMaintenance&) = delete;
+};
 
 // To be called at the end of a slow path, without a lock.
 inline void StartMaintenanceIfWanted(const void* caller = nullptr) {
