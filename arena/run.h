@@ -91,6 +91,9 @@ struct alignas(64) Run {
   inline Arena* arena() const;  // Defined in segment.h.
 };
 
+// Whether there is a run, and it is free.
+inline bool IsFree(const Run* run) { return run != nullptr && run->IsFree(); }
+
 static_assert(sizeof(Run) == 128, "a run's record is two cache lines");
 static_assert(offsetof(Run, dirty_pages) == 64,
               "what every request reads is in the first line");
