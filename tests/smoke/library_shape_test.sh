@@ -46,6 +46,9 @@ if [[ -n $is_optimised ]]; then
   mapfile -t code < <(awk '$1 == "LOAD" && /R E/ { print $6 }' <<<"$segments")
   ((${#code[@]} == 2)) || fail "${#code[@]} segments of code, and not two"
   ((code[0] <= 65536)) || fail "$((code[0])) bytes of code for all"
+  # Seldom executed code ends where code for several threads begins, at a multiple of 64
+  # KiB: behind a multiple that it has outgrown lies nothing, which is mapped all the same.
+  ((code[1] <= 98304)) || fail "$((code[1])) bytes of code for few"
   for program in cat "grep ^" "awk {print}"; do
     smaps=$(env -u QUARRY_OPTIONS LD_PRELOAD="$PWD/$library" $program \
       /proc/self/smaps) || fail "$program does not run"
