@@ -295,9 +295,13 @@ void MaintainOnSlowPath(const void* caller) {
   }
 }
 
-WithoutMaintenance::WithoutMaintenance() { maintenance_thread.Hold(); }
+// In fork() the thread may wait for a lock of the caller's.
+WithoutMaintenance::WithoutMaintenance() : is_held_(!has_every_lock) {
+  if (is_held_) maintenance_thread.Hold();
+}
 
 WithoutMaintenance::~WithoutMaintenance() {
+  if (!is_held_) return;
   maintenance_thread.Release();
   StartMaintenanceIfWanted();
 }

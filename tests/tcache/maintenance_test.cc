@@ -24,6 +24,7 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/cache_registry.h"
+#include "tcache/maintenance_thread.h"
 #include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
 
@@ -538,6 +539,20 @@ TEST(Maintenance, ThereIsNoThreadWhileItIsHeld) {
               }),
               0);
   }
+}
+
+TEST(Maintenance, AForkHandlerDoesNotWaitForIt) {
+  EXPECT_EQ(InChild([] {
+              has_every_lock = true;
+              {
+                const WithoutMaintenance alone;
+                QUARRY_CHECK(!maintenance_thread.IsHeld());
+              }
+              has_every_lock = false;
+              const WithoutMaintenance alone;
+              QUARRY_CHECK(maintenance_thread.IsHeld());
+            }),
+            0);
 }
 
 TEST(Maintenance, ManyThreadsHoldItAndStartIt) {
