@@ -29,10 +29,6 @@ void MaintenanceSignal::NoteWorkSlow(uint32_t state) {
   }
 }
 
-void MaintenanceSignal::Wake() {
-  if (Change(kAsleep, kAwake)) FutexWakeOne(state_);
-}
-
 void MaintenanceSignal::ResetAfterFork() {
   switch (state()) {
     case kNoThread:

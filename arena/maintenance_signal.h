@@ -7,10 +7,9 @@
 //                              ^              |              |
 //                              +----TurnOn----+              |
 //                                                            |
-//                      kNoThread <--no work for some seconds-+
+//                      kNoThread <-no work for half a second-+
 //
-// Who has it awake by TryStart() and cannot start it calls TurnOff(), too; if it is not to
-// be just now, StayWanted() (tcache/maintenance_thread.h).
+// Who has it awake by TryStart() and cannot start it calls TurnOff(), too.
 //
 // A room that made memory dirty, or took frees for a thread that may be idle,
 // calls NoteWork(). That is one load while the thread is awake. A process that
@@ -106,9 +105,6 @@ class MaintenanceSignal {
   // After TurnOff(), to try again. Without effect if it is on.
   void TurnOn() { (void)Change(kOff, kWanted); }
 
-  // Ends its sleep, if it is asleep.
-  void Wake();
-
   // In the child of a fork, which has one thread: if the thread had work, its
   // place is to be taken.
   void ResetAfterFork();
@@ -117,8 +113,6 @@ class MaintenanceSignal {
 
   void FallAsleep() { state_.store(kAsleep, std::memory_order_seq_cst); }
   void StayAwake() { (void)Change(kAsleep, kAwake); }
-  // It ends, or does not begin after TryStart(), and there may be work.
-  void StayWanted() { (void)Change(kAwake, kWanted); }
 
   // Waits until there is work, at most `most_ms` milliseconds. From then on the
   // thread is awake. Returns whether there is work.

@@ -102,9 +102,13 @@ char* MapAligned(size_t bytes, size_t alignment, size_t room_bytes) {
   char* const start = MapAnywhere(bytes + slack);
   if (start == nullptr) return nullptr;
   const size_t before = -reinterpret_cast<uintptr_t>(start) & (alignment - 1);
-  // What is behind is a hole where the kernel has joined it with the mapping above.
-  if (!TryUnmapRange(start + before + bytes, slack - before) &&
-      TryUnmapRange(start, bytes + slack)) {
+  // What is behind is a hole where the kernel has joined it with the mapping above. If it
+  // is that large, not all of it is to be lost: the caller can do without room.
+  char* const behind = start + before + bytes;
+  if (room_bytes == 0) {
+    UnmapRange(behind, slack - before);
+  } else if (!TryUnmapRange(behind, slack - before) &&
+             TryUnmapRange(start, bytes + slack)) {
     return nullptr;
   }
   UnmapRange(start, before);

@@ -1,11 +1,13 @@
 #include "arena/processors.h"
 
 #include <sys/syscall.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <bit>
 #include <cstdint>
+#include <iterator>
 
 #include "arena/errno_saver.h"
 
@@ -17,14 +19,21 @@ constexpr size_t kMostProcessors = 1024;
 struct ProcessorSet {
   uint64_t words[kMostProcessors / 64] = {};
   size_t bytes = 0;
+
+  size_t Count() const {
+    size_t count = 0;
+    for (const uint64_t word : words) count += static_cast<size_t>(std::popcount(word));
+    return count;
+  }
+  bool operator==(const ProcessorSet&) const = default;
 };
 
-// By the system's own call, here and below: libc's functions for it lie on pages that few
-// programs touch.
-ProcessorSet ProcessorsOfThread() {
+// Of the thread of this id; 0 is the calling one. By the system's own call, here and below:
+// libc's functions for it lie on pages that few programs touch.
+ProcessorSet ProcessorsOf(pid_t thread) {
   ProcessorSet set;
   const long bytes =
-      syscall(SYS_sched_getaffinity, 0, sizeof(set.words), set.words);
+      syscall(SYS_sched_getaffinity, thread, sizeof(set.words), set.words);
   if (bytes > 0) set.bytes = static_cast<size_t>(bytes);
   return set;
 }
@@ -37,19 +46,28 @@ struct {
   std::atomic<size_t> count;  // 0 as long as nobody asked.
 } constinit known = {};
 
+ProcessorSet Known() {
+  ProcessorSet set;
+  if (known.count.load(std::memory_order_acquire) == 0) return set;
+  for (size_t i = 0; i < std::size(set.words); ++i) {
+    set.words[i] = known.words[i].load(std::memory_order_relaxed);
+  }
+  set.bytes = known.bytes.load(std::memory_order_relaxed);
+  return set;
+}
+
 }  // namespace
 
 void RememberProcessors() {
   if (known.count.load(std::memory_order_relaxed) != 0) return;
   ErrnoSaver saver;
-  const ProcessorSet set = ProcessorsOfThread();
-  size_t count = 0;
-  for (size_t i = 0; i < set.bytes / sizeof(set.words[0]); ++i) {
+  const ProcessorSet set = ProcessorsOf(0);
+  for (size_t i = 0; i < std::size(set.words); ++i) {
     known.words[i].store(set.words[i], std::memory_order_relaxed);
-    count += static_cast<size_t>(std::popcount(set.words[i]));
   }
   known.bytes.store(set.bytes, std::memory_order_relaxed);
-  // Release pairs with the acquire in RunOnAllProcessors().
+  const size_t count = set.Count();
+  // Release pairs with the acquire in Known().
   known.count.store(count != 0 ? count : SIZE_MAX, std::memory_order_release);
 }
 
@@ -59,15 +77,12 @@ size_t Processors() {
 }
 
 void RunOnAllProcessors() {
-  if (known.count.load(std::memory_order_acquire) == 0) return;
-  const size_t bytes = known.bytes.load(std::memory_order_relaxed);
-  if (bytes == 0) return;
   ErrnoSaver saver;
-  ProcessorSet set;
-  for (size_t i = 0; i < bytes / sizeof(set.words[0]); ++i) {
-    set.words[i] = known.words[i].load(std::memory_order_relaxed);
-  }
-  (void)syscall(SYS_sched_setaffinity, 0, bytes, set.words);
+  ProcessorSet wanted = ProcessorsOf(getpid());
+  if (wanted.Count() <= 1) wanted = Known();
+  // Not if it may as it is: a filter of system calls may kill for it.
+  if (wanted.bytes == 0 || wanted == ProcessorsOf(0)) return;
+  (void)syscall(SYS_sched_setaffinity, 0, wanted.bytes, wanted.words);
 }
 
 }  // namespace quarry

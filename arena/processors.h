@@ -4,7 +4,7 @@
 // counts is what the process had when its first thread joined an arena (RememberProcessors()).
 //
 // Thread-safety: any thread. errno is preserved.
-// Cost: RememberProcessors() and RunOnAllProcessors() one system call each.
+// Cost: RememberProcessors() one system call, RunOnAllProcessors() two or three.
 #ifndef QUARRY_ARENA_PROCESSORS_H_
 #define QUARRY_ARENA_PROCESSORS_H_
 
@@ -19,8 +19,10 @@ void RememberProcessors();
 // has.
 size_t Processors();
 
-// Lets the calling thread run on all of them that the system still allows. Without effect
-// where it did not say which they are.
+// Lets the calling thread run where the main thread may, which follows what an
+// administrator or the program says of the whole process; where that is bound to one
+// processor, on all that there are. Without effect where the system does not say which these
+// are.
 void RunOnAllProcessors();
 
 }  // namespace quarry

@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/single_threaded.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,7 +24,6 @@
 #include "arena/report.h"
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
-#include "tcache/maintenance_thread.h"
 #include "tcache/orphans.h"
 #include "tcache/process_fence.h"
 #include "tcache/thread_cache.h"
@@ -57,8 +57,13 @@ uint32_t PauseMs() {
                           : std::max(DecayMs() / 4, kShortestPauseMs);
 }
 
-// Returns when there is work, or `most_ms` have passed, or the thread is held; false when
-// there was nothing to do for so long that it is to end.
+void Pause(uint32_t pause_ms) {
+  const timespec pause = {pause_ms / 1000, pause_ms % 1000 * 1000000L};
+  nanosleep(&pause, nullptr);
+}
+
+// Returns when there is work, or `most_ms` have passed; false when there was
+// nothing to do for so long that the thread is to end.
 bool Sleep(uint64_t most_ms, MaintenancePace* pace) {
   maintenance_signal.FallAsleep();
   if (most_ms == MaintenancePace::kUntilWork) {
@@ -74,7 +79,6 @@ bool Sleep(uint64_t most_ms, MaintenancePace* pace) {
 }
 
 void* Maintain(void*) {
-  maintenance_thread.NoteBegun();
   prctl(PR_SET_NAME, "quarry");
   // A thread that must not be interrupted may have started this one, which must not
   // compete with it; nor be bound to its processor, and wait there with a lock that others
@@ -88,11 +92,7 @@ void* Maintain(void*) {
     // First: what was just freed is too young, and a program that takes it and
     // frees it again in a loop would wake the thread as often.
     const uint32_t pause_ms = PauseMs();
-    maintenance_thread.Pause(pause_ms);
-    if (maintenance_thread.IsToEnd()) {
-      maintenance_signal.StayWanted();
-      return nullptr;
-    }
+    Pause(pause_ms);
     uint64_t most_ms;
     if (pace.SleepsAfter(MaintenanceTick(NowMs()), pause_ms, &most_ms)) {
       if (!Sleep(most_ms, &pace)) return nullptr;
@@ -282,28 +282,11 @@ void MaintainOnSlowPath(const void* caller) {
     maintenance_signal.TurnOn();
   }
   if (!settings.maintenance.load(std::memory_order_relaxed)) {
-    return maintenance_signal.TurnOff();
-  }
-  if (maintenance_thread.IsHeld() || !can_start() || !maintenance_signal.TryStart()) {
-    return;
-  }
-  if (!maintenance_thread.TryBegin()) return maintenance_signal.StayWanted();
-  if (!StartThread()) {
-    maintenance_thread.NoteFailure();
+    maintenance_signal.TurnOff();
+  } else if (can_start() && maintenance_signal.TryStart() && !StartThread()) {
     start_retry.NoteFailure(NowMs());
     maintenance_signal.TurnOff();
   }
-}
-
-// In fork() the thread may wait for a lock of the caller's.
-WithoutMaintenance::WithoutMaintenance() : is_held_(!has_every_lock) {
-  if (is_held_) maintenance_thread.Hold();
-}
-
-WithoutMaintenance::~WithoutMaintenance() {
-  if (!is_held_) return;
-  maintenance_thread.Release();
-  StartMaintenanceIfWanted();
 }
 
 }  // namespace quarry

@@ -115,21 +115,6 @@ bool MayBeLoader(const void* caller);
 // that called libc's free(), and null on the way of any other call.
 void MaintainOnSlowPath(const void* caller);
 
-// While one of these lives, there is no maintenance thread. Without effect in a handler of
-// fork(), where the caller has every lock.
-//
-// Thread-safety: any thread that holds no lock. Cost: if there is one, some milliseconds.
-class WithoutMaintenance {
- public:
-  WithoutMaintenance();
-  ~WithoutMaintenance();
-  WithoutMaintenance(const WithoutMaintenance&) = delete;
-  WithoutMaintenance& operator=(const WithoutMaintenance&) = delete;
-
- private:
-  const bool is_held_;
-};
-
 // To be called at the end of a slow path, without a lock.
 inline void StartMaintenanceIfWanted(const void* caller = nullptr) {
   if (ABSL_PREDICT_FALSE(maintenance_signal.IsWanted() ||

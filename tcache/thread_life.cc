@@ -10,7 +10,6 @@
 #include "arena/process_arenas.h"
 #include "arena/settings.h"
 #include "tcache/cache_registry.h"
-#include "tcache/maintenance_thread.h"
 #include "tcache/orphans.h"
 #include "tcache/process_fence.h"
 
@@ -86,7 +85,6 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   ArenasLock().ResetAfterFork();
   cache_registry.lock().ResetAfterFork();
   maintenance_signal.ResetAfterFork();
-  maintenance_thread.ResetAfterFork();
   cache_registry.UnparkAfterFork();
   // One thread is left, so the list of caches may be walked without its lock,
   // which Give() takes.

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdlib>
+#include <thread>
 
 #include "gtest/gtest.h"
 #include "tests/arena/in_child.h"
@@ -49,14 +50,27 @@ TEST(Processors, AreCountedWhenAskedFor) {
             0);
 }
 
-TEST(Processors, ABoundThreadMayRunOnAllOfThem) {
+TEST(Processors, ABoundThreadMayRunWhereTheMainThreadMay) {
+  EXPECT_EQ(InChild([] {
+              const cpu_set_t all = Allowed();
+              std::thread([&] {
+                BindToOne();
+                errno = 77;
+                RunOnAllProcessors();
+                if (errno != 77) abort();
+                const cpu_set_t now = Allowed();
+                if (!CPU_EQUAL(&now, &all)) abort();
+              }).join();
+            }),
+            0);
+}
+
+TEST(Processors, WhereTheMainThreadIsBoundToOneOnAllThatThereWere) {
   EXPECT_EQ(InChild([] {
               const cpu_set_t all = Allowed();
               RememberProcessors();
               BindToOne();
-              errno = 77;
               RunOnAllProcessors();
-              if (errno != 77) abort();
               const cpu_set_t now = Allowed();
               if (!CPU_EQUAL(&now, &all)) abort();
             }),

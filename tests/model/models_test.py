@@ -26,7 +26,6 @@ RUNS = [
     ("lock", ""),
     ("biased_lock", ""),
     ("maintenance", ""),
-    ("maintenance_thread", ""),
     *(("remote_free", sizes)
       for sizes in (LOCAL, BATCH, STACK, TIDY, ADOPT, ALL)),
 ]
@@ -46,9 +45,6 @@ MUTANTS = {
         "": "SLEEP_WITHOUT_LOOKING LOOK_BEFORE_ASLEEP LOOK_WITHOUT_FENCE "
             "NOTE_BEFORE_WORK NO_WAKE WAIT_WITHOUT_VALUE START_IN_TWO_STEPS "
             "FORK_FORGETS FORK_AT_ANY_MOMENT",
-    },
-    "maintenance_thread": {
-        "": "ASK_BEFORE_BEGIN LOOK_BEFORE_HOLD NO_WAIT_FOR_OLD HOLD_AS_FLAG",
     },
     "remote_free": {
         LOCAL: "WORDS_BEFORE_SUMMARY",

@@ -24,7 +24,6 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/cache_registry.h"
-#include "tcache/maintenance_thread.h"
 #include "tests/arena/in_child.h"
 #include "tests/tcache/blocks.h"
 
@@ -511,71 +510,6 @@ TEST(Maintenance, NotWhereTheOptionHasTurnedItOffMeanwhile) {
               }));
               QUARRY_CHECK(maintenance_signal.IsOff());
               QUARRY_CHECK(MaintenanceThreads().empty());
-            }),
-            0);
-}
-
-// --- Held. ---
-
-TEST(Maintenance, ThereIsNoThreadWhileItIsHeld) {
-  if (kUnderTsan) GTEST_SKIP() << "a child of several threads has no others";
-  for (const bool sleeps : {false, true}) {
-    EXPECT_EQ(InChild([=] {
-                settings.decay_ms = sleeps ? 20 : 60000;
-                StartThread();
-                if (!sleeps) MakeDirty(4 * kMiB);
-                QUARRY_CHECK(HasThread());
-                if (sleeps) QUARRY_CHECK(Soon([] { return IsInState(State::kAsleep); }));
-                {
-                  const WithoutMaintenance alone;
-                  QUARRY_CHECK(MaintenanceThreads().empty());
-                  maintenance_signal.NoteWork();
-                  StartMaintenanceIfWanted();
-                  usleep(1000);
-                  QUARRY_CHECK(MaintenanceThreads().empty());
-                  QUARRY_CHECK(maintenance_signal.IsWanted());
-                }
-                QUARRY_CHECK(HasThread());
-              }),
-              0);
-  }
-}
-
-TEST(Maintenance, AForkHandlerDoesNotWaitForIt) {
-  EXPECT_EQ(InChild([] {
-              has_every_lock = true;
-              {
-                const WithoutMaintenance alone;
-                QUARRY_CHECK(!maintenance_thread.IsHeld());
-              }
-              has_every_lock = false;
-              const WithoutMaintenance alone;
-              QUARRY_CHECK(maintenance_thread.IsHeld());
-            }),
-            0);
-}
-
-TEST(Maintenance, ManyThreadsHoldItAndStartIt) {
-  if (kUnderTsan) GTEST_SKIP() << "a child of several threads has no others";
-  EXPECT_EQ(InChild([] {
-              settings.decay_ms = 1;
-              std::vector<std::thread> threads;
-              for (int t = 0; t < 4; ++t) {
-                threads.emplace_back([] {
-                  for (int i = 0; i < 100; ++i) {
-                    MakeDirty(2 * kMiB);
-                    StartMaintenanceIfWanted();
-                    usleep(static_cast<useconds_t>(i % 5) * 1000);
-                    const WithoutMaintenance alone;
-                    QUARRY_CHECK(MaintenanceThreads().empty());
-                  }
-                });
-              }
-              for (std::thread& thread : threads) thread.join();
-              QUARRY_CHECK(Soon([] {
-                StartMaintenanceIfWanted();
-                return DirtyBytes() == 0;
-              }));
             }),
             0);
 }
