@@ -44,9 +44,9 @@ size_t ArenasMade();
 // Held while arenas are made; for fork.
 Lock& ArenasLock();
 
-// How many arenas threads are spread over: settings.arenas_max, or the number
-// of processors that this process may run on. Fixed at the first call, which is
-// not made for the first thread.
+// How many arenas threads are spread over: settings.arenas_max, or Processors()
+// (processors.h), and kMaxArenas at most. Fixed at the first call, which is not made for
+// the first thread.
 size_t ArenaCount();
 
 // Whether the arena is one for threads of the node that the calling thread runs

@@ -49,6 +49,8 @@ ThreadCache* TakeCacheOver(ThreadCache* cache);
 // The cache of threads that have none; its lock is held for each use. nullptr
 // when there is no memory for it.
 ThreadCache* StrayCache();
+// Whether `cache` is that one. Never makes it; relaxed, so who asks while another thread makes
+// it may hear no.
 bool IsStrayCache(const ThreadCache* cache);
 
 // Gives the calling thread's cache up, as its exit does. For tests.
