@@ -30,17 +30,15 @@ CONFIGURATIONS = {
     "dbg": ["--config=dbg"],
     "asan": ["--config=asan"],
     "tsan": ["--config=tsan"],
-    "ubsan": ["--config=ubsan"],
     "clang-default": ["--config=clang-default"],
     "clang-dbg": ["--config=clang-dbg"],
     "clang-asan": ["--config=clang-asan"],
     "clang-tsan": ["--config=clang-tsan"],
-    "clang-ubsan": ["--config=clang-ubsan"],
 }
 
 # Without --all: each sanitizer once, and the compiler that checks locks once.
 # The rest finds the same faults with another compiler, and takes as long again.
-USUAL = ["default", "dbg", "asan", "tsan", "ubsan", "clang-default"]
+USUAL = ["default", "dbg", "asan", "tsan", "clang-default"]
 
 Counts = collections.namedtuple("Counts", "passed failed skipped")
 

@@ -9,6 +9,9 @@
 #include <algorithm>
 
 #include "alloc/heap.h"
+#include "arena/filling.h"
+#include "arena/process_arenas.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 
 namespace quarry {
@@ -32,6 +35,12 @@ constexpr size_t Steps(size_t steps) {
 
 inline constexpr size_t kKiB = size_t{1} << 10;
 inline constexpr size_t kMiB = size_t{1} << 20;
+
+// A number that the compiler cannot know.
+inline size_t Opaque(size_t number) {
+  asm("" : "+r"(number));
+  return number;
+}
 
 // malloc() as its callers have it: the fast path, and the slow one behind it.
 inline char* Allocate(size_t bytes) {
@@ -96,6 +105,14 @@ class Content {
     return true;
   }
 };
+
+// Nothing is expected after this, whatever went before.
+inline void ForgetWhatWasFilled() {
+  settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
+  ReleaseMemory(0);
+  while (filling_history.Expect(FillingHistory::kLeastBytes) == Filling::kFromLowEnd) {
+  }
+}
 
 // The identities of statistics.h. Only while no other thread runs.
 inline void ExpectBalanced(const HeapStatistics& s) {
