@@ -8,6 +8,10 @@
 // Above 16 KiB a page run serves what must be zero, since its pages may be so, and a block
 // of more than 8 KiB that realloc() makes larger, since it may grow on without a copy.
 //
+// Reallocate() and TryExpand() are in reallocate.cc, what gives back is in upkeep.cc, what
+// asks about all in heap_statistics.cc, and what all of these share in rooms.h,
+// large_blocks.h and upkeep.h.
+//
 // These functions know neither errno nor the new_handler: they return nullptr
 // when there is no memory, with the heap as it was, and leave the rest to their
 // callers (calls.h, operator_new.cc).

@@ -38,6 +38,9 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
     return {};
   }
   if (ServedByArena(std::max(bytes, alignment))) {
+    if (Huge* const kept = huge_blocks.TakeKept(bytes, alignment)) {
+      return {kept->start, kept->zeroed};
+    }
     Run* run;
     if (ABSL_PREDICT_TRUE(alignment <= PageBytes() && bytes > kSlabsOnlyMaxBytes)) {
       if (thread_state.cache->CachedRunBytes() != 0) {

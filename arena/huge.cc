@@ -56,7 +56,7 @@ Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment, Filling filling) {
   if (bytes > PTRDIFF_MAX) return nullptr;
   bytes = RoundUp(bytes, PageBytes());
   alignment = std::max(alignment, kGranuleBytes);
-  if (Huge* const cached = TakeCached(bytes, alignment)) {
+  if (Huge* const cached = TakeCached(bytes, alignment, /*with_pages=*/false)) {
     // What is resident stays as it is.
     if (!cached->zeroed) return cached;
     AdvisePages(cached, filling);
@@ -69,22 +69,32 @@ Huge* HugeBlocks::Allocate(size_t bytes, size_t alignment, Filling filling) {
   return MapFresh(bytes, alignment, filling);
 }
 
-Huge* HugeBlocks::TakeCached(size_t bytes, size_t alignment) {
+Huge* HugeBlocks::TakeCached(size_t bytes, size_t alignment, bool with_pages) {
   LockHolder hold(lock_);
   Huge* best = nullptr;
   for (Huge* huge = cached_.newest; huge != nullptr; huge = huge->next) {
     if (huge->bytes < bytes || huge->bytes - bytes > bytes / 8) continue;
-    if (!IsMultiple(huge->start, alignment)) continue;
+    if (!IsMultiple(huge->start, alignment) || (with_pages && huge->zeroed)) continue;
     if (best == nullptr || huge->bytes < best->bytes) best = huge;
   }
   if (best == nullptr) return nullptr;
-  cached_.Remove(best);
+  StopKeeping(best);
   best->alignment = alignment;
   best->has_stale_pages = !best->zeroed;
   best->in_use.store(true, std::memory_order_relaxed);
   live_.PushNewest(best);
   peak_live_bytes_ = std::max(peak_live_bytes_, live_.bytes);
   return best;
+}
+
+void HugeBlocks::Keep(Huge* huge) {
+  cached_.PushNewest(huge);
+  keeps_any_.store(true, std::memory_order_relaxed);
+}
+
+void HugeBlocks::StopKeeping(Huge* huge) {
+  cached_.Remove(huge);
+  keeps_any_.store(cached_.blocks != 0, std::memory_order_relaxed);
 }
 
 Huge* HugeBlocks::MoveIn(void* start, size_t old_bytes, size_t bytes,
@@ -178,7 +188,7 @@ void HugeBlocks::Deallocate(Huge* huge, Filling filling) {
   {
     LockHolder hold(lock_);
     huge->freed_ms = NowMs();  // Under the lock, so that the list is in order.
-    cached_.PushNewest(huge);
+    Keep(huge);
   }
   maintenance_signal.NoteWork();
   SeeToCached();
@@ -232,7 +242,7 @@ size_t HugeBlocks::DiscardOldest(MayGo may_go) {
     LockHolder hold(lock_);
     oldest = cached_.oldest;
     if (oldest == nullptr || !may_go(oldest)) return 0;
-    cached_.Remove(oldest);
+    StopKeeping(oldest);
   }
   const size_t bytes = oldest->bytes;
   Discard(oldest);
@@ -341,6 +351,7 @@ void HugeBlocks::Verify() {
   LockHolder hold(lock_);
   live_.Verify(/*in_use=*/true);
   cached_.Verify(/*in_use=*/false);
+  QUARRY_CHECK(keeps_any_.load(std::memory_order_relaxed) == (cached_.blocks != 0));
   QUARRY_CHECK(peak_live_bytes_ >= live_.bytes);
   for (const Huge* huge = cached_.newest;
        huge != nullptr && huge->next != nullptr; huge = huge->next) {

@@ -1,6 +1,7 @@
 #ifndef QUARRY_ARENA_HUGE_H_
 #define QUARRY_ARENA_HUGE_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include "arena/filling.h"
 #include "arena/lock.h"
 #include "arena/metadata.h"
+#include "arena/page_map.h"
 #include "arena/page_source.h"
 
 namespace quarry {
@@ -50,7 +52,8 @@ struct Huge {
 //
 // While settings.mmap_threshold_adapts, a block whose size a program has shown
 // to free again raises settings.mmap_threshold_bytes over that size. The arenas
-// serve the next ones, so this one is not kept.
+// serve the next ones, so this one is not kept. Others of the size may be in use still:
+// these are kept when they are freed, and come before new pages of an arena (TakeKept()).
 //
 // The page map names a block at its first granule only, so an entry costs the
 // same for 1 MiB and for 1 TiB. It stays while the mapping is kept for reuse;
@@ -83,6 +86,9 @@ class HugeBlocks {
   // want zeros of which it touches as few.
   static constexpr size_t kLargestUnfilledBytes = 32 << 20;
 
+  // The pages of smaller ones are faulted sooner than one is looked for by all threads.
+  static constexpr size_t kLeastTakenBytes = 1 << 20;
+
   // The threshold follows blocks up to this size.
   static constexpr size_t kLargestAdaptedBytes = 32 << 20;
 
@@ -96,6 +102,17 @@ class HugeBlocks {
   [[nodiscard]] Huge* Allocate(size_t bytes, size_t alignment,
                                Filling filling = Filling::kUnknown)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
+
+  // A block that is kept with its pages and that Allocate() would return for this, for a
+  // request that would else get a page run. nullptr if there is none. Takes no lock while
+  // nothing is kept.
+  [[nodiscard]] Huge* TakeKept(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_) {
+    if (bytes < kLeastTakenBytes || !keeps_any_.load(std::memory_order_relaxed)) {
+      return nullptr;
+    }
+    return TakeCached(RoundUp(bytes, PageBytes()), std::max(alignment, kGranuleBytes),
+                      /*with_pages=*/true);
+  }
 
   // A block of `bytes` bytes, the first of which are the pages of [start, start +
   // old_bytes), moved and not copied: that range stays mapped and reads as zero.
@@ -163,7 +180,10 @@ class HugeBlocks {
   bool HasTooManyCached() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Unmaps what is kept above the bounds.
   void SeeToCached() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
-  Huge* TakeCached(size_t bytes, size_t alignment) ABSL_LOCKS_EXCLUDED(lock_);
+  Huge* TakeCached(size_t bytes, size_t alignment, bool with_pages)
+      ABSL_LOCKS_EXCLUDED(lock_);
+  void Keep(Huge* huge) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void StopKeeping(Huge* huge) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // With the pages of [old_start, old_start + old_bytes), if there are any.
   Huge* MapFresh(size_t bytes, size_t alignment, Filling filling,
                  void* old_start = nullptr, size_t old_bytes = 0,
@@ -192,6 +212,9 @@ class HugeBlocks {
   List live_ ABSL_GUARDED_BY(lock_);
   size_t peak_live_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   List cached_ ABSL_GUARDED_BY(lock_);
+  // Whether cached_ has blocks. Written under the lock; relaxed, since who sees an old value
+  // maps pages where it need not, or takes the lock in vain.
+  std::atomic<bool> keeps_any_{false};
 };
 
 }  // namespace quarry

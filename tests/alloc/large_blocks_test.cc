@@ -1,6 +1,7 @@
 #include "alloc/large_blocks.h"
 
 #include <cstring>
+#include <deque>
 #include <vector>
 
 #include "alloc/heap.h"
@@ -115,6 +116,37 @@ TEST(LargeBlocks, ACallocThatIsNotFilledIsNotClearedAgain) {
     EXPECT_EQ(HugeBlocks::Of(block)->zeroed, i > 0);
     Deallocate(block);
   }
+  ForgetWhatWasFilled();
+}
+
+// The first that is freed raises the threshold over all of them.
+TEST(LargeBlocks, BlocksInTurnUseTheirPagesAgainWhenArenasHaveBegunToServeTheirSize) {
+  constexpr size_t kBytes = 12 * kMiB;
+  constexpr size_t kBlocks = 5;
+  ForgetWhatWasFilled();
+  const size_t mapped_bytes = OsPages().statistics().mapped_bytes;
+  std::deque<char*> ring;
+  for (size_t i = 0; i < 6 * kBlocks; ++i) {
+    char* const block = Allocate(kBytes);
+    ASSERT_NE(block, nullptr);
+    EXPECT_GE(UsableBytes(block), kBytes);
+    memset(block, 1, kBytes);
+    ring.push_back(block);
+    if (ring.size() < kBlocks) continue;
+    DeallocateSized(ring.front(), kBytes);
+    ring.pop_front();
+  }
+  EXPECT_GT(settings.mmap_threshold_bytes, kBytes);
+  // One more, which an arena has mapped in place of the first, by a segment that doubles.
+  EXPECT_LE(OsPages().statistics().mapped_bytes,
+            mapped_bytes + (kBlocks - 1) * kBytes + 2 * Arena::kLargestSegmentBytes);
+  size_t huge_blocks = 0;
+  for (char* block : ring) {
+    huge_blocks += HugeBlocks::Of(block) != nullptr;
+    Deallocate(block);
+  }
+  EXPECT_GE(huge_blocks, kBlocks - 2);
+  VerifyHeap();
   ForgetWhatWasFilled();
 }
 

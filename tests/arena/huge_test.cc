@@ -432,6 +432,44 @@ TEST_F(HugeBlocksTest, AFreedBlockRaisesTheThresholdAndIsNotKept) {
   EXPECT_EQ(blocks_.statistics().cached_bytes, 40 * kMiB);
 }
 
+// What was in use when the threshold rose over it.
+TEST_F(HugeBlocksTest, WhatIsKeptMayBeTakenByOthersWithItsPages) {
+  EXPECT_EQ(blocks_.TakeKept(5 * kMiB, 1), nullptr);
+  settings.mmap_threshold_adapts = true;
+  Huge* const first = blocks_.Allocate(5 * kMiB, 1);
+  Huge* const second = blocks_.Allocate(5 * kMiB, 1);
+  Huge* const small = blocks_.Allocate(kMiB - PageBytes(), 1);
+  memset(second->start, 7, 5 * kMiB);
+  blocks_.Deallocate(first);
+  EXPECT_EQ(blocks_.TakeKept(5 * kMiB, 1), nullptr) << "it raised the threshold";
+  blocks_.Deallocate(second);
+  blocks_.Deallocate(small);
+  EXPECT_EQ(blocks_.statistics().cached_blocks, 2u);
+  blocks_.Verify();
+
+  EXPECT_EQ(blocks_.TakeKept(4 * kMiB, 1), nullptr) << "a quarter larger";
+  EXPECT_EQ(blocks_.TakeKept(5 * kMiB + 1, 1), nullptr);
+  EXPECT_EQ(blocks_.TakeKept(5 * kMiB, size_t{1} << 40), nullptr);
+  EXPECT_EQ(blocks_.TakeKept(kMiB - PageBytes(), 1), nullptr) << "too small to look for";
+  source_.ForgetCalls();
+  Huge* const taken = blocks_.TakeKept(5 * kMiB - 1, 1);
+  ASSERT_EQ(taken, second);
+  EXPECT_FALSE(taken->zeroed);
+  EXPECT_EQ(taken->start[5 * kMiB - 1], 7);
+  EXPECT_EQ(HugeBlocks::Of(taken->start), taken);
+  EXPECT_TRUE(source_.calls().empty());
+  EXPECT_EQ(blocks_.TakeKept(5 * kMiB, 1), nullptr) << "it is in use";
+  blocks_.Verify();
+  blocks_.Deallocate(taken);
+}
+
+TEST_F(HugeBlocksTest, AddressesWithoutPagesAreNotTaken) {
+  constexpr size_t kBytes = HugeBlocks::kLargestDirtyBytes + kMiB;
+  blocks_.Deallocate(blocks_.Allocate(kBytes, 1));
+  ASSERT_EQ(blocks_.statistics().cached_blocks, 1u);
+  EXPECT_EQ(blocks_.TakeKept(kBytes, 1), nullptr);
+}
+
 TEST_F(HugeBlocksTest, AThresholdThatWasSetStays) {
   blocks_.Deallocate(blocks_.Allocate(20 * kMiB, 1));
   EXPECT_EQ(settings.mmap_threshold_bytes, 4 * kMiB);
