@@ -96,11 +96,25 @@ size_t Slab::TakeFresh(size_t wanted, BlockList* list) {
   size_t count = (to_page_end + block_bytes - 1) / block_bytes;
   if (count > left_blocks) count = left_blocks;
   if (count > wanted) count = wanted;
+  if (populated_pages_ != 1 && fresh_ == resident_ && run_->is_fresh) Populate(block);
   for (size_t i = 0; i < count; ++i, block += block_bytes) list->Append(block);
   fresh_ = static_cast<uint16_t>(fresh_ + count);
   if (fresh_ > resident_) resident_ = fresh_;
   used_ = static_cast<uint16_t>(used_ + count);
   return count;
+}
+
+// The pages from that of `block` on, if it is the first on its page, and that the first of
+// as many as belong together. Not of blocks of more than a page, which may stay half empty.
+void Slab::Populate(char* block) {
+  const size_t page_bytes = PageBytes();
+  const size_t offset = reinterpret_cast<uintptr_t>(block) & (page_bytes - 1);
+  const auto page = static_cast<size_t>(block - offset - start_) / page_bytes;
+  if (offset >= block_bytes_ || block_bytes_ > page_bytes || page % populated_pages_ != 0) {
+    return;
+  }
+  const size_t pages = std::min<size_t>(populated_pages_, kSlabBytes / page_bytes - page);
+  OsPages().Populate(block - offset, pages * page_bytes);
 }
 
 void Slab::PutWord(size_t index, uint64_t word, size_t count) {

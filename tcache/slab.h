@@ -101,7 +101,8 @@ class alignas(64) Slab {
   uint16_t resident_ = 0;  // No block from here on was ever given out, or
                            // since its pages were purged.
   Fullness fullness_ : 4 = kEmpty;
-  bool is_inherited_ : 4 = false;
+  bool is_inherited_ : 1 = false;
+  uint8_t populated_pages_ : 3 = 1;
 
   // For the maintenance thread: in which of its passes it last looked at the
   // slab, how many looks in a row found the same free blocks, or kPurged, and
@@ -209,6 +210,16 @@ class alignas(64) Slab {
   bool IsFree(size_t index) const {
     return ((local()[index / 64] >> (index % 64)) & 1) != 0;
   }
+
+  // From now on fresh pages are made resident so many at a time, when the first of them is
+  // given out: half the cost of as many faults where those are dear. A power of two; with 1,
+  // as at first, they become resident as they are touched.
+  void PopulateBy(size_t pages) {
+    populated_pages_ = static_cast<uint8_t>(pages);
+  }
+
+  // So many at most.
+  static constexpr size_t kMostPopulatedPages = 4;
 
   // Moves up to `wanted` free blocks, lowest address first, to `list`, and returns
   // how many. Fresh blocks are taken only when no other is free, and no further
@@ -319,6 +330,7 @@ class alignas(64) Slab {
   uint16_t HashOfFree() const;
   bool PurgeTail();
   size_t TakeFresh(size_t wanted, BlockList* list);
+  void Populate(char* block);
   void Reset();
   void SetFullness();
   void PutDrained(size_t index, uint64_t word);

@@ -1,6 +1,7 @@
 #include "tcache/thread_cache.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "arena/maintenance_signal.h"
@@ -347,10 +348,16 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   // for them.
   if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
   if (WantsBlocksBackFor(kSlabBytes)) GiveBlocksBack();
-  slab = Slab::Make(arena_, size_class, FillingOfNext(size_class));
+  const Filling filling = FillingOfNext(size_class);
+  slab = Slab::Make(arena_, size_class, filling);
   if (slab == nullptr) {
     return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);
   }
+  // What is resident too early is little beside what the class has.
+  constexpr uint32_t kMost = Slab::kMostPopulatedPages;
+  slab->PopulateBy(filling == Filling::kFromLowEnd
+                       ? kMost
+                       : std::bit_floor(FullSlabs(size_class, kMost) | 1));
   if (shelf.new_slabs_first > 0) --shelf.new_slabs_first;
   ++counters_.slabs_made;
   owned_slab_bytes_ += kSlabBytes;
@@ -359,18 +366,23 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   return slab;
 }
 
+uint32_t ThreadCache::FullSlabs(SizeClass size_class, uint32_t most) const {
+  uint32_t full = 0;
+  const Slab* slab = shelves_[size_class].slabs[Slab::kFull].first();
+  for (; slab != nullptr && full < most; slab = slab->next) ++full;
+  return full;
+}
+
 Filling ThreadCache::FillingOfNext(SizeClass size_class) const {
   // Of such a block the last pages stay untouched, as a rule.
   if (BlockBytes(size_class) > kSlabsOnlyMaxBytes) return Filling::kUnknown;
   const size_t enough_bytes =
       std::clamp(kSlabsOfEach * classes_with_slabs_ * kSlabBytes,
                  Arena::kGrownBytes, kManySlabBytes);
-  if (owned_slab_bytes_ >= enough_bytes) return Filling::kFromLowEnd;
-  const Slab* slab = shelves_[size_class].slabs[Slab::kFull].first();
-  for (uint32_t full = 0; slab != nullptr; slab = slab->next) {
-    if (++full == kManySlabs) return Filling::kFromLowEnd;
-  }
-  return Filling::kUnknown;
+  return owned_slab_bytes_ >= enough_bytes ||
+                 FullSlabs(size_class, kManySlabs) == kManySlabs
+             ? Filling::kFromLowEnd
+             : Filling::kUnknown;
 }
 
 Slab* ThreadCache::TakeInherited(SlabList* list) {

@@ -645,6 +645,9 @@ class alignas(64) ThreadCache {
   Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // One more slab, from the orphans or the arena.
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // How many of the class are full, up to `most`.
+  uint32_t FullSlabs(SizeClass size_class, uint32_t most) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Whether a class will likely fill the next slab, too, or what is left of it is
   // little beside what the thread has.
   Filling FillingOfNext(SizeClass size_class) const

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/arena/resident_pages.h"
 #include "tests/arena/test_seed.h"
 #include "tests/tcache/test_slab.h"
 
@@ -510,6 +511,48 @@ TEST(Slab, OfAGrownHeapLiesOnAHugePage) {
   slabs.clear();
   arena.Deallocate(large);
   arena.Purge(0);
+}
+
+TEST(Slab, MakesFreshPagesResidentSoManyAtATime) {
+  char* const page = static_cast<char*>(OsPages().Map(PageBytes(), PageBytes()));
+  OsPages().Populate(page, PageBytes());
+  const bool can_populate = ResidentPages(page, PageBytes()) == 1;
+  OsPages().Unmap(page, PageBytes());
+  if (!can_populate) GTEST_SKIP() << "the system cannot";
+
+  const size_t pages_of_slab = kSlabBytes / PageBytes();
+  for (const size_t pages : {size_t{1}, size_t{2}, Slab::kMostPopulatedPages}) {
+    for (const SizeClass c : {kFirstClass, ClassOf(1000), ClassOf(PageBytes())}) {
+      SCOPED_TRACE(testing::Message() << pages << " pages, class " << c);
+      ArenaAt(0).Purge(0);
+      TestSlab slab(c);
+      slab->PopulateBy(pages);
+      ASSERT_EQ(ResidentPages(slab->start(), kSlabBytes), 0u);
+      const size_t most = std::min(pages, pages_of_slab);
+      for (size_t page = 0; slab->free_blocks() > 0; ++page) {
+        // All that begin on one page.
+        slab.Take(TestSlab::kAll);
+        EXPECT_EQ(ResidentPages(slab->start(), kSlabBytes), page / most * most + most);
+      }
+
+      // Again after a purge.
+      for (size_t i = 0; i < slab->blocks(); ++i) ASSERT_TRUE(slab->PutBlock(i));
+      slab->PurgeFreePages();
+      ASSERT_EQ(ResidentPages(slab->start(), kSlabBytes), 0u);
+      slab.Take(TestSlab::kAll);
+      EXPECT_EQ(ResidentPages(slab->start(), kSlabBytes), most);
+    }
+  }
+}
+
+// Of which the program may touch less than it asked for.
+TEST(Slab, OfBlocksOfSeveralPagesMakesOneResidentForEach) {
+  if (2 * PageBytes() > kSmallMaxBytes) GTEST_SKIP() << "no block has several pages";
+  ArenaAt(0).Purge(0);
+  TestSlab slab(ClassOf(2 * PageBytes()));
+  slab->PopulateBy(Slab::kMostPopulatedPages);
+  slab.TakeAll();
+  EXPECT_EQ(ResidentPages(slab->start(), kSlabBytes), slab->blocks());
 }
 
 TEST(BlockList, KeepsTheOrder) {

@@ -416,6 +416,29 @@ TEST_F(ThreadCacheTest, RefillsFromTheFullestSlab) {
   }
 }
 
+// What a slab makes resident too early is little beside the others of its class.
+TEST_F(ThreadCacheTest, TheMoreFullSlabsAClassHasTheMorePagesComeAtOnce) {
+  char* const page = static_cast<char*>(OsPages().Map(PageBytes(), PageBytes()));
+  OsPages().Populate(page, PageBytes());
+  const bool can_populate = ResidentPages(page, PageBytes()) == 1;
+  OsPages().Unmap(page, PageBytes());
+  if (!can_populate) GTEST_SKIP() << "the system cannot";
+
+  OnAnotherThread([] {
+    Free(Allocate(kBytes));
+    ThreadCache::FlushThread();
+    ArenaAt(0).Purge(0);
+    std::vector<void*> blocks;
+    for (const size_t pages : {1, 1, 2, 2, 4, 4}) {
+      const uint64_t slabs = counters().slabs_made;
+      while (counters().slabs_made == slabs) blocks.push_back(Allocate(kBytes));
+      EXPECT_EQ(ResidentPages(Slab::Of(blocks.back())->start(), kSlabBytes),
+                std::min(pages, kSlabBytes / PageBytes()));
+    }
+    for (void* block : blocks) Free(block);
+  });
+}
+
 // Of an arena that is large otherwise. Nothing is freed, so only what a huge page made
 // resident too early is dirty.
 class HugePagesTest : public ThreadCacheTest {
