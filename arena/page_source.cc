@@ -192,20 +192,30 @@ bool PageSource::PurgeToZero(void* start, size_t bytes) {
   return true;
 }
 
-// Per MiB, in us: to write to resident pages 11, to pages that are not resident
-// 450, to give resident pages back 50, to look which are resident 0.5.
+// Per MiB, in us: to write to resident pages 11, to pages that are not resident 450, to give
+// resident pages back 50, to look which are resident 0.5. What is resident is of a program
+// that uses some pages of each of its blocks, and will use these again: given back, each of
+// them would be a fault. The others are given back as well, for they may have been swapped
+// out; that returns nothing, so it is not counted.
 void PageSource::MakeZero(void* start, size_t bytes) {
-  constexpr size_t kPieceBytes = size_t{1} << 20;
   QUARRY_DCHECK(IsWholePages(start, bytes));
+  const size_t page_bytes = PageBytes();
   for (char* piece = static_cast<char*>(start); bytes > 0;) {
-    const size_t piece_bytes = std::min(bytes, kPieceBytes);
-    const bool is_resident =
-        ResidentBytes(piece, piece_bytes) >= piece_bytes - piece_bytes / 8;
-    if (is_resident || !PurgeToZero(piece, piece_bytes)) {
-      memset(piece, 0, piece_bytes);
+    const size_t pages = std::min(bytes / page_bytes, kMostPagesLookedAt);
+    unsigned char resident[kMostPagesLookedAt];
+    const bool is_known = FindResident(piece, pages, resident);
+    for (size_t page = 0; page < pages;) {
+      const size_t first = page;
+      const bool is_resident = !is_known || (resident[first] & 1) != 0;
+      do {
+        ++page;
+      } while (page < pages && (!is_known || ((resident[page] & 1) != 0) == is_resident));
+      char* const from = piece + first * page_bytes;
+      const size_t range_bytes = (page - first) * page_bytes;
+      if (is_resident || !PurgePages(from, range_bytes)) memset(from, 0, range_bytes);
     }
-    piece += piece_bytes;
-    bytes -= piece_bytes;
+    piece += pages * page_bytes;
+    bytes -= pages * page_bytes;
   }
 }
 
@@ -323,6 +333,7 @@ void PageSource::UnmapPages(void*, size_t) {}
 bool PageSource::PurgePages(void*, size_t) { return false; }
 bool PageSource::PurgePagesLazily(void*, size_t) { return false; }
 size_t PageSource::ResidentBytes(void*, size_t) { return SIZE_MAX; }
+bool PageSource::FindResident(void*, size_t, unsigned char*) { return false; }
 bool PageSource::GrowPages(void*, size_t, size_t) { return false; }
 bool PageSource::MovePages(void*, size_t, void* place, size_t new_bytes) {
   UnmapPages(place, new_bytes);
@@ -385,20 +396,21 @@ bool OsPageSource::PurgePagesLazily(void* start, size_t bytes) {
 }
 
 size_t OsPageSource::ResidentBytes(void* start, size_t bytes) {
-  if (substitute() != nullptr) return SIZE_MAX;
-  ErrnoSaver saver;
-  constexpr size_t kMostPages = 256;
-  unsigned char pages[kMostPages];
-  const size_t most_bytes = kMostPages * PageBytes();
+  unsigned char pages[kMostPagesLookedAt];
+  const size_t most_bytes = kMostPagesLookedAt * PageBytes();
   size_t resident = 0;
   for (size_t done = 0; done < bytes; done += most_bytes) {
-    const size_t part = std::min(bytes - done, most_bytes);
-    if (mincore(static_cast<char*>(start) + done, part, pages) != 0) {
-      return SIZE_MAX;
-    }
-    for (size_t i = 0; i < part / PageBytes(); ++i) resident += pages[i] & 1;
+    const size_t count = std::min(bytes - done, most_bytes) / PageBytes();
+    if (!FindResident(static_cast<char*>(start) + done, count, pages)) return SIZE_MAX;
+    for (size_t i = 0; i < count; ++i) resident += pages[i] & 1;
   }
   return resident * PageBytes();
+}
+
+bool OsPageSource::FindResident(void* start, size_t pages, unsigned char* resident) {
+  if (substitute() != nullptr) return false;
+  ErrnoSaver saver;
+  return mincore(start, pages * PageBytes(), resident) == 0;
 }
 
 bool OsPageSource::GrowPages(void* start, size_t old_bytes, size_t new_bytes) {

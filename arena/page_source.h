@@ -106,8 +106,7 @@ class PageSource {
   // The same and never lazily: false is kRefused and true is kZero.
   [[nodiscard]] bool PurgeToZero(void* start, size_t bytes);
 
-  // Makes the range read as zero, wherever that is cheaper by giving pages back
-  // and not by writing to them.
+  // Makes the range read as zero. What is resident stays so, and nothing else becomes it.
   void MakeZero(void* start, size_t bytes);
 
   // Extends the mapping [start, start + old_bytes) to new_bytes without moving
@@ -172,6 +171,8 @@ class PageSource {
   Statistics statistics() const;
 
  protected:
+  static constexpr size_t kMostPagesLookedAt = 256;
+
   constexpr PageSource() = default;
   // What is mapped is charged to `limits`.
   constexpr explicit PageSource(MemoryLimits& limits) : limits_(&limits) {}
@@ -186,6 +187,9 @@ class PageSource {
   virtual bool PurgePagesLazily(void* start, size_t bytes);
   // How many of the bytes are resident; SIZE_MAX where that is not known.
   virtual size_t ResidentBytes(void* start, size_t bytes);
+  // Which of so many pages are resident: the lowest bit of a byte for each. At most
+  // kMostPagesLookedAt. False where that is not known.
+  virtual bool FindResident(void* start, size_t pages, unsigned char* resident);
   virtual bool GrowPages(void* start, size_t old_bytes, size_t new_bytes);
   virtual bool MovePages(void* start, size_t old_bytes, void* place,
                          size_t new_bytes);
@@ -245,6 +249,7 @@ class OsPageSource final : public PageSource {
   bool PurgePages(void* start, size_t bytes) override;
   bool PurgePagesLazily(void* start, size_t bytes) override;
   size_t ResidentBytes(void* start, size_t bytes) override;
+  bool FindResident(void* start, size_t pages, unsigned char* resident) override;
   bool GrowPages(void* start, size_t old_bytes, size_t new_bytes) override;
   bool MovePages(void* start, size_t old_bytes, void* place,
                  size_t new_bytes) override;

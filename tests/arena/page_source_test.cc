@@ -13,7 +13,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <random>
 #include <string>
+#include <vector>
 
 #include "arena/limits.h"
 #include "arena/settings.h"
@@ -23,6 +25,7 @@
 #include "tests/arena/resident_pages.h"
 #include "tests/arena/sanitizers.h"
 #include "tests/arena/scripted_page_source.h"
+#include "tests/arena/test_seed.h"
 
 namespace quarry {
 namespace {
@@ -160,18 +163,29 @@ TEST_F(LazyPurge, ASourceThatKnowsOnlyTheOtherKindIsAskedForThat) {
   source.Unmap(start, kMiB);
 }
 
-TEST(OsPageSource, MakesZeroAndNothingResident) {
+// Nothing becomes resident, and what is stays so: who uses a page of a block in so many will
+// use it again.
+TEST(OsPageSource, MakesZeroWhatIsResidentAndNothingElse) {
   OsPageSource source;
-  char* const start = MapBytes(source, 4 * kMiB);
-  source.KeepSmallPages(start, 4 * kMiB);
-  memset(start, 1, kMiB);                 // The first of four is resident,
-  memset(start + kMiB, 1, kMiB / 2);      // the second half,
-  memset(start + 3 * kMiB, 1, PageBytes());  // and the last hardly.
-  source.MakeZero(start, 4 * kMiB);
-  EXPECT_EQ(ResidentPages(start, kMiB), kMiB / PageBytes());
-  EXPECT_EQ(ResidentPages(start + kMiB, 3 * kMiB), 0u);
-  for (size_t i = 0; i < 4 * kMiB; ++i) ASSERT_EQ(start[i], 0);
-  source.Unmap(start, 4 * kMiB);
+  const size_t bytes = 4 * kMiB;
+  const size_t pages = bytes / PageBytes();
+  char* const start = MapBytes(source, bytes);
+  source.KeepSmallPages(start, bytes);
+  std::mt19937_64 random(TestSeed());
+  // Whole pieces that are looked at at once, none, the ends of others, and single pages.
+  std::vector<bool> is_touched(pages);
+  for (size_t i = 0; i < pages; ++i) {
+    const size_t quarter = i * 4 / pages;
+    is_touched[i] = quarter == 0 || (quarter == 2 && random() % 3 == 0) || i == pages - 1;
+    if (is_touched[i]) memset(start + i * PageBytes(), 1, PageBytes());
+  }
+  source.MakeZero(start, bytes);
+  for (size_t i = 0; i < pages; ++i) {
+    ASSERT_EQ(ResidentPages(start + i * PageBytes(), PageBytes()) == 1, is_touched[i]) << i;
+  }
+  for (size_t i = 0; i < bytes; ++i) ASSERT_EQ(start[i], 0);
+  EXPECT_EQ(source.statistics().purge_calls, 0u) << "nothing went back";
+  source.Unmap(start, bytes);
 }
 
 TEST(OsPageSource, ShrinksInPlaceAndRemainsOneMapping) {
