@@ -255,6 +255,7 @@ void DeallocateForeign(void* p, Tag offset, const void* caller) {
   if (ABSL_PREDICT_FALSE(!RemoteBlock::Find(p, tag, &block))) {
     return DeallocateUncommon(p, caller);
   }
+  if (ThreadCache::TryKeepForeign(tag, p)) return;
   RemoteBatch& batch = thread_state.cache->remote_batch();
   if (!batch.TryAddToWord(block)) return FreeRemoteBlock(p, block, caller);
   if (ABSL_PREDICT_FALSE(batch.IsFull())) return FlushRemoteBatch(caller);

@@ -110,6 +110,12 @@ void FreeRemotely(Slab* slab, void* p) {
   (void)MarkBlock(slab, slab->size_class(), slab->IndexOf(p));
 }
 
+void FreeKept(Slab* slab, void* p) {
+  CheckIsBlock("free", slab, p);
+  const size_t block = slab->IndexOf(p);
+  (void)Mark(slab, slab->size_class(), block / 64, BlockWord::BitOf(block));
+}
+
 bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache) {
   auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
   if (may_make_cache) {

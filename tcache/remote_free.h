@@ -21,6 +21,10 @@ namespace quarry {
 // Errors: aborts if p is not the start of a block, or is marked already.
 void FreeRemotely(Slab* slab, void* p);
 
+// The same for a block that the thread has counted as freed already, since it was kept: see
+// ThreadCache::TryKeepForeign().
+void FreeKept(Slab* slab, void* p);
+
 // A block in the page map's home window is freed in two steps: the thread holds it with
 // others of its word (remote_batch.h), and marks them together.
 // A second free may be found only then. Those of these functions that return bool say

@@ -185,6 +185,8 @@ class alignas(64) Slab {
   }
   char* start() const { return start_; }
   Arena* arena() const { return run_->arena(); }
+  // Whether all pages were untouched when the slab was made, or made resident for it.
+  bool is_of_new_pages() const { return run_->zeroed; }
   Fullness fullness() const { return fullness_; }
 
   // The block that contains p, which lies in the slab's run. At or above

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <iterator>
 #include <utility>
 
 #include "arena/maintenance_signal.h"
@@ -19,6 +20,10 @@ constexpr std::array<uint16_t, sizeof...(kIndex)> MakeMagazineOffsets(
   return {static_cast<uint16_t>(
       MagazineOffset(ClassOf(kIndex * kMinAlignmentBytes)))...};
 }
+
+// In the child of a fork, whose blocks of other threads are its parent's. Relaxed: set while
+// there is one thread.
+constinit std::atomic<bool> others_are_inherited{false};
 
 // Whether both addresses lie in the same granule.
 bool IsNear(const void* a, const void* b) {
@@ -113,6 +118,7 @@ void ThreadCache::Close() {
     }
     owned_slab_bytes_ = 0;
     classes_with_slabs_ = 0;
+    WantNoForeign();
     for (Shelf& shelf : shelves_) {
       shelf.had_slab = false;
       for (SlabList& list : shelf.slabs) {
@@ -191,6 +197,9 @@ void ThreadCache::ChangeTag(Tag tag) {
   OwnerLockHolder hold(lock_);
   FlushCold();  // By the old one.
   tag_ = tag;
+  // What is kept is written to.
+  others_are_inherited.store(true, std::memory_order_relaxed);
+  WantNoForeign();
   if (thread_state.tag != 0) thread_state.SetTag(tag);
 }
 
@@ -358,12 +367,31 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   slab->PopulateBy(filling == Filling::kFromLowEnd
                        ? kMost
                        : std::bit_floor(FullSlabs(size_class, kMost) | 1));
+  if (slab->is_of_new_pages() && remote_batch_.frees() != 0) WantForeign(size_class);
   if (shelf.new_slabs_first > 0) --shelf.new_slabs_first;
   ++counters_.slabs_made;
   owned_slab_bytes_ += kSlabBytes;
   slab->owner.store(this, std::memory_order_relaxed);
   TakeOwnership(slab);
   return slab;
+}
+
+void ThreadCache::WantForeign(SizeClass size_class) {
+  if (BlockBytes(size_class) < kLeastForeignBytes ||
+      others_are_inherited.load(std::memory_order_relaxed)) {
+    return;
+  }
+  uint16_t& wanted = foreign_wanted_[size_class];
+  const size_t more =
+      std::min<size_t>(kForeignOfSlab * SlabBlocks(size_class), UINT16_MAX - wanted);
+  wanted = static_cast<uint16_t>(wanted + more);
+  all_foreign_wanted_ += static_cast<uint32_t>(more);
+}
+
+void ThreadCache::WantNoForeign() {
+  if (all_foreign_wanted_ == 0) return;
+  std::fill(std::begin(foreign_wanted_), std::end(foreign_wanted_), 0);
+  all_foreign_wanted_ = 0;
 }
 
 uint32_t ThreadCache::FullSlabs(SizeClass size_class, uint32_t most) const {
@@ -443,6 +471,25 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
     if (magazine.start_reciprocal == 0) TurnWarm(slab->size_class());
   }
   if (magazine.Push(p)) Overflow(&magazine);
+}
+
+bool ThreadCache::KeepForeign(Tag tag, void* p) {
+  ThreadCache* const cache = thread_state.cache;
+  const SizeClass size_class = ClassOfTag(tag);
+  uint16_t& wanted = cache->foreign_wanted_[size_class];
+  Magazine& magazine = cache->magazines_[size_class];
+  if (wanted == 0) return false;
+  --wanted;
+  --cache->all_foreign_wanted_;
+  // No limit: cold, for one.
+  if (magazine.start_limit == 0 || thread_state.tag == 0 ||
+      magazine.room * 2 <= magazine.capacity || magazine.head == p) {
+    return false;
+  }
+  cache->had_foreign_.store(true, std::memory_order_relaxed);
+  cache->remote_batch_.CountFree();
+  magazine.Push(p);
+  return true;
 }
 
 void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
@@ -713,18 +760,24 @@ void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
     }
     Slab* slab = Slab::Of(block);
     const size_t index = slab->IndexOf(block);
-    if (ABSL_PREDICT_FALSE(
-            slab->BlockAt(index) != reinterpret_cast<char*>(block) ||
-            slab->owner.load(std::memory_order_relaxed) != this)) {
+    if (ABSL_PREDICT_FALSE(slab->BlockAt(index) != reinterpret_cast<char*>(block))) {
       ReportCorruptLink(linked_from);
     }
     FreeBlock* next = block->next;
-    if (ABSL_PREDICT_FALSE(!slab->PutBlock(index))) {
+    // Relaxed: nobody makes this cache an owner or takes its slabs while it is locked.
+    if (ABSL_PREDICT_FALSE(slab->owner.load(std::memory_order_relaxed) != this)) {
+      if (BlockBytes(size_class) < kLeastForeignBytes ||
+          !had_foreign_.load(std::memory_order_relaxed)) {
+        ReportCorruptLink(linked_from);
+      }
+      FreeKept(slab, block);
+    } else if (ABSL_PREDICT_FALSE(!slab->PutBlock(index))) {
       // The fast path takes what lies behind a slab's last block for one.
       CheckIsBlock("free", slab, block);
       ReportDoubleFree(block, slab->block_bytes(), slab->start());
+    } else {
+      RelistAfterPut(slab);
     }
-    RelistAfterPut(slab);
     linked_from = block;
     block = next;
   }

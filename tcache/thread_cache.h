@@ -15,14 +15,18 @@
 //             Overflow -> the spare magazine, and what that was to the depot
 //                            | full
 //             TryPushCold -> notes, and from there to the slabs
-//                            | not ours
+//                            | not ours: KeepForeign -> magazine, or
 //    FreeRemotelyLater -> remote batch, and from there to bitmaps of slabs
 //
 //   TakeRun, FreeRun -> page runs, by size . . . . the cache's own lock
 //
-// Blocks of slabs that the thread does not own never enter its magazines, so
-// that two threads do not share a cache line because one freed what the other
-// allocated, and memory does not wander from thread to thread.
+// Blocks of slabs that the thread does not own go back to their owners, so that two threads
+// do not share a cache line because one freed what the other allocated, and memory does not
+// wander from thread to thread. But an owner that waits uses none of them, and who frees
+// them would make new pages resident for its own: of threads that replace what others have
+// allocated, in turn, each would come to have as much as all hold. So for each slab of new
+// pages a thread may take some of the next such blocks that it frees into its magazines, if
+// it is short of the class, and they are no smaller than two lines (KeepForeign()).
 //
 // A magazine that overflows moves away whole, and a refill takes a whole one
 // back: neither walks a list of blocks. It moves to where the spare magazine of
@@ -146,7 +150,7 @@ class alignas(64) ThreadCache {
   size_t CachedRunBytes() const { return runs_unlocked().cached_bytes(); }
 
   // One for nobody: no_cache.
-  constexpr ThreadCache() : lock_(LockRank::kCache), notes_{} {}
+  constexpr ThreadCache() : lock_(LockRank::kCache), foreign_wanted_{}, all_foreign_wanted_(0), notes_{} {}
   // In memory that is zero, and whose last page this does not touch: what gets no value
   // here has the one that it is to begin with. The compiler must not see where the zeros
   // come from, or it may take the stores of them for dead.
@@ -218,6 +222,14 @@ class alignas(64) ThreadCache {
     if (ABSL_PREDICT_FALSE(magazine->head == p)) return false;
     if (ABSL_PREDICT_FALSE(magazine->Push(p))) Overflow(magazine);
     return true;
+  }
+
+  // Frees `p`, the start of a block of another thread's slab that has this tag, by keeping it
+  // for the thread's own next request of the class: if it is short of such blocks, and has
+  // made pages resident for others of the class. Otherwise false, with nothing changed.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepForeign(Tag tag, void* p) {
+    return ABSL_PREDICT_FALSE(thread_state.cache->all_foreign_wanted_ != 0) &&
+           KeepForeign(tag, p);
   }
 
   // The same for a caller who knows the size that was asked for: false also if
@@ -465,6 +477,11 @@ class alignas(64) ThreadCache {
   // for the next one.
   static constexpr int32_t kFewForRefill = 8;
   static constexpr size_t kFewBytesForRefill = 1024;
+  // Two lines, which a processor fetches together: of smaller blocks one that another thread
+  // has allocated would lie on a line with those that it has in use.
+  static constexpr size_t kLeastForeignBytes = 128;
+  // For each new slab so many slabs' worth of blocks of others.
+  static constexpr size_t kForeignOfSlab = 8;
   // Of the depot: magazines of one class, and bytes of one class and of all. A
   // collector that sweeps, or a phase that ends, frees more than a magazine or
   // two at once, and soon wants it again.
@@ -643,6 +660,10 @@ class alignas(64) ThreadCache {
 
   // The slab to allocate from next: the fullest that has a free block.
   Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  static bool KeepForeign(Tag tag, void* p);
+  // The thread has a slab more of new pages, while it frees blocks that lie elsewhere.
+  void WantForeign(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void WantNoForeign();
   // One more slab, from the orphans or the arena.
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // How many of the class are full, up to `most`.
@@ -712,6 +733,9 @@ class alignas(64) ThreadCache {
   // there was more to give back then.
   std::atomic<bool> was_used_{false};
   std::atomic<bool> is_untidy_{false};
+  // Whether its magazines ever had a block of another's slab: else a link to one was written
+  // by the program. Relaxed: set by the owner, before such a block is where others look.
+  std::atomic<bool> had_foreign_{false};
   Arena* arena_ = nullptr;
   Counters counters_ ABSL_GUARDED_BY(lock_);
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
@@ -743,6 +767,11 @@ class alignas(64) ThreadCache {
 
   alignas(64) Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
 
+  // Of how many of the next blocks of others that are freed, of each class, the magazine may
+  // take those that it is short of; the owner's. Zero at first: see the constructors.
+  uint16_t foreign_wanted_[kClasses];
+  // All of these. Beside what each free of such a block reads.
+  uint32_t all_foreign_wanted_;
   RemoteBatch remote_batch_;
 
   // Blocks of cold classes that are not in their slabs' bitmaps yet. The
