@@ -255,7 +255,8 @@ void DeallocateForeign(void* p, Tag offset, const void* caller) {
   if (ABSL_PREDICT_FALSE(!RemoteBlock::Find(p, tag, &block))) {
     return DeallocateUncommon(p, caller);
   }
-  if (ThreadCache::TryKeepForeign(tag, p)) return;
+  if (ABSL_PREDICT_FALSE(ThreadCache::IsLastPushed(tag, p))) ReportHeldTwice(p);
+  if (ThreadCache::TryKeepForeign(p, block)) return;
   RemoteBatch& batch = thread_state.cache->remote_batch();
   if (!batch.TryAddToWord(block)) return FreeRemoteBlock(p, block, caller);
   if (ABSL_PREDICT_FALSE(batch.IsFull())) return FlushRemoteBatch(caller);
@@ -323,8 +324,10 @@ size_t UsableBytesSlow(const void* p) {
 size_t GoodBytes(size_t bytes) {
   if (bytes <= kSmallMaxBytes) return BlockBytes(ClassOf(bytes));
   if (bytes > PTRDIFF_MAX) return bytes;
-  return ServedByArena(bytes) ? MediumBytes(bytes)
-                              : RoundUp(bytes, PageBytes());
+  // A kept mapping may serve in place of a page run of so many: see TakeKept().
+  return ServedByArena(bytes) && bytes < HugeBlocks::kLeastTakenBytes
+             ? MediumBytes(bytes)
+             : RoundUp(bytes, PageBytes());
 }
 
 void ApplyPerturbation() {

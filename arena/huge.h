@@ -86,8 +86,8 @@ class HugeBlocks {
   // want zeros of which it touches as few.
   static constexpr size_t kLargestUnfilledBytes = 32 << 20;
 
-  // The pages of smaller ones are faulted sooner than one is looked for by all threads.
-  static constexpr size_t kLeastTakenBytes = 1 << 20;
+  // What TakeKept() looks for, at least: the threshold begins there.
+  static constexpr size_t kLeastTakenBytes = size_t{4} << 20;
 
   // The threshold follows blocks up to this size.
   static constexpr size_t kLargestAdaptedBytes = 32 << 20;

@@ -522,8 +522,12 @@ void OsPageSource::PopulatePages(void* start, size_t bytes) {
   if (PageSource* const other = substitute()) {
     return other->Populate(start, bytes);
   }
+  if (!can_populate_.load(std::memory_order_relaxed)) return;
   ErrnoSaver saver;
-  static_cast<void>(madvise(start, bytes, kPopulate));
+  // EINVAL: a kernel before 5.14, or what stands for one.
+  if (madvise(start, bytes, kPopulate) != 0 && errno == EINVAL) {
+    can_populate_.store(false, std::memory_order_relaxed);
+  }
 }
 
 }  // namespace quarry

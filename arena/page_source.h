@@ -106,7 +106,8 @@ class PageSource {
   // The same and never lazily: false is kRefused and true is kZero.
   [[nodiscard]] bool PurgeToZero(void* start, size_t bytes);
 
-  // Makes the range read as zero. What is resident stays so, and nothing else becomes it.
+  // Makes the range read as zero. What is resident stays so, and nothing else becomes it, where
+  // the system tells what is and takes the rest.
   void MakeZero(void* start, size_t bytes);
 
   // Extends the mapping [start, start + old_bytes) to new_bytes without moving
@@ -266,6 +267,8 @@ class OsPageSource final : public PageSource {
   void NoteFailedMove(void* place);
 
   std::atomic<PageSource*> substitute_{nullptr};
+  // Relaxed: who does not see it asks once more.
+  std::atomic<bool> can_populate_{true};
   // So many moves are not tried after one whose place was lost. Relaxed: two threads that
   // count at once may try one move more or less.
   static constexpr uint32_t kSkippedMoves = 32;

@@ -12,7 +12,7 @@
 // because it has this line in hand.
 //
 // Invariant: the list holds capacity - room blocks, none of them twice, each of
-//   a slab of this class that the thread owns.
+//   a slab of this class, which the thread owns but for ThreadCache::KeepForeign().
 // Thread-safety: the owner thread alone, or who holds the whole cache after
 //   that thread is gone.
 // Size: 32 bytes.

@@ -106,6 +106,12 @@ class RemoteBatch {
     return true;
   }
 
+  // Whether the block is among those that are held.
+  bool Holds(const RemoteBlock& block) {
+    const BlockWord& entry = EntryOf(block);
+    return entry.place == block.place && (entry.bits & BlockWord::BitOf(block.index)) != 0;
+  }
+
   bool IsFull() const { return held_bytes_ >= kMostBytes; }
 
   // What is held, for who counts it: the words with bits.

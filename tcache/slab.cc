@@ -167,7 +167,12 @@ bool Slab::PurgeTail() {
     return RoundUp(end, PageBytes());
   };
   const uintptr_t from = page_after(in_use);
-  const uintptr_t to = page_after(resident_);
+  uintptr_t to = page_after(resident_);
+  if (populated_pages_ != 1 && run_->is_fresh) {
+    // Those that came with the last.
+    const auto start = reinterpret_cast<uintptr_t>(start_);
+    to = start + std::min(RoundUp(to - start, populated_pages_ * PageBytes()), kSlabBytes);
+  }
   if (to < from + kLeastTailPages * PageBytes() ||
       OsPages().Purge(reinterpret_cast<void*>(from), to - from) ==
           PageSource::Purged::kRefused) {

@@ -473,9 +473,9 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
   if (magazine.Push(p)) Overflow(&magazine);
 }
 
-bool ThreadCache::KeepForeign(Tag tag, void* p) {
+bool ThreadCache::KeepForeign(void* p, const RemoteBlock& block) {
   ThreadCache* const cache = thread_state.cache;
-  const SizeClass size_class = ClassOfTag(tag);
+  const SizeClass size_class = ClassOfTag(block.tag);
   uint16_t& wanted = cache->foreign_wanted_[size_class];
   Magazine& magazine = cache->magazines_[size_class];
   if (wanted == 0) return false;
@@ -483,9 +483,10 @@ bool ThreadCache::KeepForeign(Tag tag, void* p) {
   --cache->all_foreign_wanted_;
   // No limit: cold, for one.
   if (magazine.start_limit == 0 || thread_state.tag == 0 ||
-      magazine.room * 2 <= magazine.capacity || magazine.head == p) {
+      magazine.room * 2 <= magazine.capacity) {
     return false;
   }
+  if (ABSL_PREDICT_FALSE(cache->remote_batch_.Holds(block))) ReportHeldTwice(p);
   cache->had_foreign_.store(true, std::memory_order_relaxed);
   cache->remote_batch_.CountFree();
   magazine.Push(p);

@@ -224,12 +224,16 @@ class alignas(64) ThreadCache {
     return true;
   }
 
-  // Frees `p`, the start of a block of another thread's slab that has this tag, by keeping it
-  // for the thread's own next request of the class: if it is short of such blocks, and has
-  // made pages resident for others of the class. Otherwise false, with nothing changed.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepForeign(Tag tag, void* p) {
+  // Frees `p`, which is `block` of another thread's slab, by keeping it for the thread's own
+  // next request of the class: if it is short of such blocks, and has made pages resident for
+  // others of the class. Otherwise false, and the block is as it was.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepForeign(void* p, const RemoteBlock& block) {
     return ABSL_PREDICT_FALSE(thread_state.cache->all_foreign_wanted_ != 0) &&
-           KeepForeign(tag, p);
+           KeepForeign(p, block);
+  }
+  // Whether `p`, whose slab has this tag, is what was last put into the magazine of its class.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool IsLastPushed(Tag tag, const void* p) {
+    return thread_state.cache->magazines_[ClassOfTag(tag)].head == p;
   }
 
   // The same for a caller who knows the size that was asked for: false also if
@@ -477,8 +481,8 @@ class alignas(64) ThreadCache {
   // for the next one.
   static constexpr int32_t kFewForRefill = 8;
   static constexpr size_t kFewBytesForRefill = 1024;
-  // Two lines, which a processor fetches together: of smaller blocks one that another thread
-  // has allocated would lie on a line with those that it has in use.
+  // Two lines, which a processor fetches together: a smaller block that another thread has
+  // allocated would lie on a line with several that it has in use, a larger one at its ends.
   static constexpr size_t kLeastForeignBytes = 128;
   // For each new slab so many slabs' worth of blocks of others.
   static constexpr size_t kForeignOfSlab = 8;
@@ -660,7 +664,7 @@ class alignas(64) ThreadCache {
 
   // The slab to allocate from next: the fullest that has a free block.
   Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  static bool KeepForeign(Tag tag, void* p);
+  static bool KeepForeign(void* p, const RemoteBlock& block);
   // The thread has a slab more of new pages, while it frees blocks that lie elsewhere.
   void WantForeign(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void WantNoForeign();

@@ -117,6 +117,7 @@ void ThreadCache::Verify(bool with_magazines) {
         QUARRY_CHECK(slab->IsStart(block));
         if (slab->owner.load(std::memory_order_relaxed) != this) {
           QUARRY_CHECK(BlockBytes(c) >= kLeastForeignBytes);
+          QUARRY_CHECK(had_foreign_.load(std::memory_order_relaxed));
           continue;
         }
         QUARRY_CHECK(slab->IsGivenOut(block));

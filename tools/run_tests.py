@@ -30,10 +30,12 @@ CONFIGURATIONS = {
     "dbg": ["--config=dbg"],
     "asan": ["--config=asan"],
     "tsan": ["--config=tsan"],
+    "ubsan": ["--config=ubsan"],
     "clang-default": ["--config=clang-default"],
     "clang-dbg": ["--config=clang-dbg"],
     "clang-asan": ["--config=clang-asan"],
     "clang-tsan": ["--config=clang-tsan"],
+    "clang-ubsan": ["--config=clang-ubsan"],
 }
 
 # Without --all: each sanitizer once, and the compiler that checks locks once.

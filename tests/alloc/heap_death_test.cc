@@ -1,5 +1,6 @@
 // What the heap says of each misuse before it aborts, word for word.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
@@ -15,6 +16,7 @@
 #include "gtest/gtest.h"
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
+#include "tcache/thread_cache.h"
 #include "tests/alloc/heap_support.h"
 
 namespace quarry {
@@ -525,6 +527,51 @@ TEST(HeapDeathTest, AFreeBlockThatWasWrittenTo) {
                       " was written to after its free");
     FreeAll({p, q});
   }
+}
+
+// --- Twice, of what a thread frees for another and may keep. ---
+
+constexpr size_t kForeignBytes = 512;
+
+size_t InMagazine() {
+  return thread_state.cache->MagazineBlocks(ClassOf(kForeignBytes));
+}
+
+// Runs `misuse` in a thread that has just made pages resident for the class, and so keeps
+// blocks of this thread's when its magazine is short of them.
+void InAThreadThatKeeps(void (*misuse)(char* other, const std::vector<char*>& own)) {
+  ReleaseMemory(0);
+  char* const first = Allocate(kForeignBytes);
+  char* const other = Allocate(kForeignBytes);
+  std::thread([&] {
+    std::vector<char*> own = {Allocate(kForeignBytes)};
+    Deallocate(first);
+    for (size_t i = 0; i < 3 * kSlabBytes / kForeignBytes || InMagazine() != 0; ++i) {
+      own.push_back(Allocate(kForeignBytes));
+    }
+    misuse(other, own);
+  }).join();
+}
+
+TEST(HeapDeathTest, ASecondFreeOfAKeptBlockIsReported) {
+  EXPECT_EXIT(InAThreadThatKeeps([](char* other, const std::vector<char*>&) {
+                Deallocate(other);
+                if (InMagazine() != 1) _exit(1);
+                Deallocate(other);
+              }),
+              testing::KilledBySignal(SIGABRT), "^quarry: double free of ");
+}
+
+TEST(HeapDeathTest, ASecondFreeThatWouldKeepABlockIsReported) {
+  EXPECT_EXIT(InAThreadThatKeeps([](char* other, const std::vector<char*>& own) {
+                // Not short of them: it is on its way home.
+                for (size_t i = 0; i < 40; ++i) Deallocate(own[i]);
+                Deallocate(other);
+                if (InMagazine() != 40) _exit(1);
+                while (InMagazine() != 0) static_cast<void>(Allocate(kForeignBytes));
+                Deallocate(other);
+              }),
+              testing::KilledBySignal(SIGABRT), "^quarry: double free of ");
 }
 
 }  // namespace

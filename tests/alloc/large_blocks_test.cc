@@ -150,5 +150,23 @@ TEST(LargeBlocks, BlocksInTurnUseTheirPagesAgainWhenArenasHaveBegunToServeTheirS
   ForgetWhatWasFilled();
 }
 
+// Whatever serves: a page run of a step, or a kept mapping of whole pages.
+TEST(LargeBlocks, ABlockHasTheGoodSizeAndIsFreedByIt) {
+  constexpr size_t kBytes = 12 * kMiB + 1;
+  ForgetWhatWasFilled();
+  std::vector<char*> blocks;
+  for (int i = 0; i < 6; ++i) blocks.push_back(Allocate(kBytes));
+  for (int round = 0; round < 3; ++round) {
+    for (char*& block : blocks) {
+      EXPECT_GE(UsableBytes(block), GoodBytes(kBytes));
+      DeallocateSized(block, round == 1 ? kBytes : GoodBytes(kBytes));
+    }
+    for (char*& block : blocks) block = Allocate(kBytes);
+  }
+  for (char* block : blocks) Deallocate(block);
+  VerifyHeap();
+  ForgetWhatWasFilled();
+}
+
 }  // namespace
 }  // namespace quarry

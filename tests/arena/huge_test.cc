@@ -438,7 +438,8 @@ TEST_F(HugeBlocksTest, WhatIsKeptMayBeTakenByOthersWithItsPages) {
   settings.mmap_threshold_adapts = true;
   Huge* const first = blocks_.Allocate(5 * kMiB, 1);
   Huge* const second = blocks_.Allocate(5 * kMiB, 1);
-  Huge* const small = blocks_.Allocate(kMiB - PageBytes(), 1);
+  Huge* const small =
+      blocks_.Allocate(HugeBlocks::kLeastTakenBytes - PageBytes(), 1);
   memset(second->start, 7, 5 * kMiB);
   blocks_.Deallocate(first);
   EXPECT_EQ(blocks_.TakeKept(5 * kMiB, 1), nullptr) << "it raised the threshold";
@@ -450,7 +451,8 @@ TEST_F(HugeBlocksTest, WhatIsKeptMayBeTakenByOthersWithItsPages) {
   EXPECT_EQ(blocks_.TakeKept(4 * kMiB, 1), nullptr) << "a quarter larger";
   EXPECT_EQ(blocks_.TakeKept(5 * kMiB + 1, 1), nullptr);
   EXPECT_EQ(blocks_.TakeKept(5 * kMiB, size_t{1} << 40), nullptr);
-  EXPECT_EQ(blocks_.TakeKept(kMiB - PageBytes(), 1), nullptr) << "too small to look for";
+  EXPECT_EQ(blocks_.TakeKept(HugeBlocks::kLeastTakenBytes - PageBytes(), 1), nullptr)
+      << "too small to look for";
   source_.ForgetCalls();
   Huge* const taken = blocks_.TakeKept(5 * kMiB - 1, 1);
   ASSERT_EQ(taken, second);

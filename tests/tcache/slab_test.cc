@@ -535,6 +535,16 @@ TEST(Slab, MakesFreshPagesResidentSoManyAtATime) {
         EXPECT_EQ(ResidentPages(slab->start(), kSlabBytes), page / most * most + most);
       }
 
+      // All of them go back, those too that nobody had yet.
+      for (size_t i = 0; i < slab->blocks(); ++i) ASSERT_TRUE(slab->PutBlock(i));
+      slab->PurgeFreePages();
+      const size_t taken = slab.Take(TestSlab::kAll).size();
+      for (size_t i = 0; i < taken; ++i) ASSERT_TRUE(slab->PutBlock(i));
+      slab->PurgeFreePages();
+      // One such page is not worth a call.
+      EXPECT_EQ(ResidentPages(slab->start(), kSlabBytes), most == 2 ? 1u : 0u);
+      slab.TakeAll();
+
       // Again after a purge.
       for (size_t i = 0; i < slab->blocks(); ++i) ASSERT_TRUE(slab->PutBlock(i));
       slab->PurgeFreePages();
