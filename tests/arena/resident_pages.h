@@ -20,6 +20,15 @@ inline size_t ResidentPages(void* start, size_t bytes) {
   return count;
 }
 
+// Whether the system can make pages resident before they are touched.
+inline bool CanPopulate() {
+  void* const page = OsPages().Map(PageBytes(), PageBytes());
+  OsPages().Populate(page, PageBytes());
+  const bool can_populate = ResidentPages(page, PageBytes()) == 1;
+  OsPages().Unmap(page, PageBytes());
+  return can_populate;
+}
+
 }  // namespace quarry
 
 #endif  // QUARRY_TESTS_ARENA_RESIDENT_PAGES_H_

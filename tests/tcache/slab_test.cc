@@ -514,11 +514,7 @@ TEST(Slab, OfAGrownHeapLiesOnAHugePage) {
 }
 
 TEST(Slab, MakesFreshPagesResidentSoManyAtATime) {
-  char* const page = static_cast<char*>(OsPages().Map(PageBytes(), PageBytes()));
-  OsPages().Populate(page, PageBytes());
-  const bool can_populate = ResidentPages(page, PageBytes()) == 1;
-  OsPages().Unmap(page, PageBytes());
-  if (!can_populate) GTEST_SKIP() << "the system cannot";
+  if (!CanPopulate()) GTEST_SKIP() << "the system cannot";
 
   const size_t pages_of_slab = kSlabBytes / PageBytes();
   for (const size_t pages : {size_t{1}, size_t{2}, Slab::kMostPopulatedPages}) {

@@ -418,11 +418,7 @@ TEST_F(ThreadCacheTest, RefillsFromTheFullestSlab) {
 
 // What a slab makes resident too early is little beside the others of its class.
 TEST_F(ThreadCacheTest, TheMoreFullSlabsAClassHasTheMorePagesComeAtOnce) {
-  char* const page = static_cast<char*>(OsPages().Map(PageBytes(), PageBytes()));
-  OsPages().Populate(page, PageBytes());
-  const bool can_populate = ResidentPages(page, PageBytes()) == 1;
-  OsPages().Unmap(page, PageBytes());
-  if (!can_populate) GTEST_SKIP() << "the system cannot";
+  if (!CanPopulate()) GTEST_SKIP() << "the system cannot";
 
   OnAnotherThread([] {
     Free(Allocate(kBytes));
