@@ -214,8 +214,8 @@ class alignas(64) Slab {
   }
 
   // From now on fresh pages are made resident so many at a time, when the first of them is
-  // given out: half the cost of as many faults where those are dear. A power of two; with 1,
-  // as at first, they become resident as they are touched.
+  // given out: two thirds of the time of as many faults where those are dear. A power of two;
+  // with 1, as at first, they become resident as they are touched.
   void PopulateBy(size_t pages) {
     populated_pages_ = static_cast<uint8_t>(pages);
   }

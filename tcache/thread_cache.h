@@ -150,7 +150,8 @@ class alignas(64) ThreadCache {
   size_t CachedRunBytes() const { return runs_unlocked().cached_bytes(); }
 
   // One for nobody: no_cache.
-  constexpr ThreadCache() : lock_(LockRank::kCache), foreign_wanted_{}, all_foreign_wanted_(0), notes_{} {}
+  constexpr ThreadCache()
+      : lock_(LockRank::kCache), foreign_wanted_{}, all_foreign_wanted_(0), notes_{} {}
   // In memory that is zero, and whose last page this does not touch: what gets no value
   // here has the one that it is to begin with. The compiler must not see where the zeros
   // come from, or it may take the stores of them for dead.
@@ -665,7 +666,8 @@ class alignas(64) ThreadCache {
   // The slab to allocate from next: the fullest that has a free block.
   Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   static bool KeepForeign(void* p, const RemoteBlock& block);
-  // The thread has a slab more of new pages, while it frees blocks that lie elsewhere.
+  // The thread has a slab more of new pages, and has freed blocks of other owners: some of
+  // the next of these it may keep. And none of them from now on.
   void WantForeign(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void WantNoForeign();
   // One more slab, from the orphans or the arena.
