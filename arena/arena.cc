@@ -24,17 +24,21 @@ uint32_t DirtyPagesIn(const Run* run, uint32_t before, uint32_t pages) {
   return segment->CountDirty(segment->PageOf(run->start) + before, pages);
 }
 
-// Where in a run with room for it a request goes: to the low end; but to the
-// high end when there, and not here, pages are resident.
+// Where in a run with room for it a request goes: to the low end, or, if more pages are
+// resident there, to the end of the last that is.
 char* PlaceIn(const Run* run, uint32_t pages, size_t alignment) {
+  char* const low = AlignedPlace(run, pages, alignment);
+  if (run->dirty_pages == 0 || run->dirty_pages == run->pages) return low;
   const Segment* const segment = run->segment;
+  const uint32_t dirty_at_low = segment->CountDirty(segment->PageOf(low), pages);
+  if (dirty_at_low == pages) return low;
   const uint32_t first = segment->PageOf(run->start);
-  if (run->dirty_pages == 0 || segment->IsDirty(first) ||
-      !segment->IsDirty(first + run->pages - 1)) {
-    return AlignedPlace(run, pages, alignment);
-  }
-  char* const last = run->end() - pages * PageBytes();
-  return last - (reinterpret_cast<uintptr_t>(last) & (alignment - 1));
+  const uint32_t end = segment->LastDirty(first, run->pages) + 1;
+  if (end - first < pages) return low;
+  char* high = segment->AddressOf(end - pages);
+  high -= reinterpret_cast<uintptr_t>(high) & (alignment - 1);
+  if (high <= low) return low;
+  return segment->CountDirty(segment->PageOf(high), pages) > dirty_at_low ? high : low;
 }
 
 // Where the first huge page that begins in the run does; its end or more if none does.

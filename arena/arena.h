@@ -37,6 +37,8 @@ namespace quarry {
 //      fit of the bins, whose rest becomes the victim.
 //   2. Large: the better fit of the bins and the victim.
 //   3. Else top. 4. Else a new mapping, whose run becomes top.
+//   It is cut from the run's low end, or, if more pages are resident there, from where
+//   its last resident page ends.
 //
 // A freed run is joined at once with a free neighbour on either side.
 //

@@ -113,7 +113,7 @@ bool Arena::PurgeStep(PurgePass* pass) {
   return !(std::exchange(is_waited_for_, false) && pass->gives_way);
 }
 
-// The last dirty pages of the oldest run: requests are cut from its low end,
+// The last dirty pages of the oldest run: requests are cut from its low end, as a rule,
 // and will find pages there that are still resident.
 Run* Arena::BeginPurge(const PurgePass& pass, Place* origin) {
   Run* const run = dirty_.oldest();

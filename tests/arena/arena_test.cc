@@ -202,6 +202,46 @@ TEST_F(ArenaTest, ConsecutiveRequestsLieSideBySide) {
   Deallocate({a, b, c});
 }
 
+// The kernel placed a mapping below what was in use, say: neither end of what is free was
+// touched.
+TEST_F(ArenaTest, ARequestTakesTheEndOfWhatIsResidentWhereMoreIsThanAtTheLowEnd) {
+  PageRun* const clean = Allocate(20);
+  PageRun* const used = Allocate(60);
+  char* const start = clean->start;
+  arena_.Deallocate(clean, 0);
+  Deallocate({used});
+  const auto first_page_of = [&](size_t pages, size_t alignment = 1) {
+    PageRun* const run = Allocate(pages, alignment);
+    const auto page = (run->start - start) / static_cast<ptrdiff_t>(PageBytes());
+    arena_.Verify();
+    arena_.Deallocate(run, 0);
+    arena_.Verify();
+    return page;
+  };
+  EXPECT_EQ(first_page_of(1), 79);
+  EXPECT_EQ(first_page_of(60), 20);
+  EXPECT_EQ(first_page_of(70), 10);
+  EXPECT_EQ(first_page_of(16, 16 * PageBytes()), 64);
+  // At the low end as many are.
+  EXPECT_EQ(first_page_of(80), 0);
+  EXPECT_EQ(first_page_of(100), 0);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 60 * PageBytes());
+}
+
+TEST_F(ArenaTest, ARequestTakesTheLowEndWhereAsMuchIsResident) {
+  PageRun* const low = Allocate(10);
+  PageRun* const clean = Allocate(10);
+  PageRun* const high = Allocate(10);
+  char* const start = low->start;
+  Deallocate({low, high});
+  arena_.Deallocate(clean, 0);
+  PageRun* const run = Allocate(10);
+  EXPECT_EQ(run->start, start);
+  PageRun* const other = Allocate(10);
+  EXPECT_EQ(other->start, start + 20 * PageBytes());
+  Deallocate({run, other});
+}
+
 TEST_F(ArenaTest, JoinsWithBothNeighbours) {
   PageRun* const a = Allocate(3);
   PageRun* const b = Allocate(4);
@@ -1051,14 +1091,16 @@ TEST_F(GrownArenaTest, TheRestMayHaveDirtyPages) {
   if (gap != nullptr && gap->IsFree()) runs_.push_back(Allocate(gap->pages));
   arena_.Deallocate(whole, 0);
   PageRun* const range = Allocate(kHuge / PageBytes(), kHuge);
-  PageRun* const dirty = Allocate(few);
   PageRun* const clean = Allocate(few);
-  ASSERT_EQ(range->end(), dirty->start);
-  ASSERT_EQ(dirty->end(), clean->start);
+  PageRun* const dirty = Allocate(few);
+  ASSERT_EQ(range->end(), clean->start);
+  ASSERT_EQ(clean->end(), dirty->start);
   arena_.Deallocate(dirty, few);
   arena_.Deallocate(range, 0);
   arena_.Deallocate(clean, 0);
-  EXPECT_TRUE(AllocateSlab()->begins_huge_page);
+  // At a multiple of so much, or it would be where what is dirty is.
+  runs_.push_back(arena_.Allocate(few, kHuge, Filling::kFromLowEnd));
+  EXPECT_TRUE(runs_.back()->begins_huge_page);
   EXPECT_EQ(arena_.FreeDirtyBytes(), kHuge);
   arena_.Verify();
 }
