@@ -44,11 +44,10 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocUncommon(void* block, size_t bytes) {
   return OrNoMemory(Reallocate(block, bytes));
 }
 
-// What may not wait for the first allocation. All else does, so that a program
-// without any, as many that shells run are, does not pay for a heap.
-__attribute__((constructor)) void StartBeforeMain() {
-  RegisterHandlers();
-  LoadOptionsIfAny();
+// Of the shared library the first constructor of the process (QUARRY_SHARED_LINKOPTS); in a
+// program preinit.cc comes before.
+__attribute__((constructor)) void StartWithConstructors(int, char**, char** environment) {
+  StartProcess(environment);
 }
 
 // Here, and not in the table of options: it is the heap's last user that asks
@@ -59,6 +58,11 @@ __attribute__((destructor)) void PrintStatisticsAtExit() {
 }
 
 }  // namespace
+
+void StartProcess(char** environment) {
+  RegisterHandlers();
+  LoadOptionsIfAny(environment);
+}
 
 void* MallocSlow(size_t bytes) {
   if (void* block = TryTakeAtHand(bytes)) return block;

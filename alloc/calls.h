@@ -20,6 +20,11 @@
 
 namespace quarry {
 
+// What may not wait for the first allocation, with the environment, which libc may not know
+// yet, or nullptr. All else waits, so that a program without an allocation, as many that
+// shells run are, does not pay for a heap. Once or more often.
+void StartProcess(char** environment);
+
 // Malloc() where the fast path has no block.
 ABSL_ATTRIBUTE_NOINLINE void* MallocSlow(size_t bytes);
 

@@ -381,12 +381,10 @@ void PadTo(LineBuffer& line, size_t column) {
   } while (line.bytes() < column);
 }
 
-// The environment's entry for the options; null where there is none, or where
-// the first malloc comes before libc knows the environment.
-const char* TextFromEnvironment() {
-  if (environ == nullptr) return nullptr;
+// The entry for the options; null where there is none.
+const char* TextFrom(char** environment) {
   const size_t length = strlen(kVariable);
-  for (char** entry = environ; *entry != nullptr; ++entry) {
+  for (char** entry = environment; *entry != nullptr; ++entry) {
     // Before anything else is touched: most programs have no such entry.
     if (**entry != kVariable[0]) continue;
     if (strncmp(*entry, kVariable, length) == 0 && (*entry)[length] == '=') {
@@ -453,21 +451,22 @@ int OpenForStatisticsAtExit() {
   return is_the_same ? first_stderr.descriptor : -1;
 }
 
-void LoadOptionsIfAny() {
-  if (TextFromEnvironment() != nullptr) LoadOptions();
+void LoadOptionsIfAny(char** environment) {
+  if (environment == nullptr) return;
+  const char* const text = TextFrom(environment);
+  if (text == nullptr || options_loaded.exchange(true, std::memory_order_relaxed)) return;
+  ErrnoSaver saver;
+  ApplyOptions(text, STDERR_FILENO);
 }
 
 void LoadOptions() {
   // A second thread that comes meanwhile is not made to wait: where there are
   // options, the constructor has loaded them.
   if (options_loaded.load(std::memory_order_relaxed)) return;
-  // The constructor comes later.
+  // Before libc knows the environment: the constructor comes later.
   if (environ == nullptr) return;
-  if (options_loaded.exchange(true, std::memory_order_relaxed)) return;
-  const char* text = TextFromEnvironment();
-  if (text == nullptr) return;
-  ErrnoSaver saver;
-  ApplyOptions(text, STDERR_FILENO);
+  LoadOptionsIfAny(environ);
+  options_loaded.store(true, std::memory_order_relaxed);
 }
 
 }  // namespace quarry

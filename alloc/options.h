@@ -19,8 +19,9 @@ namespace quarry {
 // A process that runs with more rights than its user (setuid) takes none.
 void LoadOptions();
 
-// The same, where the environment has any.
-void LoadOptionsIfAny();
+// The same of `environment`, if it has any options, as of what a constructor is told: it may
+// come before libc knows the process's own.
+void LoadOptionsIfAny(char** environment);
 
 // Where a page of statistics goes when the process ends: the stderr that the
 // process started with, though the program may have closed it by then or opened

@@ -27,10 +27,10 @@
 namespace quarry {
 
 // Has the C library call at the end of each thread and around fork(), if it does
-// not yet. Called before main(), and with the first cache: fork handlers of others
-// that are registered later run outside of these, where no lock is held, and so
-// may wait for threads that allocate. Those that are registered earlier may
-// allocate.
+// not yet. Called before the constructors of other libraries, as far as there is a way
+// (alloc/preinit.cc), else before main(), and with the first cache: fork handlers of
+// others that are registered later run outside of these, where no lock is held, and so
+// may wait for threads that allocate. Those that are registered earlier may allocate.
 void RegisterHandlers();
 
 // The calling thread's cache, made if need be; nullptr when there is no memory

@@ -1,37 +1,16 @@
-/* Registers fork handlers before it allocates anything. In them it waits for a thread
- * that allocates, as one does who takes a mutex that other threads hold meanwhile. */
+/* Forks where handlers wait for a thread that allocates: a library's, which its constructor
+ * registered, and the program's own. */
 #include <pthread.h>
-#include <semaphore.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { kBlocks = 2000 };
-
-static sem_t asked;
-static sem_t answered;
-
-static void* Allocate(void* unused) {
-  static void* blocks[kBlocks];
-  for (;;) {
-    sem_wait(&asked);
-    for (int i = 0; i < kBlocks; ++i) blocks[i] = malloc(i % 50 * 100);
-    for (int i = 0; i < kBlocks; ++i) free(blocks[i]);
-    sem_post(&answered);
-  }
-  return unused;
-}
-
-static void WaitForOther(void) {
-  sem_post(&asked);
-  sem_wait(&answered);
-}
+#include "tests/smoke/fork_handlers_library.h"
 
 int main(void) {
-  pthread_t thread;
   if (pthread_atfork(WaitForOther, WaitForOther, NULL) != 0) return 2;
-  if (sem_init(&asked, 0, 0) != 0 || sem_init(&answered, 0, 0) != 0) return 2;
-  if (pthread_create(&thread, NULL, Allocate, NULL) != 0) return 2;
+  if (StartOther() != 0) return 2;
   for (int i = 0; i < 20; ++i) {
     const pid_t child = fork();
     if (child == 0) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: preload_test.sh SHARED_LIBRARY PROGRAM FORK_HANDLERS
+# usage: preload_test.sh SHARED_LIBRARY PROGRAM FORK_HANDLERS FORK_HANDLERS_LINKED
 # The program passes with the library preloaded: as it is, in 1 GiB of address
 # space, and in a shell of few resources. Programs get no more with it than needed.
 set -euo pipefail
@@ -7,6 +7,7 @@ set -euo pipefail
 library=$(readlink -f "$1")
 program=$2
 fork_handlers=$3
+fork_handlers_linked=$4
 failures=0
 
 passes_with() {
@@ -39,11 +40,24 @@ grep -qF "$library" <<<"$mapped" || {
   failures=$((failures + 1))
 }
 
-# The first handlers that a program registers may wait for its other threads.
-LD_PRELOAD=$library "$fork_handlers" || {
+# The first handlers that a program or a library registers may wait for its other threads.
+LD_PRELOAD=$library timeout 60 "$fork_handlers" || {
   echo "FAILED: fork handlers, status $?"
   failures=$((failures + 1))
 }
+timeout 60 "$fork_handlers_linked" || {
+  echo "FAILED: fork handlers of a program with the heap in it, status $?"
+  failures=$((failures + 1))
+}
+
+# Before libc knows the environment, the options are those of the process.
+for program_on_heap in "env LD_PRELOAD=$library true" "$fork_handlers_linked"; do
+  page=$(QUARRY_OPTIONS=help:1 timeout 60 $program_on_heap 2>&1)
+  grep -qF 'quarry: options, as in' <<<"$page" || {
+    echo "FAILED: no options for $program_on_heap: $page"
+    failures=$((failures + 1))
+  }
+done
 
 # What allocates nothing has no heap. By env, since true is a builtin, too.
 page=$(env QUARRY_OPTIONS=stats_at_exit:1 "LD_PRELOAD=$library" true 2>&1)

@@ -41,7 +41,9 @@ QUARRY_TEST_COPTS = _COMMON_COPTS + [
 
 # The shared library. Bazel always names libstdc++ and libm; --as-needed drops
 # what is not used, and the library uses neither. It is never unloaded, since
-# blocks that it handed out may outlive any dlclose.
+# blocks that it handed out may outlive any dlclose. Its constructor runs before those of
+# other libraries, whose fork handlers would be within its own otherwise
+# (tcache/thread_life.h).
 QUARRY_SHARED_LINKOPTS = [
     # It knows the script that puts sections in order.
     "-fuse-ld=bfd",
@@ -53,4 +55,5 @@ QUARRY_SHARED_LINKOPTS = [
     "-Wl,--no-undefined",
     "-Wl,-soname,libquarry.so",
     "-Wl,-z,nodelete",
+    "-Wl,-z,initfirst",
 ]
