@@ -123,9 +123,10 @@ TEST(HeapThreads, AHandOverOfBlocksNeedsNoMoreAndMoreMemory) {
   // Some 150 blocks of 1 KB were on their way at any time, of 800,000.
   EXPECT_LE(mapped_at_end, mapped_early + kNextSegments);
   VerifyHeap();
-  const HeapStatistics after = GatherStatistics();
-  EXPECT_EQ(after.live_bytes, live_before);
-  EXPECT_EQ(after.slabs_orphaned, 0u);
+  EXPECT_EQ(GatherStatistics().live_bytes, live_before);
+  // A parked cache may have blocks of another's slabs.
+  ReleaseMemory(0);
+  EXPECT_EQ(GatherStatistics().slabs_orphaned, 0u);
 }
 
 TEST(HeapThreads, BlocksInBothDirections) {
@@ -222,6 +223,8 @@ TEST(HeapThreads, AThreadThatOnlyFreesGetsACacheLate) {
 
 // What a thread frees of others it holds, and marks when it is so many bytes.
 TEST(HeapThreads, WhatAThreadHoldsOfOthersIsBounded) {
+  // The maintenance thread would take in what is marked.
+  settings.decay_ms = 1000000;
   // Of one slab each, and each slab one word, so that none is displaced.
   std::vector<char*> blocks;
   std::vector<char*> whole;
@@ -248,14 +251,17 @@ TEST(HeapThreads, WhatAThreadHoldsOfOthersIsBounded) {
     const Slab* const slab = Slab::Of(p);
     return slab->remote.IsMarked(slab->IndexOf(p));
   };
+  // Nor one that was parked: with slabs of new pages, it would keep some of them.
+  ReleaseMemory(0);
   std::thread([&] {
-    Deallocate(Allocate(1024));  // Now it has a cache.
+    Deallocate(Allocate(16));  // Now it has a cache.
     for (char* p : whole) {
       EXPECT_FALSE(is_marked(whole.front()));
       Deallocate(p);
     }
     for (char* p : whole) EXPECT_TRUE(is_marked(p));
   }).join();
+  settings.decay_ms = Settings().decay_ms.load();
   for (char* p : blocks) Deallocate(p);
   FlushThread();
   VerifyHeap();
@@ -434,6 +440,8 @@ TEST(HeapThreads, AForksChildKeepsNoneOfItsParentsBlocks) {
   constexpr size_t kBytes = 512;
   constexpr uint64_t kContent = 0x0123456789abcdef;
   std::vector<uint64_t*> blocks;
+  // Of a slab that has free blocks the child may allocate.
+  ReleaseMemory(0);
   for (size_t i = 0; i < 12000; ++i) {
     blocks.push_back(reinterpret_cast<uint64_t*>(Allocate(kBytes)));
     *blocks.back() = kContent;
