@@ -304,15 +304,17 @@ void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment) {
   if (alignment <= kSmallMaxBytes) alignment = std::bit_ceil(alignment);
   const SizeClass size_class = ClassOf(bytes, alignment);
   const Tag tag = PageMap::TagOf(p);
+  const size_t usable = UsableBytesFor(kSizedFree, p);
+  const bool is_of_its_class =
+      size_class != kNoClass && (tag & (kOwnerUnit - 1)) == MagazineOffset(size_class);
   const bool fits =
       RoomOf(tag) == Room::kSlab
-          ? size_class != kNoClass &&
-                (tag & (kOwnerUnit - 1)) == MagazineOffset(size_class)
+          // Or it was asked for as one that is aligned to 8 only.
+          ? is_of_its_class || (alignment <= BlockBytes(kEightByteClass) &&
+                                BlockServes(usable, bytes))
           : (size_class == kNoClass || bytes > kSlabsOnlyMaxBytes) &&
-                LargeBlockServes(p, UsableBytesFor(kSizedFree, p), bytes);
-  if (ABSL_PREDICT_FALSE(!fits)) {
-    RefuseSize(p, bytes, UsableBytesFor(kSizedFree, p));
-  }
+                LargeBlockServes(p, usable, bytes);
+  if (ABSL_PREDICT_FALSE(!fits)) RefuseSize(p, bytes, usable);
   Deallocate(p);
 }
 

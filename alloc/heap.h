@@ -195,7 +195,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline size_t UsableBytes(const void* p) {
   return UsableBytesSlow(p);
 }
 
-// UsableBytes() of a block that is allocated with `bytes`, at least: a page run that the
+// UsableBytes() of a block that is allocated with `bytes`, as a rule: a page run that the
 // thread kept may have more, and a kept mapping, too. From 4 MiB on it is whole pages, of
 // which a page run has some more. A block of 16 to 64 KiB that is a page run may have less.
 size_t GoodBytes(size_t bytes);

@@ -137,12 +137,13 @@ void quarry_free(void* block) QUARRY_NOTHROW;
 
 /* Frees `block`, of which the caller states the size: what it was asked for
  * with, in the last call that resized it if any did. Not for blocks that were
- * asked for with an alignment. A size of another size class aborts. */
+ * asked for with an alignment. A size of another size class aborts, unless
+ * check_sizes:0 is set or it is wrong by a multiple of 4 GiB. */
 QUARRY_PUBLIC
 void quarry_free_sized(void* block, size_t bytes) QUARRY_NOTHROW;
 
 /* Frees `block`, of which the caller states the alignment and the size that it
- * was asked for with. A size of another size class aborts. */
+ * was asked for with. A size of another size class aborts, likewise. */
 QUARRY_PUBLIC
 void quarry_free_aligned_sized(void* block, size_t alignment,
                                size_t bytes) QUARRY_NOTHROW;
@@ -168,8 +169,10 @@ size_t quarry_good_size(size_t bytes) QUARRY_NOTHROW;
 QUARRY_PUBLIC
 void quarry_thread_flush(void) QUARRY_NOTHROW;
 
-/* Returns free memory to the system, all but about `keep_bytes` bytes of it,
- * and tells how many bytes went. Implies quarry_thread_flush(). */
+/* Returns free memory to the system, and tells how many bytes went. About
+ * `keep_bytes` bytes are kept where the calling thread allocates from; of other
+ * threads, what they have at hand for their next small blocks. Implies
+ * quarry_thread_flush(). */
 QUARRY_PUBLIC
 size_t quarry_release_memory(size_t keep_bytes) QUARRY_NOTHROW;
 
@@ -189,17 +192,20 @@ typedef void (*quarry_pressure_callback_t)(void* context, size_t mapped_bytes,
                                            size_t soft_bytes);
 
 /* From now on `callback` is called with `context`; NULL is no callback. It runs
- * on the thread whose allocation went above the limit, within that call, and
- * may use the heap. */
+ * within a call that allocates, of whichever thread is first to see that the heap
+ * is above the limit. It may use the heap, and must return: after an exception,
+ * longjmp() or pthread_exit() out of it there is no other. Where another thread is
+ * in the one before, that goes on after this call has returned. By one thread at
+ * a time. */
 QUARRY_PUBLIC
 void quarry_set_pressure_callback(quarry_pressure_callback_t callback,
                                   void* context) QUARRY_NOTHROW;
 
 /* Figures of the whole heap, in bytes where the name says so. They are read
- * while other threads run, each once, so they are exact only at rest, and only then
- * do the invariants hold. What other
- * threads have at hand is read by process_vm_readv(); where a filter of system
- * calls refuses that, it counts as live.
+ * while other threads run, each once, so they are exact only at rest, and only
+ * then do the invariants hold. What other threads have at hand is read by
+ * process_vm_readv(); where a filter of system calls refuses that, it counts as
+ * live.
  *
  * Invariant: mapped_bytes = live_bytes + cached_bytes + slab_free_bytes +
  *   arena_free_bytes + huge_cached_bytes + metadata_bytes
@@ -268,12 +274,13 @@ typedef struct quarry_size_class_statistics {
 } quarry_size_class_statistics_t;
 
 /* Fills the first `capacity` elements of `classes`, smallest class first, and
- * returns how many classes there are. */
+ * returns how many classes there are. `classes` may be NULL if `capacity` is 0. */
 QUARRY_PUBLIC
 size_t quarry_size_class_statistics(quarry_size_class_statistics_t* classes,
                                     size_t capacity) QUARRY_NOTHROW;
 
-/* Writes a page of statistics, for people, to a file descriptor. */
+/* Writes a page of statistics, for people, to a file descriptor. What that
+ * refuses is lost. */
 QUARRY_PUBLIC
 void quarry_statistics_print(int file_descriptor) QUARRY_NOTHROW;
 

@@ -153,7 +153,10 @@ ABSL_ATTRIBUTE_NOINLINE void* CopyHuge(Huge* huge, size_t bytes) {
 // Moves a run into a huge block of `bytes` bytes.
 ABSL_ATTRIBUTE_NOINLINE void* MoveToHuge(Run* run, size_t bytes) {
   if (bytes > PTRDIFF_MAX) return nullptr;
-  const Filling filling = filling_history.Observe(run->start, run->bytes());
+  // Of what another block was before, its bytes tell nothing.
+  const Filling filling = run->zeroed
+                              ? filling_history.Observe(run->start, run->bytes())
+                              : filling_history.Expect(bytes);
   // What is filled and not large is copied to huge pages: its own are small ones, and who
   // has the run next would have to fault them again.
   const bool is_copied = filling == Filling::kFromLowEnd && !run->has_huge_pages &&
@@ -171,6 +174,10 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveToHuge(Run* run, size_t bytes) {
   Huge* huge = AllocateHuge(bytes, kMinAlignmentBytes, filling);
   if (ABSL_PREDICT_FALSE(huge == nullptr) && ReleasedFor(bytes)) {
     huge = AllocateHuge(bytes, kMinAlignmentBytes, filling);
+  }
+  if (!run->zeroed && filling == Filling::kFromLowEnd &&
+      (huge == nullptr || huge->has_stale_pages)) {
+    filling_history.TakeBack(bytes);
   }
   if (huge == nullptr) return nullptr;
   memcpy(Perturb(huge->start, bytes), run->start, run->bytes());
@@ -286,6 +293,7 @@ size_t TryExpand(void* p, size_t least_bytes, size_t most_bytes) {
     case Room::kNone:
       ReportWildPointer(kCall, p);
   }
+  RelievePressure();
   if (grown != 0) return grown;
   return usable >= least_bytes ? usable : 0;
 }

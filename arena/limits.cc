@@ -76,13 +76,14 @@ void MemoryLimits::SetLimits(size_t soft_bytes, size_t hard_bytes) {
 }
 
 void MemoryLimits::SetCallback(Callback callback, void* context) {
-  const size_t version = callback_version_.load(std::memory_order_relaxed);
-  callback_version_.store(version + 1, std::memory_order_relaxed);
+  // Odd already where a fork came within another call, whose thread the child has not.
+  const size_t writing = callback_version_.load(std::memory_order_relaxed) | 1;
+  callback_version_.store(writing, std::memory_order_relaxed);
   // Release keeps the odd version before both, and both before the even one,
   // for who acquires them in Tell().
   callback_.store(callback, std::memory_order_release);
   callback_context_.store(context, std::memory_order_release);
-  callback_version_.store(version + 2, std::memory_order_release);
+  callback_version_.store(writing + 1, std::memory_order_release);
 }
 
 bool MemoryLimits::AboveSoftLimit() const {

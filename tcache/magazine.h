@@ -47,7 +47,7 @@ struct Magazine {
   uint32_t start_limit;
   // Sized free: a size belongs to this class when it is one of `request_sizes`
   // from min_request_bytes on, which in a cold class is kColdShift too much, so that
-  // no size passes. No class has none, but for a free that is diverted.
+  // no size passes. Of none is a class only while a free of it is diverted.
   uint32_t min_request_bytes;
   uint32_t request_sizes;
   int32_t capacity;

@@ -11,11 +11,12 @@
 //                         the arena . . . . . . .  the arena's lock
 //
 //   free   ->  TryPush -> magazine of the owner
-//                            | full
-//             Overflow -> the spare magazine, and what that was to the depot
-//                            | full
-//             TryPushCold -> notes, and from there to the slabs
-//                            | not ours: KeepForeign -> magazine, or
+//      |                     | full
+//      |      Overflow -> the spare magazine, and what that was to the depot
+//      |                     | full
+//      |   TryPushCold -> notes, and from there to the slabs
+//      | not ours
+//      `-> KeepForeign -> magazine, or
 //    FreeRemotelyLater -> remote batch, and from there to bitmaps of slabs
 //
 //   TakeRun, FreeRun -> page runs, by size . . . . the cache's own lock
@@ -225,18 +226,6 @@ class alignas(64) ThreadCache {
     return true;
   }
 
-  // Frees `p`, which is `block` of another thread's slab, by keeping it for the thread's own
-  // next request of the class: if it is short of such blocks, and has made pages resident for
-  // others of the class. Otherwise false, and the block is as it was.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepForeign(void* p, const RemoteBlock& block) {
-    return ABSL_PREDICT_FALSE(thread_state.cache->all_foreign_wanted_ != 0) &&
-           KeepForeign(p, block);
-  }
-  // Whether `p`, whose slab has this tag, is what was last put into the magazine of its class.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool IsLastPushed(Tag tag, const void* p) {
-    return thread_state.cache->magazines_[ClassOfTag(tag)].head == p;
-  }
-
   // The same for a caller who knows the size that was asked for: false also if
   // a block of the class does not serve such requests.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryPushSized(Magazine* magazine,
@@ -257,6 +246,18 @@ class alignas(64) ThreadCache {
   }
 
   // --- The slow paths, of the calling thread. ---
+
+  // Frees `p`, which is `block` of another thread's slab, by keeping it for the thread's own
+  // next request of the class: if it is short of such blocks, and has made pages resident for
+  // others of the class. Otherwise false, and the block is as it was.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepForeign(void* p, const RemoteBlock& block) {
+    return ABSL_PREDICT_FALSE(thread_state.cache->all_foreign_wanted_ != 0) &&
+           KeepForeign(p, block);
+  }
+  // Whether `p`, whose slab has this tag, is what was last put into the magazine of its class.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static bool IsLastPushed(Tag tag, const void* p) {
+    return thread_state.cache->magazines_[ClassOfTag(tag)].head == p;
+  }
 
   // A block of at least `bytes` after TryPop() had none, from the spare magazine;
   // nullptr if that is empty, too.
@@ -665,10 +666,12 @@ class alignas(64) ThreadCache {
 
   // The slab to allocate from next: the fullest that has a free block.
   Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // TryKeepForeign() of a thread that may keep some.
   static bool KeepForeign(void* p, const RemoteBlock& block);
   // The thread has a slab more of new pages, and has freed blocks of other owners: some of
-  // the next of these it may keep. And none of them from now on.
+  // the next of these it may keep.
   void WantForeign(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // It keeps none from now on.
   void WantNoForeign();
   // One more slab, from the orphans or the arena.
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -700,11 +703,11 @@ class alignas(64) ThreadCache {
   // Then: flushes the depots of large blocks, or if a class was cold, all classes, and
   // returns empty slabs.
   void GiveBlocksBack() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // The oldest so many of one.
-  void FlushDepot(SizeClass size_class, uint8_t magazines)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The same by the owner, which does not hold the lock, unless it would have to wait.
   void GiveBlocksBackUnlocked() ABSL_LOCKS_EXCLUDED(lock_);
+  // The oldest so many magazines of a class's depot.
+  void FlushDepot(SizeClass size_class, uint8_t magazines)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Returns whether there were any.
   bool FlushUnusedDepots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // A step of slab_pass_.

@@ -109,6 +109,15 @@ TEST_F(HeapLimits, GrowthInPlacePassesItToo) {
   Deallocate(block);
 }
 
+TEST_F(HeapLimits, ExpansionInPlacePassesItToo) {
+  char* const block = Allocate(100 * kMiB);
+  ASSERT_EQ(Reallocate(block, 40 * kMiB), block);
+  SetSoftLimit(64 * kMiB);
+  ASSERT_EQ(TryExpand(block, 100 * kMiB, 100 * kMiB), 100 * kMiB) << "where it was";
+  EXPECT_EQ(cache_.told, 1);
+  Deallocate(block);
+}
+
 // --- What grows beyond a few MiB. ---
 
 class HeapGrowth : public HeapLimits {};

@@ -87,6 +87,43 @@ TEST(Quarry, BlocksAlignedTo8SaveWhatTheAlignmentCosts) {
   EXPECT_EQ(errno, ENOMEM);
 }
 
+// By whichever thread, and when more are freed than will be wanted soon.
+TEST(Quarry, BlocksAlignedTo8HaveASizedFree) {
+  constexpr size_t kBlocks = 300000;
+  for (const bool is_remote : {false, true}) {
+    std::vector<void*> blocks;
+    for (size_t i = 0; i < kBlocks; ++i) blocks.push_back(quarry_malloc_aligned8(8));
+    const auto free_all = [&] {
+      for (size_t i = 0; i < kBlocks; ++i) {
+        if (i % 2 == 0) {
+          quarry_free_aligned_sized(blocks[i], 8, 1 + i % 8);
+        } else {
+          quarry_free_sized(blocks[i], 1 + i % 8);
+        }
+      }
+    };
+    if (is_remote) {
+      std::thread(free_all).join();
+    } else {
+      free_all();
+    }
+  }
+  quarry_verify();
+}
+
+TEST(QuarryDeathTest, AnAlignedSizedFreeOfTheWrongSizeIsReported) {
+  void* const p = quarry_malloc_aligned8(8);
+  void* const q = quarry_aligned_alloc(8, 100);
+  const auto in_another_thread = [](void* block, size_t alignment, size_t bytes) {
+    std::thread([=] { quarry_free_aligned_sized(block, alignment, bytes); }).join();
+  };
+  EXPECT_DEATH(in_another_thread(p, 8, 9), "sized free of .* as 9 bytes, but its block has 8");
+  EXPECT_DEATH(in_another_thread(p, 16, 8), "sized free of .* as 8 bytes, but its block has 8");
+  EXPECT_DEATH(in_another_thread(q, 8, 8), "sized free of .* as 8 bytes");
+  quarry_free(p);
+  quarry_free(q);
+}
+
 TEST(Quarry, TheGoodSizeIsWhatMallocGives) {
   for (size_t bytes = 0; bytes < 100000; bytes += bytes < 2000 ? 1 : 509) {
     void* block = quarry_malloc(bytes);

@@ -252,6 +252,26 @@ TEST(Reallocate, AFilledPageRunThatGrowsIntoAHugeBlockIsCopiedToHugePages) {
   Deallocate(other);
 }
 
+// What the block before left in it is not the program's again: that was seen once.
+TEST(Reallocate, APageRunUsedBeforeThatGrowsIsOnHugePagesForWhatWasSeenFilled) {
+  ForgetWhatWasFilled();
+  char* const filled = Allocate(3 * kMiB);
+  memset(filled, 1, 3 * kMiB);
+  Deallocate(filled);
+  int on_huge_pages = 0;
+  std::array<char*, 20> blocks;
+  for (char*& block : blocks) {
+    block = Allocate(3 * kMiB);
+    block[0] = 1;
+    block = static_cast<char*>(Reallocate(block, 6 * kMiB));
+    on_huge_pages += HugeBlocks::Of(block)->has_huge_pages;
+  }
+  EXPECT_LE(on_huge_pages, static_cast<int>(FillingHistory::kCreditOfByte) * 3 / 6);
+  VerifyHeap();
+  for (char* block : blocks) Deallocate(block);
+  ForgetWhatWasFilled();
+}
+
 TEST(Reallocate, WhatReallocFindsFilledIsOnHugePages) {
   for (const bool is_filled : {false, true}) {
     ForgetWhatWasFilled();

@@ -13,6 +13,8 @@
 
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tests/arena/in_child.h"
+#include "tests/arena/sanitizers.h"
 
 namespace quarry {
 namespace {
@@ -286,6 +288,30 @@ TEST(MemoryLimitsThreads, ChargeRefundAndRelieve) {
   EXPECT_EQ(limits.mapped_bytes(), 0u);
   settings.soft_limit_bytes = 0;
   settings.hard_limit_bytes = 0;
+}
+
+// Whose thread was about to replace it when the child was made.
+TEST(MemoryLimitsFork, AChildMayReplaceTheCallback) {
+  if (kUnderTsan) GTEST_SKIP() << "a child of a process with threads";
+  static MemoryLimits limits("/nonexistent");
+  static bool was_told;
+  const MemoryLimits::Callback callback = [](void*, size_t, size_t) { was_told = true; };
+  std::atomic<bool> stop{false};
+  std::thread replacing([&] {
+    while (!stop) limits.SetCallback(callback, nullptr);
+  });
+  for (int i = 0; i < 200 && !testing::Test::HasFailure(); ++i) {
+    EXPECT_EQ(InChild([&] {
+                limits.SetCallback(callback, nullptr);
+                limits.SetLimits(kMiB, 0);
+                if (!limits.Charge(2 * kMiB)) _exit(2);
+                limits.Relieve([] {});
+                if (!was_told) _exit(1);
+              }),
+              0);
+  }
+  stop = true;
+  replacing.join();
 }
 
 }  // namespace
