@@ -27,6 +27,9 @@ namespace {
 // copy.
 constexpr size_t kMostGrownRunBytes = size_t{4} << 20;
 
+// What is longer stays in its place however much is cut off.
+constexpr size_t kMostShrunkBytes = size_t{1} << 20;
+
 // To fewer bytes of fresh pages a copy costs no more than the system call before it saves.
 constexpr size_t kLeastPopulated = size_t{16} << 10;
 
@@ -200,6 +203,23 @@ bool ResizeRun(Run* run, size_t bytes) {
   return pages == run->pages;
 }
 
+// Moves a run to `bytes`, less than half of it. A buffer that was allocated by a guess is cut
+// to what came, and the next by the same guess: of all that is cut off in place, none has
+// room for it, while the whole run serves again.
+ABSL_ATTRIBUTE_NOINLINE void* MoveShrunk(Run* run, size_t bytes) {
+  void* const moved = AllocateSlow(bytes);
+  if (moved == nullptr) return nullptr;
+  CopyToNew(moved, run->start, bytes);
+  Deallocate(run->start);
+  return moved;
+}
+
+// Whether it is to: not where much is to be copied, nor where memory is short, since both are
+// there for a moment.
+bool IsMovedToShrink(const Run* run, size_t bytes) {
+  return bytes * 2 < run->bytes() && bytes <= kMostShrunkBytes && !AboveSoftLimit();
+}
+
 // Out of line, or Reallocate() would save registers for it before it has looked
 // at the block.
 ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
@@ -219,10 +239,14 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
     }
     case Room::kRun: {
       Run* run = RunAt(kCall, p);
-      if (bytes > kSlabsOnlyMaxBytes && ServedByArena(bytes) &&
-          ResizeRun(run, bytes)) {
-        StartMaintenanceIfWanted();
-        return p;
+      if (bytes > kSlabsOnlyMaxBytes && ServedByArena(bytes)) {
+        if (IsMovedToShrink(run, bytes)) {
+          if (void* const moved = MoveShrunk(run, bytes)) return moved;
+        }
+        if (ResizeRun(run, bytes)) {
+          StartMaintenanceIfWanted();
+          return p;
+        }
       }
       if (bytes > run->bytes() &&
           (bytes > kMostGrownRunBytes || !ServedByArena(bytes))) {

@@ -118,6 +118,21 @@ TEST_F(HeapLimits, ExpansionInPlacePassesItToo) {
   Deallocate(block);
 }
 
+// Elsewhere it would be there twice for a moment.
+TEST_F(HeapLimits, WhatBecomesMuchShorterAboveTheSoftLimitStaysWhereItIs) {
+  char* const block = Allocate(kMiB);
+  char* const other = Allocate(40 * kMiB);
+  SetSoftLimit(20 * kMiB);
+  ASSERT_TRUE(AboveSoftLimit());
+  EXPECT_EQ(Reallocate(block, 200 * kKiB), block);
+  Deallocate(other);
+  ReleaseMemory(0);
+  ASSERT_FALSE(AboveSoftLimit());
+  char* const moved = static_cast<char*>(Reallocate(block, 90 * kKiB));
+  EXPECT_NE(moved, block);
+  Deallocate(moved);
+}
+
 // --- What grows beyond a few MiB. ---
 
 class HeapGrowth : public HeapLimits {};

@@ -237,6 +237,28 @@ TEST(HeapOutOfMemory, AShorterBlockHasItsNewSizeOrNull) {
   }), kRefusedAndIntact);
 }
 
+// It is cut in place where there is no room for another.
+TEST(HeapOutOfMemory, ABlockOfWhichLittleIsLeftHasItsNewSize) {
+  EXPECT_EQ(InAChild([] {
+    char* const block = Allocate(kMiB);
+    *block = 1;
+    // All else that is free.
+    std::vector<char*> others;
+    others.reserve(1000000);
+    ScriptedPageSource source;
+    os_page_source.Substitute(&source);
+    source.RefuseKind(ScriptedPageSource::Kind::kMap);
+    for (size_t bytes = kMiB; bytes > 64 * kKiB; bytes -= PageBytes()) {
+      while (char* const other = Allocate(bytes)) others.push_back(other);
+    }
+    QUARRY_CHECK(Reallocate(block, 100 * kKiB) == block);
+    QUARRY_CHECK(*block == 1 && UsableBytes(block) < 120 * kKiB);
+    DeallocateSized(block, 100 * kKiB);
+    VerifyHeap();
+    return 0;
+  }), 0);
+}
+
 // --- The limit of the process. ---
 
 size_t AddressSpaceBytes() {

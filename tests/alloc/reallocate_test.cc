@@ -101,15 +101,37 @@ TEST(Reallocate, ReallocationWithinAClassStaysInPlace) {
 
 TEST(Reallocate, ReallocationOfAPageRunStaysInPlaceWhereItCan) {
   char* const block = Allocate(kMiB);
-  Content::Write(block, 96 * kKiB, 1);
-  EXPECT_EQ(Reallocate(block, 96 * kKiB), block);
-  EXPECT_EQ(UsableBytes(block), 96 * kKiB);
+  Content::Write(block, 512 * kKiB, 1);
+  EXPECT_EQ(Reallocate(block, 512 * kKiB), block);
+  EXPECT_EQ(UsableBytes(block), 512 * kKiB);
   // Behind it is what it gave back.
   EXPECT_EQ(Reallocate(block, kMiB), block);
   EXPECT_EQ(UsableBytes(block), kMiB);
-  EXPECT_TRUE(Content::IsIntact(block, 96 * kKiB, 1));
+  EXPECT_TRUE(Content::IsIntact(block, 512 * kKiB, 1));
   VerifyHeap();
   DeallocateSized(block, kMiB);
+}
+
+// A buffer by a guess, cut to what came, time and again.
+TEST(Reallocate, APageRunThatIsCutToLessThanHalfServesTheNextRequest) {
+  ReleaseMemory(0);
+  char* const first = Allocate(kMiB);
+  std::array<char*, 20> blocks;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const size_t bytes = (17 + 25 * i) * kKiB;
+    char* const block = i == 0 ? first : Allocate(kMiB);
+    EXPECT_EQ(block, first);
+    Content::Write(block, bytes, i);
+    blocks[i] = static_cast<char*>(Reallocate(block, bytes));
+    EXPECT_NE(blocks[i], first);
+    EXPECT_EQ(UsableBytes(blocks[i]), GoodBytes(bytes));
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const size_t bytes = (17 + 25 * i) * kKiB;
+    EXPECT_TRUE(Content::IsIntact(blocks[i], bytes, i));
+    DeallocateSized(blocks[i], bytes);
+  }
+  VerifyHeap();
 }
 
 // As where a kept run of one of the next sizes serves a request.

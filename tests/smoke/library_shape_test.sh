@@ -24,6 +24,7 @@ for name in $needed; do
 done
 grep -q 'SONAME.*\[libquarry.so\]' <<<"$dynamic" || fail "no soname"
 grep -q NODELETE <<<"$dynamic" || fail "dlclose could unload it"
+grep -q INITFIRST <<<"$dynamic" || fail "constructors of other libraries run before its own"
 ! grep -q TEXTREL <<<"$dynamic" || fail "relocations in its code"
 
 # Initial-exec storage comes out of the 1.5 KiB or so that glibc keeps free
