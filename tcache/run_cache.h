@@ -16,6 +16,9 @@
 //
 // A request that finds its list empty takes from one of the next two.
 //
+// What is kept serves requests of nearly its size alone, and others take fresh pages
+// meanwhile, so it is not much: some runs of small sizes, or a large one by itself.
+//
 // Only the owner puts runs in. It and the maintenance thread take them out.
 //
 // Thread-safety: the lock of the thread cache guards all but cached_bytes(), for which
@@ -30,6 +33,7 @@
 #ifndef QUARRY_TCACHE_RUN_CACHE_H_
 #define QUARRY_TCACHE_RUN_CACHE_H_
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstddef>
@@ -48,9 +52,10 @@ namespace quarry {
 
 class RunCache {
  public:
-  // Of all runs together, and of one.
-  static constexpr size_t kMostBytes = size_t{4} << 20;
-  static constexpr size_t kMostRunBytes = kMostBytes / 2;
+  // Of all runs together, if there are several.
+  static constexpr size_t kMostBytes = size_t{1} << 20;
+  // Of one.
+  static constexpr size_t kMostRunBytes = size_t{2} << 20;
 
   static constexpr size_t kLists = kStepsPerDoubling * std::countr_zero(
                                        kMostRunBytes / kSlabsOnlyMaxBytes);
@@ -126,14 +131,14 @@ class RunCache {
                                                            size_t bytes) {
     QUARRY_DCHECK(list == ListOfRun(bytes));
     const size_t cached_bytes = cached_bytes_ + bytes;
-    if (ABSL_PREDICT_FALSE(cached_bytes > kMostBytes)) return false;
+    if (ABSL_PREDICT_FALSE(cached_bytes > kMostBytes && cached_bytes_ != 0)) return false;
     run->state.store(Run::kCached, std::memory_order_relaxed);
     Push(list, run, start, cached_bytes);
     return true;
   }
 
   // Keeps `run`, whose state the caller has made kCached; false if it is of no list.
-  // Then PopAbove(kMostBytes) until there is none.
+  // PopToFit() first, until there is none.
   [[nodiscard]] bool Put(Run* run) {
     const size_t list = ListOfRun(run->bytes());
     if (list == kNoList) return false;
@@ -180,6 +185,11 @@ class RunCache {
     Run* const run = tops_[list];
     Pop(list, run);
     return run;
+  }
+
+  // The same, if one has to go before a run of so many bytes is put in.
+  Run* PopToFit(size_t bytes) {
+    return PopAbove(kMostBytes - std::min(bytes, kMostBytes));
   }
 
   // A run, as PopAbove() chooses it, if none was put in since the last call.

@@ -570,10 +570,10 @@ void ThreadCache::FreeRun(Run* run) {
 }
 
 void ThreadCache::KeepRun(Run* run) {
-  if (!runs_.Put(run)) return arena_->Deallocate(run);
-  while (Run* other = runs_.PopAbove(RunCache::kMostBytes)) {
-    arena_->Deallocate(other);
-  }
+  const size_t bytes = run->bytes();
+  if (RunCache::ListOfRun(bytes) == RunCache::kNoList) return arena_->Deallocate(run);
+  while (Run* other = runs_.PopToFit(bytes)) arena_->Deallocate(other);
+  (void)runs_.Put(run);
   maintenance_signal.NoteKept(runs_.cached_bytes());
 }
 

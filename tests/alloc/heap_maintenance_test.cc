@@ -125,38 +125,29 @@ TEST(HeapMaintenance, AfterAPageRunWasFreed) {
   });
 }
 
-TEST(HeapMaintenance, AfterAThreadKeptPageRuns) {
+TEST(HeapMaintenance, AfterAThreadKeptAPageRun) {
   ExpectToGoBackAfter([] {
-    std::vector<char*> blocks(4);
-    for (char*& block : blocks) {
-      block = Allocate(kMiB);
-      memset(block, 1, kMiB);
-    }
-    for (char* block : blocks) Deallocate(block);
-    QUARRY_CHECK(GatherStatistics().cached_bytes >= 4 * kMiB);
+    char* const block = Allocate(2 * kMiB);
+    memset(block, 1, 2 * kMiB);
+    Deallocate(block);
+    QUARRY_CHECK(GatherStatistics().cached_bytes >= 2 * kMiB);
     QUARRY_CHECK(Soon([] { return GatherStatistics().cached_bytes < kMiB; }));
   });
 }
 
-// The second time they are freed in a shorter way.
-TEST(HeapMaintenance, AfterAThreadKeptPageRunsAgain) {
+// The second time it is freed in a shorter way.
+TEST(HeapMaintenance, AfterAThreadKeptAPageRunAgain) {
   ExpectToGoBackAfter([] {
-    std::vector<char*> blocks(4);
-    const auto allocate = [&blocks] {
-      for (char*& block : blocks) {
-        block = Allocate(kMiB);
-        memset(block, 1, kMiB);
-      }
-    };
-    allocate();
-    for (char* block : blocks) Deallocate(block);
-    allocate();
+    char* block = Allocate(2 * kMiB);
+    Deallocate(block);
+    block = Allocate(2 * kMiB);
+    memset(block, 1, 2 * kMiB);
     QUARRY_CHECK(Soon([] {
       return maintenance_signal.state() == MaintenanceSignal::kAsleep ||
              maintenance_signal.state() == MaintenanceSignal::kNoThread;
     }));
-    for (char* block : blocks) Deallocate(block);
-    QUARRY_CHECK(GatherStatistics().cached_bytes >= 4 * kMiB);
+    Deallocate(block);
+    QUARRY_CHECK(GatherStatistics().cached_bytes >= 2 * kMiB);
     QUARRY_CHECK(Soon([] { return GatherStatistics().cached_bytes < kMiB; }));
   });
 }

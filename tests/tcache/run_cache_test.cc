@@ -160,7 +160,7 @@ TEST_F(RunCacheTest, TakesWhatAModelTakes) {
     if (random() % 2 == 0 && !free.empty()) {
       PageRun* const run = free.back();
       Make(run, units);
-      if (cache_.cached_bytes() + run->bytes() > RunCache::kMostBytes) continue;
+      if (cache_.cached_bytes() + run->bytes() > 32 * kUnit) continue;
       free.pop_back();
       ASSERT_TRUE(cache_.Put(run));
       lists[units].push_back(run);
@@ -239,6 +239,23 @@ TEST_F(RunCacheTest, TheShortWayEvictsNone) {
   EXPECT_EQ(cache_.cached_bytes(), RunCache::kMostBytes);
   while (cache_.PopAbove(0) != nullptr) {
   }
+}
+
+TEST_F(RunCacheTest, ALargeRunIsKeptAlone) {
+  std::array<PageRun, 2> small;
+  for (PageRun& run : small) MakePages(&run, PagesFor(20 * kKiB * (PageBytes() / 4096)));
+  PageRun large;
+  Make(&large, 16);
+  ASSERT_GT(large.bytes(), RunCache::kMostBytes);
+  EXPECT_TRUE(PutInRoom(&small[0]));
+  EXPECT_FALSE(PutInRoom(&large));
+  EXPECT_EQ(cache_.PopToFit(small[1].bytes()), nullptr);
+  EXPECT_EQ(cache_.PopToFit(large.bytes()), &small[0]);
+  EXPECT_EQ(cache_.PopToFit(large.bytes()), nullptr);
+  EXPECT_TRUE(PutInRoom(&large));
+  EXPECT_EQ(cache_.cached_bytes(), large.bytes());
+  EXPECT_FALSE(PutInRoom(&small[0]));
+  EXPECT_EQ(cache_.PopToFit(small[0].bytes()), &large);
 }
 
 TEST_F(RunCacheTest, KeepsNoRunOfAnotherSize) {
