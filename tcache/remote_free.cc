@@ -49,14 +49,13 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool Mark(Slab* slab, SizeClass size_class,
   return true;
 }
 
-bool MarkBlock(Slab* slab, SizeClass size_class, size_t block) {
+void CountRemoteFree() {
   ThreadCache* const cache = thread_state.cache;
   if (ABSL_PREDICT_FALSE(cache == &no_cache)) {
     remote_frees_without_cache.fetch_add(1, std::memory_order_relaxed);
   } else {
     cache->remote_batch().CountFree();
   }
-  return Mark(slab, size_class, block / 64, BlockWord::BitOf(block));
 }
 
 // A thread that only frees has no cache to keep a batch in. It gets one when it
@@ -105,15 +104,15 @@ void ReportHeldTwice(const void* p) {
   ReportDoubleFree(p, slab->block_bytes(), slab->start());
 }
 
-void FreeRemotely(Slab* slab, void* p) {
-  CheckIsBlock("free", slab, p);
-  (void)MarkBlock(slab, slab->size_class(), slab->IndexOf(p));
-}
-
-void FreeKept(Slab* slab, void* p) {
+void MarkFree(Slab* slab, void* p) {
   CheckIsBlock("free", slab, p);
   const size_t block = slab->IndexOf(p);
   (void)Mark(slab, slab->size_class(), block / 64, BlockWord::BitOf(block));
+}
+
+void FreeRemotely(Slab* slab, void* p) {
+  CountRemoteFree();
+  MarkFree(slab, p);
 }
 
 bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache) {
@@ -130,7 +129,8 @@ bool FreeRemotelyWithoutCache(void* p, RemoteBlock block, bool may_make_cache) {
       return FreeRemotelyLater(p, block);  // Its batch is empty.
     }
   }
-  return MarkBlock(slab, ClassOfTag(block.tag), block.index);
+  CountRemoteFree();
+  return Mark(slab, ClassOfTag(block.tag), block.index / 64, BlockWord::BitOf(block.index));
 }
 
 bool FlushRemoteFrees(ThreadCache* cache) {

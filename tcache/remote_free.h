@@ -21,9 +21,9 @@ namespace quarry {
 // Errors: aborts if p is not the start of a block, or is marked already.
 void FreeRemotely(Slab* slab, void* p);
 
-// The same for a block that the thread has counted as freed already, since it was kept: see
+// The same of a block that was counted as freed already, since the thread kept it: see
 // ThreadCache::TryKeepForeign().
-void FreeKept(Slab* slab, void* p);
+void MarkFree(Slab* slab, void* p);
 
 // A block in the page map's home window is freed in two steps: the thread holds it with
 // others of its word (remote_batch.h), and marks them together.
