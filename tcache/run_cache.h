@@ -227,6 +227,23 @@ class RunCache {
   }
   static constexpr size_t kMostStolen = 64;
 
+  // Aborts if the invariant is broken.
+  void Verify() const {
+    size_t bytes = 0;
+    for (size_t list = 0; list < kLists; ++list) {
+      const Run* run = tops_[list];
+      QUARRY_CHECK(HasRun(list) == (run != nullptr));
+      QUARRY_CHECK(run == nullptr || starts_[list] == run->start);
+      for (; run != nullptr; run = run->next) {
+        QUARRY_CHECK(ListOfRun(run->bytes()) == list);
+        QUARRY_CHECK(run->previous == Mark());
+        QUARRY_CHECK(run->state.load(std::memory_order_relaxed) == Run::kCached);
+        bytes += run->bytes();
+      }
+    }
+    QUARRY_CHECK(bytes == cached_bytes_);
+  }
+
   // Any thread may ask.
   size_t cached_bytes() const {
     return std::atomic_ref<size_t>(const_cast<size_t&>(cached_bytes_))
@@ -285,7 +302,9 @@ class RunCache {
   }
 
   // What tells a run of this cache from one of another, or of an arena's lists.
-  Run* Mark() { return reinterpret_cast<Run*>(this); }
+  Run* Mark() const {
+    return reinterpret_cast<Run*>(const_cast<RunCache*>(this));
+  }
 
   // None of these has a value of its own: see the constructors.
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <iterator>
 #include <utility>
 
 #include "arena/maintenance_signal.h"
@@ -112,7 +111,7 @@ void ThreadCache::Close() {
     }
     owned_slab_bytes_ = 0;
     classes_with_slabs_ = 0;
-    WantNoForeign();
+    foreign_allowance_.Clear();
     for (Shelf& shelf : shelves_) {
       shelf.had_slab = false;
       for (SlabList& list : shelf.slabs) {
@@ -193,7 +192,7 @@ void ThreadCache::ChangeTag(Tag tag) {
   tag_ = tag;
   // What is kept is written to.
   others_are_inherited.store(true, std::memory_order_relaxed);
-  WantNoForeign();
+  foreign_allowance_.Clear();
   if (thread_state.tag != 0) thread_state.SetTag(tag);
 }
 
@@ -375,27 +374,14 @@ void ThreadCache::WantForeign(SizeClass size_class) {
       others_are_inherited.load(std::memory_order_relaxed)) {
     return;
   }
-  uint16_t& wanted = foreign_wanted_[size_class];
-  const size_t more =
-      std::min<size_t>(kForeignOfSlab * SlabBlocks(size_class), UINT16_MAX - wanted);
-  wanted = static_cast<uint16_t>(wanted + more);
-  all_foreign_wanted_ += static_cast<uint32_t>(more);
-}
-
-void ThreadCache::WantNoForeign() {
-  if (all_foreign_wanted_ == 0) return;
-  std::fill(std::begin(foreign_wanted_), std::end(foreign_wanted_), 0);
-  all_foreign_wanted_ = 0;
+  foreign_allowance_.Add(size_class, kForeignOfSlab * SlabBlocks(size_class));
 }
 
 bool ThreadCache::KeepForeign(void* p, const RemoteBlock& block) {
   ThreadCache* const cache = thread_state.cache;
   const SizeClass size_class = ClassOfTag(block.tag);
-  uint16_t& wanted = cache->foreign_wanted_[size_class];
   Magazine& magazine = cache->magazines_[size_class];
-  if (wanted == 0) return false;
-  --wanted;
-  --cache->all_foreign_wanted_;
+  if (!cache->foreign_allowance_.TryUse(size_class)) return false;
   // No limit: cold, for one.
   if (magazine.start_limit == 0 || thread_state.tag == 0 ||
       magazine.room * 2 <= magazine.capacity) {

@@ -72,6 +72,7 @@
 #include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
 #include "tcache/biased_lock.h"
+#include "tcache/foreign_allowance.h"
 #include "tcache/magazine.h"
 #include "tcache/pending_stack.h"
 #include "tcache/remote_batch.h"
@@ -79,43 +80,9 @@
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
 #include "tcache/slab_pass.h"
+#include "tcache/thread_state.h"
 
 namespace quarry {
-
-class ThreadCache;
-
-// The tag of no cache, with which no slab's differs by less than kOwnerUnit.
-constexpr Tag kNobodysTag = kNobody - kOwnerUnit;
-
-// What a thread has in thread-local storage. A thread without a cache points
-// at `no_cache`, whose magazines are empty, and its tag matches no slab: its
-// first malloc() and any free() take the slow path without a test of their own.
-struct ThreadState {
-  ThreadCache* cache;
-  // The cache's address less `tag`: the magazine of a tag is found by one addition
-  // to it. The next malloc waits for that address, and for nothing else here.
-  void* origin;
-  Tag tag;
-  // The thread gave its cache up on exit, and gets no other.
-  bool exited;
-  // Remote frees of a thread without a cache.
-  uint16_t remote_frees;
-  // `tag` once the thread knows that C++'s sized delete may do without the program's
-  // own operator delete; kNobodysTag until then.
-  Tag delete_tag;
-
-  void SetTag(Tag new_tag) {
-    tag = new_tag;
-    delete_tag = kNobodysTag;
-    origin = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(cache) -
-                                     new_tag);
-  }
-};
-
-// Initial-exec: one load and no call. A few bytes fit into what the loader sets
-// aside for libraries opened late.
-extern thread_local constinit ThreadState thread_state
-    __attribute__((tls_model("initial-exec"), visibility("hidden")));
 
 // From (bytes + 15) / 16 to MagazineOffset() of the class.
 [[gnu::visibility("hidden")]] extern const std::array<
@@ -152,13 +119,14 @@ class alignas(64) ThreadCache {
 
   // One for nobody: no_cache.
   constexpr ThreadCache()
-      : lock_(LockRank::kCache), foreign_wanted_{}, all_foreign_wanted_(0), notes_{} {}
+      : lock_(LockRank::kCache), notes_{} {}
   // In memory that is zero, and whose last page this does not touch: what gets no value
   // here has the one that it is to begin with. The compiler must not see where the zeros
   // come from, or it may take the stores of them for dead.
   using InZeroMemory = RemoteBatch::InZeroMemory;
   explicit ThreadCache(InZeroMemory in_zero_memory)
       : lock_(LockRank::kCache),
+        foreign_allowance_(ForeignAllowance::InZeroMemory()),
         remote_batch_(in_zero_memory),
         runs_(RunCache::InZeroMemory()) {}
   ThreadCache(const ThreadCache&) = delete;
@@ -251,7 +219,7 @@ class alignas(64) ThreadCache {
   // next request of the class: if it is short of such blocks, and has made pages resident for
   // others of the class. Otherwise false, and the block is as it was.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static bool TryKeepForeign(void* p, const RemoteBlock& block) {
-    return ABSL_PREDICT_FALSE(thread_state.cache->all_foreign_wanted_ != 0) &&
+    return ABSL_PREDICT_FALSE(thread_state.cache->foreign_allowance_.IsAny()) &&
            KeepForeign(p, block);
   }
   // Whether `p`, whose slab has this tag, is what was last put into the magazine of its class.
@@ -671,8 +639,6 @@ class alignas(64) ThreadCache {
   // The thread has a slab more of new pages, and has freed blocks of other owners: some of
   // the next of these it may keep.
   void WantForeign(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // It keeps none from now on.
-  void WantNoForeign();
   // One more slab, from the orphans or the arena.
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // How many of the class are full, up to `most`.
@@ -776,11 +742,8 @@ class alignas(64) ThreadCache {
 
   alignas(64) Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
 
-  // Of how many of the next blocks of others that are freed, of each class, the magazine may
-  // take those that it is short of; the owner's. Zero at first: see the constructors.
-  uint16_t foreign_wanted_[kClasses];
-  // All of these. Beside what each free of such a block reads.
-  uint32_t all_foreign_wanted_;
+  // The owner's.
+  ForeignAllowance foreign_allowance_;
   RemoteBatch remote_batch_;
 
   // Blocks of cold classes that are not in their slabs' bitmaps yet. The

@@ -99,6 +99,7 @@ void ThreadCache::AddOutOfReach(ClassStatistics (&classes)[kClasses],
 
 void ThreadCache::Verify(bool with_magazines) {
   BiasedLockHolder hold(lock_);
+  runs_.Verify();
   size_t owned_slab_bytes = 0;
   ForEachSlab([&](Slab* slab) {
     slab->Verify();
@@ -137,6 +138,7 @@ void ThreadCache::Verify(bool with_magazines) {
     check(spares_[c], static_cast<int64_t>(DepotBlocks(c)));
     QUARRY_CHECK(magazine.capacity == kMostBlocks[c]);
   }
+  if (with_magazines) foreign_allowance_.Verify();
   QUARRY_CHECK(depot_bytes == depot_bytes_);
   QUARRY_CHECK(owned_slab_bytes == owned_slab_bytes_);
   QUARRY_CHECK(classes_with_slabs == classes_with_slabs_);

@@ -55,6 +55,8 @@ class RunCacheTest : public testing::Test {
                            run->bytes());
   }
 
+  ~RunCacheTest() override { cache_.Verify(); }
+
   std::vector<PageRun*> Steal() {
     std::vector<PageRun*> stolen;
     left_ = cache_.StealIdle(false, [&](PageRun* run) { stolen.push_back(run); });
@@ -175,6 +177,7 @@ TEST_F(RunCacheTest, TakesWhatAModelTakes) {
       break;
     }
     ASSERT_EQ(Take(units), wanted) << units;
+    if (step % 100 == 0) cache_.Verify();
     if (wanted != nullptr) free.push_back(wanted);
   }
   EXPECT_GT(served_by_larger, 100u) << "or the test is of little use";
