@@ -44,8 +44,9 @@ ABSL_ATTRIBUTE_NOINLINE void* ReallocUncommon(void* block, size_t bytes) {
   return OrNoMemory(Reallocate(block, bytes));
 }
 
-// Of the shared library the first constructor of the process (QUARRY_SHARED_LINKOPTS); in a
-// program preinit.cc comes before.
+// Of the shared library the first constructor of the process, as a rule
+// (QUARRY_SHARED_LINKOPTS); in a program preinit.cc comes before. glibc tells both the
+// program's arguments and its environment.
 __attribute__((constructor)) void StartWithConstructors(int, char**, char** environment) {
   StartProcess(environment);
 }

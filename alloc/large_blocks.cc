@@ -33,6 +33,8 @@ ABSL_ATTRIBUTE_NOINLINE void NoteFreshRun(Run* run) {
   }
 }
 
+}  // namespace
+
 Large TryAllocateLarge(size_t bytes, size_t alignment) {
   if (ABSL_PREDICT_FALSE(bytes > PTRDIFF_MAX || alignment > PTRDIFF_MAX)) {
     return {};
@@ -70,8 +72,6 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
   if (huge == nullptr) return {};
   return {huge->start, huge->zeroed};
 }
-
-}  // namespace
 
 Large AllocateLarge(size_t bytes, size_t alignment) {
   Large large = TryAllocateLarge(bytes, alignment);

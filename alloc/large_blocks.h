@@ -38,6 +38,9 @@ inline bool ServedByArena(size_t bytes) {
 // no start where there is no memory, though what was free went back to the system.
 Large AllocateLarge(size_t bytes, size_t alignment);
 
+// The same, of what there is and the system gives: nothing goes back to it first.
+Large TryAllocateLarge(size_t bytes, size_t alignment);
+
 // A huge block that the program will use as `filling` says; nullptr where there is no memory.
 Huge* AllocateHuge(size_t bytes, size_t alignment, Filling filling);
 

@@ -196,7 +196,7 @@ typedef void (*quarry_pressure_callback_t)(void* context, size_t mapped_bytes,
  * is above the limit. It may use the heap, and must return: after an exception,
  * longjmp() or pthread_exit() out of it there is no other. Where another thread is
  * in the one before, that goes on after this call has returned. By one thread at
- * a time. */
+ * a time; a child that is forked meanwhile may have no callback. */
 QUARRY_PUBLIC
 void quarry_set_pressure_callback(quarry_pressure_callback_t callback,
                                   void* context) QUARRY_NOTHROW;

@@ -13,6 +13,7 @@
 #include "arena/arena.h"
 #include "arena/filling.h"
 #include "arena/huge.h"
+#include "arena/limits.h"
 #include "arena/page_source.h"
 #include "arena/process_arenas.h"
 #include "tcache/maintenance.h"
@@ -86,6 +87,7 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveGrown(void* p, size_t old_bytes, size_t new_by
           : AllocateSlow(new_bytes);
   if (moved == nullptr) return nullptr;
   CopyToNew(moved, p, old_bytes);
+  if (Run* const run = Arena::RunOf(moved)) Arena::NoteGrown(run);
   FreeOutgrown(p);
   StartMaintenanceIfWanted();
   return moved;
@@ -122,7 +124,9 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* MoveOwn(Magazine* magazine, void* p,
 }
 
 ABSL_ATTRIBUTE_NOINLINE bool ResizeHuge(Huge* huge, size_t bytes) {
-  const Filling filling = bytes > huge->bytes && !huge->has_huge_pages
+  // Of stale pages the content tells nothing.
+  const Filling filling = bytes > huge->bytes && !huge->has_huge_pages &&
+                                  !huge->has_stale_pages
                               ? filling_history.Observe(huge->start, huge->bytes)
                               : Filling::kUnknown;
   bool resized = huge_blocks.Resize(huge, bytes, filling);
@@ -167,6 +171,7 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveToHuge(Run* run, size_t bytes) {
   if (ABSL_PREDICT_TRUE(PerturbByte() == 0) && !is_copied) {
     if (Huge* huge = huge_blocks.MoveIn(run->start, run->bytes(), bytes, filling,
                                         run->has_huge_pages)) {
+      huge->has_stale_pages = !run->zeroed;
       NoteHuge(huge);
       run->arena()->DeallocateMovedOut(run);
       RelievePressure();
@@ -203,21 +208,32 @@ bool ResizeRun(Run* run, size_t bytes) {
   return pages == run->pages;
 }
 
-// Moves a run to `bytes`, less than half of it. A buffer that was allocated by a guess is cut
-// to what came, and the next by the same guess: of all that is cut off in place, none has
-// room for it, while the whole run serves again.
+// Whether a run of which realloc() leaves less than half is to be moved. A buffer that was
+// allocated by a guess is cut to what came, and the next by the same guess: of all that is
+// cut off in place, none has room for it, while the whole run serves again. But not a buffer
+// that grows and shrinks in turn, nor where much is to be copied, or pages that were not
+// touched, nor where memory is short, since both are there for a moment.
+bool IsMovedToShrink(const Run* run, size_t bytes) {
+  return MediumBytes(bytes) * 2 < run->bytes() && bytes <= kMostShrunkBytes &&
+         !run->has_grown &&
+         memory_limits.HasRoomFor(bytes + Arena::kLargestSegmentBytes) &&
+         OsPages().IsMostlyResident(run->start, RoundUp(bytes, PageBytes()));
+}
+
+// Moves it; nullptr, with nothing changed, where there is no room at hand.
 ABSL_ATTRIBUTE_NOINLINE void* MoveShrunk(Run* run, size_t bytes) {
-  void* const moved = AllocateSlow(bytes);
+  void* moved = TryPop(bytes);
+  if (moved == nullptr) moved = TryTakeAtHand(bytes);
+  if (moved == nullptr && bytes > kSmallMaxBytes) {
+    moved = TryAllocateLarge(bytes, kMinAlignmentBytes).start;
+  } else if (moved == nullptr && ThreadCache::IsOnFastPath(bytes)) {
+    moved = ThreadCache::AllocateFast(bytes);
+  }
   if (moved == nullptr) return nullptr;
   CopyToNew(moved, run->start, bytes);
   Deallocate(run->start);
+  StartMaintenanceIfWanted();
   return moved;
-}
-
-// Whether it is to: not where much is to be copied, nor where memory is short, since both are
-// there for a moment.
-bool IsMovedToShrink(const Run* run, size_t bytes) {
-  return bytes * 2 < run->bytes() && bytes <= kMostShrunkBytes && !AboveSoftLimit();
 }
 
 // Out of line, or Reallocate() would save registers for it before it has looked

@@ -201,6 +201,7 @@ size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   if (!StockRecords()) return least_pages == run->pages ? least_pages : 0;
   // Or it would be two mappings to the system, which does not move those.
   if (run->has_huge_pages) EndHugePages(run);
+  run->has_grown = true;
 
   const uint32_t more = static_cast<uint32_t>(pages) - run->pages;
   // All of it, or who frees it takes what was in the new part for the program's.
@@ -383,6 +384,7 @@ Run* Arena::Carve(Run* run, uint32_t pages, size_t alignment) {
   run->zeroed =
       run->segment->AreZero(run->segment->PageOf(run->start), pages);
   run->bin = 0;
+  run->has_grown = false;
   run->state.store(Run::kInUse, std::memory_order_relaxed);
   CountInUse(in_use_pages() + pages);
   ++in_use_runs_;

@@ -145,6 +145,13 @@ class Arena {
     source_.PreferHugePages(run->start, run->bytes());
   }
 
+  // Notes that the block for which `run` was allocated has grown before. What a thread's cache
+  // noted of the run is forgotten, so that the note ends with the block.
+  static void NoteGrown(Run* run) {
+    run->has_grown = true;
+    run->bin = 0;
+  }
+
   // Aborts with ReportFreedLargeBlock() when the run is not in use. Only its
   // first `touched_pages` may have been touched: what lies behind is as it was
   // when the run was allocated.

@@ -91,6 +91,14 @@ bool MemoryLimits::AboveSoftLimit() const {
   return soft_bytes != 0 && mapped_bytes() > soft_bytes;
 }
 
+bool MemoryLimits::HasRoomFor(size_t bytes) const {
+  const size_t hard_bytes = settings.hard_limit_bytes.load(std::memory_order_relaxed);
+  const size_t soft_bytes = SoftLimit();
+  const size_t then_bytes = mapped_bytes() + bytes;
+  return (soft_bytes == 0 || then_bytes <= soft_bytes) &&
+         (hard_bytes == 0 || then_bytes <= hard_bytes);
+}
+
 bool MemoryLimits::BeginRelief() {
   const pid_t self = getpid();
   pid_t reliever = reliever_.load(std::memory_order_relaxed);

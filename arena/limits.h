@@ -67,6 +67,9 @@ class MemoryLimits {
 
   bool AboveSoftLimit() const;
 
+  // Whether so much more would be below both limits, as far as there are any.
+  bool HasRoomFor(size_t bytes) const;
+
   // The soft limit in force: what is set, or the control group's once that was looked up;
   // 0 for none.
   size_t SoftLimit() const;

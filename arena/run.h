@@ -22,10 +22,10 @@ class Segment;
 //   runs    [   A: 3 pages  ][ B ][   C: 4 pages     ]
 //   table   |  A    -    A  |  B  |  C    -    -   C |
 //
-// Thread-safety: `start`, `pages`, `segment`, `zeroed`, `is_fresh`, `begins_huge_page` and
-//   `has_huge_pages` of a run in use may be read by whoever was given it. While a thread
-//   keeps it, `next` and `previous` are that thread's cache's, and so is `bin` until it is
-//   freed. All else under the arena's lock.
+// Thread-safety: `start`, `pages`, `segment`, `zeroed`, `is_fresh`, `begins_huge_page`,
+//   `has_huge_pages` and `has_grown` of a run in use may be read by whoever was given it.
+//   While a thread keeps it, `next` and `previous` are that thread's cache's, and so is `bin`
+//   until it is freed. All else under the arena's lock.
 // Invariant: no two neighbouring runs are both free.
 // Size: two cache lines; the second is of use only while some page is dirty.
 struct alignas(64) Run {
@@ -66,6 +66,8 @@ struct alignas(64) Run {
   bool begins_huge_page : 1 = false;
   // Whether it has the advice to be on huge pages, as far as whole ones fit.
   bool has_huge_pages : 1 = false;
+  // Whether it is in use by a block that has grown, and may do so again.
+  bool has_grown : 1 = false;
 
   // While free and in a bin: the bin, and the ring of runs of the same size. While in
   // use or kept by a thread, `bin` is a note that the threads' caches make of its size,

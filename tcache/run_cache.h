@@ -144,8 +144,9 @@ class RunCache {
     if (list == kNoList) return false;
     static_assert(kLists < UINT8_MAX);
     run->bin = static_cast<uint8_t>(list + 1);
-    // A run that TryPutIn() keeps was kept before, as its note tells.
+    // A run that TryPutIn() keeps was kept before, as its note tells, and none has grown since.
     run->zeroed = false;
+    run->has_grown = false;
     Push(list, run, run->start, cached_bytes_ + run->bytes());
     return true;
   }

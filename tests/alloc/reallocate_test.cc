@@ -115,8 +115,10 @@ TEST(Reallocate, ReallocationOfAPageRunStaysInPlaceWhereItCan) {
 // A buffer by a guess, cut to what came, time and again.
 TEST(Reallocate, APageRunThatIsCutToLessThanHalfServesTheNextRequest) {
   ReleaseMemory(0);
+  // The maintenance thread would take what is kept.
+  settings.decay_ms = 1000000;
   char* const first = Allocate(kMiB);
-  std::array<char*, 20> blocks;
+  std::array<char*, 18> blocks;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const size_t bytes = (17 + 25 * i) * kKiB;
     char* const block = i == 0 ? first : Allocate(kMiB);
@@ -131,6 +133,44 @@ TEST(Reallocate, APageRunThatIsCutToLessThanHalfServesTheNextRequest) {
     EXPECT_TRUE(Content::IsIntact(blocks[i], bytes, i));
     DeallocateSized(blocks[i], bytes);
   }
+  settings.decay_ms = Settings().decay_ms.load();
+  VerifyHeap();
+}
+
+// To move it would make resident what was not.
+TEST(Reallocate, APageRunThatIsCutWhereLittleWasTouchedStaysInPlace) {
+  constexpr size_t kLeft = 400 * kKiB;
+  for (size_t touched_bytes = PageBytes(); touched_bytes < kLeft; touched_bytes *= 2) {
+    ReleaseMemory(0);
+    char* const block = static_cast<char*>(AllocateZeroed(kMiB));
+    memset(block, 1, touched_bytes);
+    block[kLeft / 2] = 1;
+    EXPECT_EQ(Reallocate(block, kLeft), block) << touched_bytes;
+    EXPECT_LE(ResidentPages(block, kLeft), touched_bytes / PageBytes() + 1);
+    DeallocateSized(block, kLeft);
+  }
+}
+
+TEST(Reallocate, ABlockThatGrowsAndShrinksInTurnStaysInPlace) {
+  constexpr size_t kLong = kMiB;
+  constexpr size_t kShort = 300 * kKiB;
+  char* block = Allocate(kShort);
+  Content::Write(block, kShort, 1);
+  block = static_cast<char*>(Reallocate(block, kLong));
+  for (int i = 0; i < 10; ++i) {
+    memset(block + kShort, 1, kLong - kShort);
+    ASSERT_EQ(Reallocate(block, kShort), block);
+    ASSERT_EQ(Reallocate(block, kLong), block);
+  }
+  EXPECT_TRUE(Content::IsIntact(block, kShort, 1));
+  // Who has the run next is another.
+  memset(block, 2, kLong);
+  Deallocate(block);
+  char* const next = Allocate(kLong);
+  ASSERT_EQ(next, block);
+  char* const moved = static_cast<char*>(Reallocate(next, kShort));
+  EXPECT_NE(moved, next);
+  Deallocate(moved);
   VerifyHeap();
 }
 
@@ -234,6 +274,7 @@ TEST(Reallocate, APageRunThatGrowsIntoAHugeBlockIsNotCopied) {
   for (const size_t bytes : {4 * kMiB, 16 * kMiB}) {
     const size_t touched_bytes = bytes == 4 * kMiB ? bytes / 4 : bytes;
     for (const size_t more : {2 * bytes, size_t{PTRDIFF_MAX}}) {
+      ForgetWhatWasFilled();
       // Of an arena, however large; where it is, its like is in the way.
       settings.mmap_threshold_bytes = 2 * bytes;
       char* block = Allocate(bytes);
@@ -289,6 +330,13 @@ TEST(Reallocate, APageRunUsedBeforeThatGrowsIsOnHugePagesForWhatWasSeenFilled) {
     on_huge_pages += HugeBlocks::Of(block)->has_huge_pages;
   }
   EXPECT_LE(on_huge_pages, static_cast<int>(FillingHistory::kCreditOfByte) * 3 / 6);
+  // Nor are the pages of the run that became the block's seen filled later.
+  std::array<char*, 5> fresh;
+  for (char*& block : fresh) {
+    block = Allocate(6 * kMiB);
+    EXPECT_FALSE(HugeBlocks::Of(block)->has_huge_pages);
+  }
+  for (char* block : fresh) Deallocate(block);
   VerifyHeap();
   for (char* block : blocks) Deallocate(block);
   ForgetWhatWasFilled();
@@ -357,6 +405,8 @@ TEST(Reallocate, ReallocationOfAHugeBlockCopiesNothing) {
 TEST(Reallocate, AHugeBlockOfWhichAPartWasAdvisedIsReallocatedAsAnyOther) {
   for (const int advice : {MADV_HUGEPAGE, MADV_DONTFORK, MADV_DONTDUMP}) {
     for (const size_t alignment : {size_t{16}, 4 * kMiB}) {
+      // A page run does not keep its alignment.
+      settings.mmap_threshold_bytes = Settings().mmap_threshold_bytes.load();
       char* block = static_cast<char*>(AllocateAligned(16 * kMiB, alignment));
       Content::Write(block, 16 * kMiB, 1);
       const size_t mapped_bytes = GatherStatistics().mapped_bytes;

@@ -51,10 +51,10 @@ timeout 60 "$fork_handlers_linked" || {
 }
 
 # Before libc knows the environment, the options are those of the process.
-for program_on_heap in "env LD_PRELOAD=$library true" "$fork_handlers_linked"; do
-  page=$(QUARRY_OPTIONS=help:1 timeout 60 $program_on_heap 2>&1)
+for preload in "LD_PRELOAD=$library true" "LD_PRELOAD= $fork_handlers_linked"; do
+  page=$(env QUARRY_OPTIONS=help:1 "${preload%% *}" timeout 60 "${preload#* }" 2>&1) || true
   grep -qF 'quarry: options, as in' <<<"$page" || {
-    echo "FAILED: no options for $program_on_heap: $page"
+    echo "FAILED: no options for $preload: $page"
     failures=$((failures + 1))
   }
 done

@@ -43,7 +43,8 @@ QUARRY_TEST_COPTS = _COMMON_COPTS + [
 # what is not used, and the library uses neither. It is never unloaded, since
 # blocks that it handed out may outlive any dlclose. Its constructor runs before those of
 # other libraries, whose fork handlers would be within its own otherwise
-# (tcache/thread_life.h).
+# (tcache/thread_life.h), unless one that is loaded later is marked so, too, as libpthread
+# was before glibc 2.34.
 QUARRY_SHARED_LINKOPTS = [
     # It knows the script that puts sections in order.
     "-fuse-ld=bfd",
