@@ -1,7 +1,6 @@
 #include "tcache/thread_cache.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "arena/maintenance_signal.h"
