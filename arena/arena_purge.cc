@@ -11,16 +11,6 @@
 #include "arena/settings.h"
 
 namespace quarry {
-namespace {
-
-// Times are compared within half of the clock's range.
-constexpr uint32_t kLongestAgeMs = ~uint32_t{0} / 2;
-
-bool IsBefore(uint32_t then_ms, uint32_t time_ms) {
-  return then_ms != time_ms && AgeMs(then_ms, time_ms) <= kLongestAgeMs;
-}
-
-}  // namespace
 
 void Arena::SeeToDirtyRuns() {
   const size_t dirty_bytes = FreeDirtyBytes();

@@ -78,9 +78,7 @@ void DirtyRuns::Verify(size_t* runs) const {
     QUARRY_CHECK(run->older == older);
     QUARRY_CHECK(run->IsFree());
     QUARRY_CHECK(run->dirty_pages > 0 && run->dirty_pages <= run->pages);
-    // Half of the clock's range is the past, half the future.
-    QUARRY_CHECK(older == nullptr ||
-                 AgeMs(older->freed_ms, run->freed_ms) <= ~uint32_t{0} / 2);
+    QUARRY_CHECK(older == nullptr || !IsBefore(run->freed_ms, older->freed_ms));
     ++*runs;
     pages += run->dirty_pages;
     older = run;

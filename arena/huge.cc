@@ -218,9 +218,7 @@ bool HugeBlocks::HasTooManyCached() const {
 
 size_t HugeBlocks::PurgeFreedBefore(uint32_t time_ms) {
   const auto is_old = [&](const Huge* huge) {
-    // What was freed since has an age that wraps around to a huge one.
-    const uint32_t age_ms = AgeMs(huge->freed_ms, time_ms);
-    return age_ms != 0 && age_ms <= INT32_MAX;
+    return IsBefore(huge->freed_ms, time_ms);
   };
   size_t purged_bytes = 0;
   while (const size_t bytes = DiscardOldest(is_old)) purged_bytes += bytes;
@@ -355,7 +353,7 @@ void HugeBlocks::Verify() {
   QUARRY_CHECK(peak_live_bytes_ >= live_.bytes);
   for (const Huge* huge = cached_.newest;
        huge != nullptr && huge->next != nullptr; huge = huge->next) {
-    QUARRY_CHECK(AgeMs(huge->next->freed_ms, huge->freed_ms) <= INT32_MAX);
+    QUARRY_CHECK(!IsBefore(huge->freed_ms, huge->next->freed_ms));
   }
 }
 

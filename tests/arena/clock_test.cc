@@ -16,6 +16,17 @@ TEST(Clock, AgesWrapAround) {
   EXPECT_EQ(AgeMs(~uint32_t{0} - 9, 40), 50u);
 }
 
+TEST(Clock, TimesAreComparedAcrossTheWrap) {
+  EXPECT_TRUE(IsBefore(100, 150));
+  EXPECT_FALSE(IsBefore(150, 100));
+  EXPECT_FALSE(IsBefore(100, 100));
+  EXPECT_TRUE(IsBefore(~uint32_t{0}, 0));
+  EXPECT_FALSE(IsBefore(0, ~uint32_t{0}));
+  constexpr uint32_t kHalf = uint32_t{1} << 31;
+  EXPECT_TRUE(IsBefore(7, 7 + (kHalf - 1)));
+  EXPECT_FALSE(IsBefore(7, 7 + (kHalf + 1)));
+}
+
 TEST(Clock, SleepsForTheWholeTime) {
   // A profiler's signals, which come far more often.
   signal(SIGALRM, [](int) {});
