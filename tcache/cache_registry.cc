@@ -2,7 +2,6 @@
 
 #include <new>
 
-#include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
 #include "arena/settings.h"
 
@@ -97,11 +96,7 @@ void CacheRegistry::Park(ThreadCache* cache) {
       parked_ = cache;
       ++parked_count_;
       --open_;
-      untold_parked_bytes_ += held_bytes;
-      if (untold_parked_bytes_ >= kNotedParkedBytes) {
-        untold_parked_bytes_ = 0;
-        maintenance_signal.NoteWork();
-      }
+      untold_parked_.Add(held_bytes);
       return;
     }
   }

@@ -21,6 +21,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "arena/lock.h"
+#include "arena/untold_bytes.h"
 #include "tcache/thread_cache.h"
 
 namespace quarry {
@@ -117,16 +118,14 @@ class CacheRegistry {
 
   // Four are the decay time.
   static constexpr uint8_t kLooksWhileParked = 4;
-  // So much that is parked is worth the maintenance thread's waking.
-  static constexpr size_t kNotedParkedBytes = size_t{1} << 20;
 
   Lock lock_;
   ThreadCache* all_ ABSL_GUARDED_BY(lock_) = nullptr;
   ThreadCache* closed_ ABSL_GUARDED_BY(lock_) = nullptr;
   ThreadCache* parked_ ABSL_GUARDED_BY(lock_) = nullptr;
   size_t parked_count_ ABSL_GUARDED_BY(lock_) = 0;
-  // Held by parked caches since the maintenance thread was told.
-  size_t untold_parked_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  // Held by caches that were parked.
+  UntoldBytes untold_parked_ ABSL_GUARDED_BY(lock_);
   Tag tags_made_ ABSL_GUARDED_BY(lock_) = 0;
   size_t open_ ABSL_GUARDED_BY(lock_) = 0;
 };

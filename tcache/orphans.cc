@@ -39,11 +39,7 @@ void Orphans::Add(Slab* slab) {
   PageMap::Set(slab->start(), kSlabBytes, tag, slab);
   PutIntoList(slab);
   had_any_.store(true, std::memory_order_relaxed);
-  untold_free_bytes_ += slab->free_blocks() * slab->block_bytes();
-  if (untold_free_bytes_ >= kNotedFreeBytes) {
-    untold_free_bytes_ = 0;
-    maintenance_signal.NoteWork();
-  }
+  untold_free_.Add(slab->free_blocks() * slab->block_bytes());
   // Release: a thread that sees the slab without an owner takes our lock before
   // it touches it, but one that adopted it later may be seen first.
   slab->owner.store(nullptr, std::memory_order_release);

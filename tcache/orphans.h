@@ -20,6 +20,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "arena/lock.h"
+#include "arena/untold_bytes.h"
 #include "tcache/slab.h"
 #include "tcache/slab_pass.h"
 
@@ -85,9 +86,6 @@ class Orphans {
                                            : partial_[slab->size_class()];
   }
 
-  // So much is worth the maintenance thread's waking.
-  static constexpr size_t kNotedFreeBytes = size_t{1} << 20;
-
   Lock lock_;
   // Apart, so that adoption does not walk past slabs that have no free block.
   SlabList full_[kClasses] ABSL_GUARDED_BY(lock_);
@@ -95,8 +93,8 @@ class Orphans {
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
   // Whether there ever was one. Written under the lock, and asked without it.
   std::atomic<bool> had_any_{false};
-  // Free bytes of slabs that were added since the maintenance thread was told.
-  size_t untold_free_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  // Of slabs that were added.
+  UntoldBytes untold_free_ ABSL_GUARDED_BY(lock_);
 };
 
 // The orphans of the arena with this index.

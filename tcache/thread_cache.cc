@@ -406,12 +406,9 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
                          !slab->PutBlock(slab->IndexOf(p)))) {
     ReportDoubleFree(p, slab->block_bytes(), slab->start());
   }
-  cache->outgrown_bytes_ += slab->block_bytes();
+  const size_t block_bytes = slab->block_bytes();
   cache->RelistAfterPut(slab);
-  if (cache->outgrown_bytes_ > maintenance_signal.ThreadShare()) {
-    cache->outgrown_bytes_ = 0;
-    maintenance_signal.NoteWork();
-  }
+  cache->untold_outgrown_.Add(block_bytes, maintenance_signal.ThreadShare());
 }
 
 void ThreadCache::Overflow(Magazine* magazine) {

@@ -71,6 +71,7 @@
 #include "arena/lock.h"
 #include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
+#include "arena/untold_bytes.h"
 #include "tcache/biased_lock.h"
 #include "tcache/foreign_allowance.h"
 #include "tcache/magazine.h"
@@ -725,8 +726,8 @@ class alignas(64) ThreadCache {
   // Refills since the last drain, and how many there may be.
   uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
   static constexpr uint32_t kMostUndrained = 16;
-  // By FreeOutgrown(), since the maintenance thread was told.
-  size_t outgrown_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  // By FreeOutgrown().
+  UntoldBytes untold_outgrown_ ABSL_GUARDED_BY(lock_);
   SlabPass slab_pass_ ABSL_GUARDED_BY(lock_);
 
   // How many of notes_ there are.
