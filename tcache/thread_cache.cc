@@ -412,64 +412,78 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
 }
 
 void ThreadCache::Overflow(Magazine* magazine) {
-  ThreadCache* cache = thread_state.cache;
+  ThreadCache* const cache = thread_state.cache;
   const SizeClass size_class = cache->ClassOfMagazine(magazine);
-  if (magazine->capacity < kMostBlocks[size_class]) {
-    cache->GrowMagazine(magazine);
-    return;
+  const int32_t most = kMostBlocks[size_class];
+  if (magazine->capacity < most) return cache->GrowMagazine(magazine);
+  if (magazine->capacity > most) return cache->Split(magazine, size_class);
+  if (cache->spares_[size_class] == nullptr) {
+    return cache->MoveToSpare(magazine, size_class);
   }
-  if (magazine->capacity > kMostBlocks[size_class]) {
-    return cache->Split(magazine, size_class);
-  }
-  FreeBlock*& spare = cache->spares_[size_class];
-  const auto move_to_spare = [&spare, magazine] {
-    // In this order, for the child of a fork: see DrainAllAfterFork().
-    spare = magazine->head;
-    std::atomic_signal_fence(std::memory_order_release);
-    magazine->head = nullptr;
-    magazine->room = magazine->capacity;
-  };
-  if (spare == nullptr) return move_to_spare();
-  OwnerLockHolder hold(cache->lock_);
-  cache->SetUsed(true);
-  Shelf& shelf = cache->shelves_[size_class];
-  bool is_full = shelf.depot_count == kMostMagazines[size_class] ||
-                 cache->depot_bytes_ >= kMostDepotBytes;
-  if (is_full) {
-    // It may be cold: a free that the fast path refused comes here as well.
-    cache->Flush(spare, size_class);
-  } else {
-    cache->DepotOf(size_class)[shelf.depot_count++] = spare;
-    cache->depot_bytes_ += DepotBytes(size_class);
-    is_full = shelf.depot_count == kMostMagazines[size_class];
-  }
-  const bool is_large = IsLarge(size_class);
-  if (is_large) {
-    cache->has_large_depots_ = true;
-  } else if (is_full && !shelf.is_cold) {
-    cache->TurnCold(size_class);
+  cache->OverflowSpare(magazine, size_class);
+}
+
+void ThreadCache::MoveToSpare(Magazine* magazine, SizeClass size_class) {
+  // In this order, for the child of a fork: see DrainAllAfterFork().
+  spares_[size_class] = magazine->head;
+  std::atomic_signal_fence(std::memory_order_release);
+  magazine->head = nullptr;
+  magazine->room = magazine->capacity;
+}
+
+void ThreadCache::OverflowSpare(Magazine* magazine, SizeClass size_class) {
+  OwnerLockHolder hold(lock_);
+  SetUsed(true);
+  const Shelf& shelf = shelves_[size_class];
+  const bool depot_is_full = !PutIntoDepot(spares_[size_class], size_class);
+  if (IsLarge(size_class)) {
+    has_large_depots_ = true;
+  } else if (depot_is_full && !shelf.is_cold) {
+    TurnCold(size_class);
   }
   if (shelf.is_cold) {
     // Hardly a free will come here before the class is warm again, and meanwhile each
     // block that is out of reach keeps a page.
-    cache->Flush(magazine->head, size_class);
-    spare = nullptr;
+    Flush(magazine->head, size_class);
+    spares_[size_class] = nullptr;
     magazine->head = nullptr;
     magazine->room = magazine->capacity;
   } else {
-    move_to_spare();
+    MoveToSpare(magazine, size_class);
   }
+  NoteOverflow(magazine, size_class, depot_is_full);
+}
+
+bool ThreadCache::PutIntoDepot(FreeBlock* blocks, SizeClass size_class) {
+  Shelf& shelf = shelves_[size_class];
+  const uint32_t most = kMostMagazines[size_class];
+  // The class may be cold already: a free that the fast path refused comes here as well.
+  if (shelf.depot_count == most || depot_bytes_ >= kMostDepotBytes) {
+    Flush(blocks, size_class);
+    return false;
+  }
+  DepotOf(size_class)[shelf.depot_count++] = blocks;
+  depot_bytes_ += DepotBytes(size_class);
+  return shelf.depot_count < most;
+}
+
+void ThreadCache::NoteOverflow(Magazine* magazine, SizeClass size_class,
+                               bool depot_is_full) {
+  const bool is_cold = shelves_[size_class].is_cold;
   // Also when blocks go to their slabs: those that were freed in no order keep many from
   // being empty, however few they are.
-  if (is_full || shelf.is_cold) {
+  if (depot_is_full || is_cold) {
     maintenance_signal.NoteWork();
   } else {
-    maintenance_signal.NoteKept(cache->depot_bytes_);
+    maintenance_signal.NoteKept(depot_bytes_);
   }
   // Frees of a cold class come to a slow path by themselves.
-  if (!shelf.is_cold && (maintenance_signal.IsWanted() ||
-                         (is_large && is_full && maintenance_signal.IsOff()))) {
-    cache->DivertNextFree(magazine);
+  if (is_cold) return;
+  // Another's next one is to start the thread, or, where there is none, to do the work
+  // that a full depot is.
+  if (maintenance_signal.IsWanted() ||
+      (IsLarge(size_class) && depot_is_full && maintenance_signal.IsOff())) {
+    DivertNextFree(magazine);
   }
 }
 

@@ -526,12 +526,24 @@ class alignas(64) ThreadCache {
     return true;
   }
 
-  // Takes blocks of a magazine that holds one more than it may.
+  // Of a magazine that holds one more than it may, lets it hold more, or takes its blocks.
   static void Overflow(Magazine* magazine);
   // The same for one that may hold as much as a spare, too: makes the older half
   // the spare.
   void Split(Magazine* magazine, SizeClass size_class)
       ABSL_LOCKS_EXCLUDED(lock_);
+  // The same for one that may not become larger. All of it is the spare then; with the
+  // second, which comes where there is a spare already, that moves to the depot first.
+  void MoveToSpare(Magazine* magazine, SizeClass size_class);
+  void OverflowSpare(Magazine* magazine, SizeClass size_class)
+      ABSL_LOCKS_EXCLUDED(lock_);
+  // Puts a full magazine's blocks into the depot, or, if that is full, into their slabs.
+  // Returns whether one more would have room in it.
+  bool PutIntoDepot(FreeBlock* blocks, SizeClass size_class)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Sees to it that what OverflowSpare() has put away goes back in time.
+  void NoteOverflow(Magazine* magazine, SizeClass size_class, bool depot_is_full)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   // Moves the spare magazine, if there is one, to where the empty one is, and
   // takes a block of it.
