@@ -36,6 +36,7 @@
 #include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "arena/page_map.h"
+#include "arena/report.h"
 #include "tcache/block_word.h"
 #include "tcache/magazine.h"
 #include "tcache/size_classes.h"
@@ -139,6 +140,27 @@ class RemoteBatch {
     held_bytes_ = 0;
   }
 
+  // Aborts if the invariant is broken.
+  void Verify() const {
+    size_t bytes = 0;
+    for (const BlockWord& entry : entries_) {
+      if (entry.bits == 0) {
+        QUARRY_CHECK(entry.place == 0);
+        continue;
+      }
+      const SizeClass size_class = entry.size_class();
+      QUARRY_CHECK(size_class >= kEightByteClass && size_class < kClasses);
+      const auto bits = static_cast<size_t>(std::bit_width(entry.bits));
+      QUARRY_CHECK(entry.word() * 64 + bits <= SlabBlocks(size_class));
+      bytes += BytesOf(entry);
+      // A slab that changed hands has an entry for each owner, of different blocks.
+      for (const BlockWord* other = entries_; other != &entry; ++other) {
+        QUARRY_CHECK(other->place != entry.place || (other->bits & entry.bits) == 0);
+      }
+    }
+    QUARRY_CHECK(bytes <= held_bytes_);
+  }
+
   // In the child of a fork, whatever the thread was in the midst of.
   void RepairAfterFork() {
     held_bytes_ = 0;
@@ -146,8 +168,7 @@ class RemoteBatch {
       if (entry.bits == 0) {
         Clear(&entry);
       } else {
-        held_bytes_ += static_cast<size_t>(std::popcount(entry.bits)) *
-                       BlockBytes(entry.size_class());
+        held_bytes_ += BytesOf(entry);
       }
     }
   }
@@ -170,6 +191,11 @@ class RemoteBatch {
     static_assert(uint64_t{kClassStride} * kApart < uint64_t{1} << 32);
     return entries_[block.tag * (kClassStride / MagazineOffset(1)) >>
                     (32 - kEntryBits)];
+  }
+
+  static size_t BytesOf(const BlockWord& word) {
+    return static_cast<size_t>(std::popcount(word.bits)) *
+           BlockBytes(word.size_class());
   }
 
   ABSL_ATTRIBUTE_ALWAYS_INLINE void Count(const RemoteBlock& block) {

@@ -138,7 +138,10 @@ void ThreadCache::Verify(bool with_magazines) {
     check(spares_[c], static_cast<int64_t>(DepotBlocks(c)));
     QUARRY_CHECK(magazine.capacity == kMostBlocks[c]);
   }
-  if (with_magazines) foreign_allowance_.Verify();
+  if (with_magazines) {
+    foreign_allowance_.Verify();
+    remote_batch_.Verify();
+  }
   QUARRY_CHECK(depot_bytes == depot_bytes_);
   QUARRY_CHECK(owned_slab_bytes == owned_slab_bytes_);
   QUARRY_CHECK(classes_with_slabs == classes_with_slabs_);

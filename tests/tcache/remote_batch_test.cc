@@ -100,6 +100,7 @@ class RemoteBatchTest : public testing::Test {
 
 TEST_F(RemoteBatchTest, IsEmptyAtFirst) {
   EXPECT_FALSE(batch_.IsFull());
+  batch_.Verify();
   EXPECT_FALSE(TryAddToWord(small_, 0));
   EXPECT_TRUE(TakeAll().empty());
   EXPECT_EQ(batch_.frees(), 0u);
@@ -210,6 +211,7 @@ TEST_F(RemoteBatchTest, ARepairKeepsWhatIsHeldAndCountsItAnew) {
     EXPECT_TRUE(Add(FakeSlab(number, last.size_class), 0, &displaced));
   }
   batch_.RepairAfterFork();
+  batch_.Verify();
   // Of what was displaced nothing counts any more.
   for (size_t block = 1; block < 64; ++block) {
     ASSERT_TRUE(TryAddToWord(last, block));
@@ -220,9 +222,19 @@ TEST_F(RemoteBatchTest, ARepairKeepsWhatIsHeldAndCountsItAnew) {
     ASSERT_TRUE(TryAddToWord(other, block));
   }
   EXPECT_TRUE(batch_.IsFull());
+  batch_.Verify();
   EXPECT_EQ(TakeAll().size(), 64u + 32u);
   batch_.RepairAfterFork();
   EXPECT_TRUE(TakeAll().empty());
+}
+
+// With its owner a slab's tag changes, and the tag leads to the entry.
+TEST_F(RemoteBatchTest, ASlabThatChangesHandsMayHaveTwoEntries) {
+  const FakeSlab later(7, small_.size_class, 2 * kOwnerUnit);
+  Add(small_, 5);
+  Add(later, 6);
+  batch_.Verify();
+  EXPECT_EQ(TakeAll(), (Held{small_.At(5), small_.At(6)}));
 }
 
 // Whatever is added is held, displaced or refused, once.
@@ -247,7 +259,9 @@ TEST_F(RemoteBatchTest, AgreesWithASet) {
       if (!is_held) held.insert(p);
     }
     if (batch_.IsFull()) {
+      batch_.Verify();
       ASSERT_EQ(TakeAll(), held);
+      batch_.Verify();
       held.clear();
     }
   }
