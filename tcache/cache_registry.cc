@@ -14,7 +14,6 @@ ThreadCache* CacheRegistry::Unpark(ThreadCache** link) {
   *link = cache->next_closed;
   cache->SetParked(false);
   --parked_count_;
-  ++open_;
   return cache;
 }
 
@@ -57,7 +56,6 @@ ThreadCache* CacheRegistry::Take() {
   }
   cache->Open(tag, &JoinArena());
   cache->is_open = true;
-  ++open_;
   return cache;
 }
 
@@ -80,7 +78,6 @@ void CacheRegistry::Give(ThreadCache* cache) {
   cache->is_open = false;
   cache->next_closed = closed_;
   closed_ = cache;
-  --open_;
 }
 
 void CacheRegistry::Park(ThreadCache* cache) {
@@ -95,7 +92,6 @@ void CacheRegistry::Park(ThreadCache* cache) {
       cache->next_closed = parked_;
       parked_ = cache;
       ++parked_count_;
-      --open_;
       untold_parked_.Add(held_bytes);
       return;
     }
@@ -131,11 +127,6 @@ bool CacheRegistry::CloseParked(bool all) {
 void CacheRegistry::UnparkAfterFork() {
   LockHolder hold(lock_);
   while (parked_ != nullptr) (void)Unpark(&parked_);
-}
-
-size_t CacheRegistry::OpenCaches() {
-  LockHolder hold(lock_);
-  return open_;
 }
 
 }  // namespace quarry

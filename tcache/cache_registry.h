@@ -58,9 +58,6 @@ class CacheRegistry {
   // In the child of a fork: they are caches of threads that are gone.
   void UnparkAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
 
-  // How many caches are neither closed nor parked. For tests.
-  size_t OpenCaches() ABSL_LOCKS_EXCLUDED(lock_);
-
   // Calls visit(cache) for every cache, open or not, under the lock.
   template <typename Visit>
   void ForEach(Visit visit) ABSL_LOCKS_EXCLUDED(lock_) {
@@ -127,7 +124,6 @@ class CacheRegistry {
   // Held by caches that were parked.
   UntoldBytes untold_parked_ ABSL_GUARDED_BY(lock_);
   Tag tags_made_ ABSL_GUARDED_BY(lock_) = 0;
-  size_t open_ ABSL_GUARDED_BY(lock_) = 0;
 };
 
 extern constinit CacheRegistry cache_registry;

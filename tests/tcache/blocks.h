@@ -101,6 +101,15 @@ inline ThreadCache* OwnerOf(const void* p) {
   return Slab::Of(p)->owner.load(std::memory_order_relaxed);
 }
 
+// How many caches are neither closed nor parked.
+inline size_t OpenCaches() {
+  size_t count = 0;
+  cache_registry.ForEach([&](const ThreadCache* cache) {
+    if (cache->is_open && !cache->is_parked()) ++count;
+  });
+  return count;
+}
+
 // What all slabs together take from the arenas.
 inline size_t SlabBytesInUse() {
   size_t bytes = 0;

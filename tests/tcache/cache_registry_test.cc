@@ -25,7 +25,7 @@ std::set<ThreadCache*> AllCaches() {
 TEST(CacheRegistry, EachCacheHasATagOfItsOwn) {
   std::vector<ThreadCache*> caches;
   std::set<Tag> tags;
-  const size_t open = cache_registry.OpenCaches();
+  const size_t open = OpenCaches();
   for (size_t i = 0; i < 100; ++i) {
     ThreadCache* const cache = cache_registry.Take();
     ASSERT_NE(cache, nullptr);
@@ -36,10 +36,10 @@ TEST(CacheRegistry, EachCacheHasATagOfItsOwn) {
     EXPECT_NE(cache->tag(), 0u);
     EXPECT_LT(cache->tag(), kNobody);
     EXPECT_TRUE(tags.insert(cache->tag()).second);
-    EXPECT_EQ(cache_registry.OpenCaches(), open + i + 1);
+    EXPECT_EQ(OpenCaches(), open + i + 1);
   }
   for (ThreadCache* cache : caches) cache_registry.Give(cache);
-  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_EQ(OpenCaches(), open);
 }
 
 TEST(CacheRegistry, ANewTagIsNobodys) {
@@ -147,7 +147,7 @@ TEST(CacheRegistry, AThreadThatFollowsAnotherAllocatesWhereThatDid) {
 TEST(CacheRegistry, NoTwoOfManyThreadsHaveOneCache) {
   constexpr size_t kThreads = 4;
   constexpr int kRounds = 2000;
-  const size_t open = cache_registry.OpenCaches();
+  const size_t open = OpenCaches();
   std::vector<std::thread> threads;
   for (size_t thread = 0; thread < kThreads; ++thread) {
     threads.emplace_back([] {
@@ -166,7 +166,7 @@ TEST(CacheRegistry, NoTwoOfManyThreadsHaveOneCache) {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_EQ(OpenCaches(), open);
   VerifyAll();
 }
 
@@ -227,17 +227,17 @@ class ParkedCacheTest : public testing::Test {
 };
 
 TEST_F(ParkedCacheTest, TheNextThreadGetsTheCacheAsItWas) {
-  const size_t open = cache_registry.OpenCaches();
+  const size_t open = OpenCaches();
   ThreadCache* const cache = CacheOfOneThread();
   EXPECT_TRUE(cache->is_parked());
-  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_EQ(OpenCaches(), open);
   const uint64_t slabs = cache->counters().slabs_made;
   OnAnotherThread([&] {
     EXPECT_EQ(Allocate(kBytes), last_freed_);
     EXPECT_EQ(thread_state.cache, cache);
     EXPECT_EQ(thread_state.tag, cache->tag());
     EXPECT_FALSE(cache->is_parked());
-    EXPECT_EQ(cache_registry.OpenCaches(), open + 1);
+    EXPECT_EQ(OpenCaches(), open + 1);
     Free(last_freed_);
   });
   EXPECT_EQ(cache->counters().slabs_made, slabs);
@@ -248,14 +248,14 @@ TEST_F(ParkedCacheTest, WhoFreesABlockOfOneGetsIt) {
   void* last = nullptr;
   ParkTwo(&p, &last);
   ThreadCache* const cache = OwnerOf(p);
-  const size_t open = cache_registry.OpenCaches();
+  const size_t open = OpenCaches();
   const size_t kept = cache->MagazineBlocks(ClassOf(kBytes));
   OnAnotherThread([&] {
     FreeLater(p);
     EXPECT_EQ(thread_state.cache, cache) << "though the other was the last";
     EXPECT_EQ(thread_state.tag, cache->tag());
     EXPECT_FALSE(cache->is_parked());
-    EXPECT_EQ(cache_registry.OpenCaches(), open + 1);
+    EXPECT_EQ(OpenCaches(), open + 1);
     EXPECT_EQ(cache->MagazineBlocks(ClassOf(kBytes)), kept + 1);
     EXPECT_EQ(Allocate(kBytes), p) << "freed locally";
     Free(p);

@@ -71,7 +71,7 @@ class ThreadLifeTest : public testing::Test {
 };
 
 TEST_F(ThreadLifeTest, AThreadGetsACacheWithItsFirstAllocation) {
-  const size_t open = cache_registry.OpenCaches();
+  const size_t open = OpenCaches();
   Worker worker;
   worker.Do([&] {
     EXPECT_EQ(thread_state.cache, &no_cache);
@@ -81,11 +81,11 @@ TEST_F(ThreadLifeTest, AThreadGetsACacheWithItsFirstAllocation) {
     EXPECT_EQ(thread_state.tag, thread_state.cache->tag());
     EXPECT_EQ(OwnerOf(p), thread_state.cache);
     EXPECT_EQ(CurrentCache(), thread_state.cache);
-    EXPECT_EQ(cache_registry.OpenCaches(), open + 1);
+    EXPECT_EQ(OpenCaches(), open + 1);
     Free(p);
   });
   worker.End();
-  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_EQ(OpenCaches(), open);
 }
 
 TEST_F(ThreadLifeTest, ACacheServesOneThreadAfterAnother) {
@@ -133,7 +133,7 @@ TEST_F(ThreadLifeTest, FreesWorkAfterTheCacheWasReleased) {
 }
 
 TEST_F(ThreadLifeTest, AllocationsAfterTheCacheWasReleasedAreStray) {
-  const size_t open = cache_registry.OpenCaches();
+  const size_t open = OpenCaches();
   OnAnotherThread([&] {
     Free(Allocate(kBytes));
     EndThread();
@@ -154,7 +154,7 @@ TEST_F(ThreadLifeTest, AllocationsAfterTheCacheWasReleasedAreStray) {
     for (int i = 0; i < 1000; ++i) Free(Allocate(kBytes));
     EXPECT_EQ(StrayCache()->counters().slabs_made, slabs);
   });
-  EXPECT_LE(cache_registry.OpenCaches(), open + 1);
+  EXPECT_LE(OpenCaches(), open + 1);
 }
 
 TEST_F(ThreadLifeTest, ManyStrayThreadsShareOneCache) {
@@ -219,7 +219,7 @@ void UseHeapInDestructor(void* argument) {
 
 TEST_F(ThreadLifeTest, KeyDestructorsUseTheHeapInEveryRound) {
   for (pthread_key_t key : {early_key, late_key}) {
-    const size_t open = cache_registry.OpenCaches();
+    const size_t open = OpenCaches();
     Rounds rounds{key};
     OnAnotherThread([&] {
       rounds.own = Allocate(kBytes);
@@ -229,7 +229,7 @@ TEST_F(ThreadLifeTest, KeyDestructorsUseTheHeapInEveryRound) {
     // Quarry's own destructor runs in the first round, between the two keys.
     EXPECT_EQ(rounds.with_cache, key == early_key ? 1 : 0);
     EXPECT_EQ(rounds.for_others.size(), 3u * kRounds);
-    EXPECT_LE(cache_registry.OpenCaches(), open + 1);
+    EXPECT_LE(OpenCaches(), open + 1);
     VerifyAll();
     for (void* p : rounds.for_others) Free(p);
   }
@@ -240,7 +240,7 @@ TEST_F(ThreadLifeTest, KeyDestructorsUseTheHeapInEveryRound) {
 TEST_F(ThreadLifeTest, ACacheMadeInAKeyDestructorIsGivenUp) {
   Free(Allocate(kBytes));
   ASSERT_NE(StrayCache(), nullptr);
-  const size_t open = cache_registry.OpenCaches();
+  const size_t open = OpenCaches();
   Rounds rounds{late_key};
   void* const block = Allocate(kBytes);
   OnAnotherThread([&] {
@@ -249,7 +249,7 @@ TEST_F(ThreadLifeTest, ACacheMadeInAKeyDestructorIsGivenUp) {
   });
   EXPECT_EQ(rounds.left, 0);
   EXPECT_EQ(rounds.with_cache, 1);
-  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_EQ(OpenCaches(), open);
   for (void* p : rounds.for_others) Free(p);
 }
 
@@ -265,7 +265,7 @@ struct HeapUser {
 };
 
 TEST_F(ThreadLifeTest, ThreadLocalDestructorsUseTheHeap) {
-  const size_t open = cache_registry.OpenCaches();
+  const size_t open = OpenCaches();
   void* with_blocks;
   void* without_blocks;
   OnAnotherThread([&] {
@@ -278,7 +278,7 @@ TEST_F(ThreadLifeTest, ThreadLocalDestructorsUseTheHeap) {
     thread_local HeapUser user;
     user.last = &without_blocks;
   });
-  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_EQ(OpenCaches(), open);
   // The second thread took up the slab that the first had left.
   EXPECT_EQ(CountOrphans(), 1u);
   Free(with_blocks);
@@ -307,11 +307,11 @@ TEST_F(ThreadLifeTest, ManyThreadsInTurnNeedNoMoreMemoryThanAFew) {
     });
     if (i == kWarmUp) {
       mapped = MappedBytes();
-      open = cache_registry.OpenCaches();
+      open = OpenCaches();
     }
   }
   EXPECT_EQ(MappedBytes(), mapped);
-  EXPECT_EQ(cache_registry.OpenCaches(), open);
+  EXPECT_EQ(OpenCaches(), open);
   EXPECT_LE(CountOrphans(), 16u);
   size_t caches = 0;
   cache_registry.ForEach([&](ThreadCache*) { ++caches; });
