@@ -70,10 +70,6 @@ class RemoteBitmap {
     const uint64_t summary = Set(summary_, uint64_t{1} << index);
     return summary == 0 ? Mark::kFirst : Mark::kAdded;
   }
-  // The same for one block. Requires block < kMaxBlocks.
-  [[nodiscard]] Mark MarkFreed(size_t block) {
-    return MarkWord(words_, block / 64, uint64_t{1} << (block % 64));
-  }
 
   // Calls take(index, word) for each word with marks, and clears it. Gives the
   // token back: the next MarkWord() that finds the summary empty gets it.

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "tcache/thread_life.h"
 #include "tests/tcache/blocks.h"
+#include "tests/tcache/mark_freed.h"
 
 namespace quarry {
 namespace {
@@ -209,7 +210,7 @@ class OrphanWithAToken : public OrphansTest {
       owner_cache_ = thread_state.cache;
     });
     slab_ = Slab::Of(blocks_[0]);
-    EXPECT_EQ(slab_->remote.MarkFreed(slab_->IndexOf(blocks_[0])),
+    EXPECT_EQ(MarkFreed(slab_, slab_->IndexOf(blocks_[0])),
               Mark::kFirst);
     owner_.End();
     EXPECT_TRUE(IsOrphan(slab_));
@@ -354,7 +355,7 @@ TEST_F(OrphanWithAToken, DrainAllNeedsNoToken) {
   OrphansOf(0).DrainAll();
   EXPECT_EQ(slab_->used(), 1u);
   EXPECT_TRUE(IsOrphan(slab_));
-  EXPECT_EQ(slab_->remote.MarkFreed(slab_->IndexOf(blocks_[1])), Mark::kFirst);
+  EXPECT_EQ(MarkFreed(slab_, slab_->IndexOf(blocks_[1])), Mark::kFirst);
   OrphansOf(0).DrainAll();
   EXPECT_EQ(CountOrphans(), 0u);
 }

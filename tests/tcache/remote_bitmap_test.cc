@@ -20,6 +20,10 @@ constexpr size_t kWords = kMaxBlocks / 64;
 struct Bitmap : RemoteBitmap {
   Bitmap() : Bitmap(std::make_unique<std::atomic<uint64_t>[]>(kWords)) {}
 
+  [[nodiscard]] Mark MarkFreed(size_t block) {
+    return MarkWord(owned_words_.get(), block / 64, uint64_t{1} << (block % 64));
+  }
+
  private:
   explicit Bitmap(std::unique_ptr<std::atomic<uint64_t>[]> words)
       : RemoteBitmap(words.get()), owned_words_(std::move(words)) {}
@@ -126,7 +130,7 @@ TEST(RemoteBitmap, AMarkAheadOfADrainGoesWithIt) {
 TEST(RemoteBitmap, DrainAllFindsWhatTheSummaryDoesNotName) {
   auto words = std::make_unique<std::atomic<uint64_t>[]>(kWords);
   RemoteBitmap bitmap(words.get());
-  // As if the thread were gone between the two halves of MarkFreed().
+  // As if the thread were gone between the two halves of MarkWord().
   words[9] = 6;
   ASSERT_TRUE(bitmap.IsEmpty());
   std::set<size_t> drained;
@@ -134,7 +138,7 @@ TEST(RemoteBitmap, DrainAllFindsWhatTheSummaryDoesNotName) {
     ForEachBlock(index, word, [&](size_t block) { drained.insert(block); });
   });
   EXPECT_EQ(drained, (std::set<size_t>{9 * 64 + 1, 9 * 64 + 2}));
-  EXPECT_EQ(bitmap.MarkFreed(9 * 64 + 1), Mark::kFirst);
+  EXPECT_EQ(bitmap.MarkWord(words.get(), 9, 2), Mark::kFirst);
 }
 
 // Threads mark blocks, each its own but in words that all share, as soon as they

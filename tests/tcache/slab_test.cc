@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "tests/arena/resident_pages.h"
 #include "tests/arena/test_seed.h"
+#include "tests/tcache/mark_freed.h"
 #include "tests/tcache/test_slab.h"
 
 namespace quarry {
@@ -310,9 +311,9 @@ TEST_P(EveryClass, FullnessGoesByFourths) {
   // From one end to the other at once.
   slab.TakeAll();
   check();
-  ASSERT_EQ(slab->remote.MarkFreed(0), Mark::kFirst);
+  ASSERT_EQ(MarkFreed(&*slab, 0), Mark::kFirst);
   for (size_t i = 1; i < blocks; ++i) {
-    ASSERT_EQ(slab->remote.MarkFreed(i), Mark::kAdded);
+    ASSERT_EQ(MarkFreed(&*slab, i), Mark::kAdded);
   }
   EXPECT_EQ(slab->Drain(), blocks);
   check();
@@ -384,9 +385,9 @@ TEST_P(EveryClass, AgreesWithAModel) {
       for (size_t n = random() % 40; n > 0 && !used.empty(); --n) {
         const size_t block = pick(used);
         if (marked.count(block) != 0) {
-          ASSERT_EQ(slab->remote.MarkFreed(block), Mark::kAlreadyFree);
+          ASSERT_EQ(MarkFreed(&*slab, block), Mark::kAlreadyFree);
         } else if (random() % 2 == 0) {
-          ASSERT_EQ(slab->remote.MarkFreed(block),
+          ASSERT_EQ(MarkFreed(&*slab, block),
                     marked.empty() ? Mark::kFirst : Mark::kAdded);
           marked.insert(block);
         } else {
@@ -420,8 +421,8 @@ TEST_P(EveryClass, AgreesWithAModel) {
 TEST(Slab, DrainTakesInWhatOtherThreadsFreed) {
   TestSlab slab(ClassOf(48));
   while (slab->used() < 200) slab.Take(200 - slab->used());
-  ASSERT_EQ(slab->remote.MarkFreed(3), Mark::kFirst);
-  ASSERT_EQ(slab->remote.MarkFreed(130), Mark::kAdded);
+  ASSERT_EQ(MarkFreed(&*slab, 3), Mark::kFirst);
+  ASSERT_EQ(MarkFreed(&*slab, 130), Mark::kAdded);
   EXPECT_EQ(slab->used(), 200u);
   EXPECT_EQ(slab->Drain(), 2u);
   EXPECT_EQ(slab->used(), 198u);
@@ -450,8 +451,8 @@ TEST(SlabDeathTest, ARemoteFreeOfABlockInTheBitmapIsFoundByTheDrain) {
   ASSERT_TRUE(slab->PutBlock(70));
   EXPECT_EXIT(
       {
-        (void)slab->remote.MarkFreed(69);
-        (void)slab->remote.MarkFreed(70);
+        (void)MarkFreed(&*slab, 69);
+        (void)MarkFreed(&*slab, 70);
         slab->Drain();
       },
       testing::KilledBySignal(SIGABRT), testing::Eq(DoubleFreeText(*slab, 70)));
@@ -473,8 +474,8 @@ TEST(SlabDeathTest, ARemoteFreeOfAFreshBlockIsFoundByTheDrain) {
   for (size_t block : {size_t{70}, size_t{127}, size_t{128}, size_t{1000}}) {
     EXPECT_EXIT(
         {
-          (void)slab->remote.MarkFreed(69);
-          (void)slab->remote.MarkFreed(block);
+          (void)MarkFreed(&*slab, 69);
+          (void)MarkFreed(&*slab, block);
           slab->Drain();
         },
         testing::KilledBySignal(SIGABRT),

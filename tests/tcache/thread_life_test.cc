@@ -21,6 +21,7 @@
 #include "tests/arena/in_child.h"
 #include "tests/arena/test_seed.h"
 #include "tests/tcache/blocks.h"
+#include "tests/tcache/mark_freed.h"
 #include "tests/tcache/several_arenas.h"
 
 namespace quarry {
@@ -534,7 +535,7 @@ TEST_F(ThreadLifeTest, AForksChildDrainsWithoutTokens) {
   });
   const auto mark = [](void* p) {
     Slab* const slab = Slab::Of(p);
-    return slab->remote.MarkFreed(slab->IndexOf(p));
+    return MarkFreed(slab, slab->IndexOf(p));
   };
   // One thread is between these calls and PassToken().
   for (void** blocks : {mine, other, orphan}) {
