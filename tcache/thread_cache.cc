@@ -23,6 +23,15 @@ constexpr std::array<uint16_t, sizeof...(kIndex)> MakeMagazineOffsets(
 // there is one thread.
 constinit std::atomic<bool> others_are_inherited{false};
 
+// In slabs, at a fork: of less, the child may as well copy all.
+constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
+
+// A refill that has found less than this part of what it takes, and less than so many
+// bytes, makes more of a slab resident; with more, what others free meanwhile may do
+// for the next one.
+constexpr int32_t kFewForRefill = 8;
+constexpr size_t kFewBytesForRefill = 1024;
+
 }  // namespace
 
 // Aligned so that the entries of the smallest sizes share one cache line.
@@ -34,41 +43,6 @@ alignas(64) constexpr std::array<uint16_t,
 constinit ThreadCache no_cache;
 thread_local constinit ThreadState thread_state = {
     &no_cache, &no_cache, 0, false, 0, kNobodysTag};
-
-// How many blocks a magazine of each class may grow to hold.
-constexpr std::array<int16_t, kClasses> ThreadCache::kMostBlocks = [] {
-  std::array<int16_t, kClasses> most = {};
-  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    const auto blocks = static_cast<int32_t>(kMostMagazineBytes / BlockBytes(c));
-    const auto large_blocks =
-        static_cast<int32_t>(kMostLargeMagazineBytes / BlockBytes(c));
-    most[c] = static_cast<int16_t>(
-        std::clamp(blocks,
-                   std::clamp(large_blocks, kFewestMagazineBlocks, kFirstMagazineBlocks),
-                   kMostMagazineBlocks));
-  }
-  return most;
-}();
-
-constexpr std::array<int8_t, kClasses> ThreadCache::kMostRefillBlocks = [] {
-  std::array<int8_t, kClasses> most = {};
-  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    most[c] = static_cast<int8_t>(
-        std::clamp(static_cast<int32_t>(kMostMagazineBytes / 2 / BlockBytes(c)), 1,
-                   kMostMagazineBlocks / 2));
-  }
-  return most;
-}();
-
-constexpr std::array<uint8_t, kClasses> ThreadCache::kMostMagazines = [] {
-  std::array<uint8_t, kClasses> most = {};
-  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    const size_t most_bytes = IsLarge(c) ? kMostDepotBytes : kMostShelfBytes;
-    most[c] = static_cast<uint8_t>(
-        std::clamp<size_t>(most_bytes / DepotBytes(c), 1, kDepotMagazines));
-  }
-  return most;
-}();
 
 // --- Lifetime. ---
 
@@ -242,7 +216,7 @@ void* ThreadCache::Refill(SizeClass size_class) {
   }
   // A thread that only allocates has so much of each class at hand that nobody uses.
   const int32_t wanted =
-      std::min(magazine.capacity / 2, int32_t{kMostRefillBlocks[size_class]});
+      std::min(magazine.capacity / 2, MostRefillBlocks(size_class));
   if (slab == nullptr) slab = AcquireSlab(size_class);
   if (slab == nullptr) return nullptr;
   BlockList list;
@@ -281,14 +255,14 @@ void ThreadCache::TakeFromDepot(SizeClass size_class) {
   if (shelf.depot_unused > shelf.depot_count) {
     shelf.depot_unused = shelf.depot_count;
   }
-  depot_bytes_ -= DepotBytes(size_class);
+  depot_bytes_ -= FullMagazineBytes(size_class);
   Magazine& magazine = magazines_[size_class];
   magazine.head = DepotOf(size_class)[shelf.depot_count];
-  magazine.capacity = kMostBlocks[size_class];
+  magazine.capacity = MostMagazineBlocks(size_class);
   magazine.room =
-      magazine.capacity - static_cast<int32_t>(DepotBlocks(size_class));
+      magazine.capacity - static_cast<int32_t>(FullMagazineBlocks(size_class));
   // Not at once, or a thread at the edge would turn with every other call.
-  if (shelf.is_cold && shelf.depot_count <= kMostMagazines[size_class] / 2) {
+  if (shelf.is_cold && shelf.depot_count <= MostDepotMagazines(size_class) / 2) {
     TurnWarm(size_class);
   }
 }
@@ -316,7 +290,7 @@ void ThreadCache::TurnWarm(SizeClass size_class) {
 }
 
 void ThreadCache::GrowMagazine(Magazine* magazine) {
-  const int32_t most = kMostBlocks[ClassOfMagazine(magazine)];
+  const int32_t most = MostMagazineBlocks(ClassOfMagazine(magazine));
   const int32_t capacity = std::min(magazine->capacity * 2, most);
   magazine->room += capacity - magazine->capacity;
   magazine->capacity = capacity;
@@ -414,7 +388,7 @@ void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
 void ThreadCache::Overflow(Magazine* magazine) {
   ThreadCache* const cache = thread_state.cache;
   const SizeClass size_class = cache->ClassOfMagazine(magazine);
-  const int32_t most = kMostBlocks[size_class];
+  const int32_t most = MostMagazineBlocks(size_class);
   if (magazine->capacity < most) return cache->GrowMagazine(magazine);
   if (magazine->capacity > most) return cache->Split(magazine, size_class);
   if (cache->spares_[size_class] == nullptr) {
@@ -456,14 +430,14 @@ void ThreadCache::OverflowSpare(Magazine* magazine, SizeClass size_class) {
 
 bool ThreadCache::PutIntoDepot(FreeBlock* blocks, SizeClass size_class) {
   Shelf& shelf = shelves_[size_class];
-  const uint32_t most = kMostMagazines[size_class];
+  const uint32_t most = MostDepotMagazines(size_class);
   // The class may be cold already: a free that the fast path refused comes here as well.
   if (shelf.depot_count == most || depot_bytes_ >= kMostDepotBytes) {
     Flush(blocks, size_class);
     return false;
   }
   DepotOf(size_class)[shelf.depot_count++] = blocks;
-  depot_bytes_ += DepotBytes(size_class);
+  depot_bytes_ += FullMagazineBytes(size_class);
   return shelf.depot_count < most;
 }
 
@@ -499,7 +473,7 @@ void ThreadCache::DivertNextFree(Magazine* magazine) {
 void ThreadCache::Split(Magazine* magazine, SizeClass size_class) {
   // For the child of a fork, which must find each block in one place.
   OwnerLockHolder hold(lock_);
-  const int32_t half = kMostBlocks[size_class];
+  const int32_t half = MostMagazineBlocks(size_class);
   FreeBlock* last = magazine->head;
   for (int32_t i = 1; i < half; ++i) last = last->next;
   spares_[size_class] = last->next;

@@ -35,10 +35,10 @@
 // to the size of two, and is then cut in half: so a thread whose need rises and
 // falls about the edge of a magazine comes to the slow path once in as many
 // calls as a magazine has blocks, and not with every other one.
-// Capacities begin small and double when a magazine runs empty or over, up to
-// kMostMagazineBytes, or a few blocks. So what a thread keeps out of reach of others is
-// small, and most of what it keeps lies in the depot, which is guarded by the lock: the
-// maintenance thread takes from there what was not used for a while (Tidy).
+// Capacities begin small and double when a magazine runs empty or over, up to a bound
+// (cache_bounds.h). So what a thread keeps out of reach of others is small, and most of
+// what it keeps lies in the depot, which is guarded by the lock: the maintenance thread
+// takes from there what was not used for a while (Tidy).
 //
 // When the depot is full, more is being freed than will be wanted soon, and a class
 // of blocks of up to 8 KiB turns cold: its frees take the slow path, which notes
@@ -73,6 +73,7 @@
 #include "arena/page_map.h"
 #include "arena/untold_bytes.h"
 #include "tcache/biased_lock.h"
+#include "tcache/cache_bounds.h"
 #include "tcache/foreign_allowance.h"
 #include "tcache/magazine.h"
 #include "tcache/pending_stack.h"
@@ -413,7 +414,7 @@ class alignas(64) ThreadCache {
   size_t MagazineBlocks(SizeClass size_class) const {
     const Magazine& magazine = magazines_[size_class];
     return static_cast<size_t>(magazine.capacity - magazine.room) +
-           (spares_[size_class] != nullptr ? DepotBlocks(size_class) : 0);
+           (spares_[size_class] != nullptr ? FullMagazineBlocks(size_class) : 0);
   }
 
   // Aborts when an invariant does not hold. Checks magazines only if told that
@@ -433,64 +434,12 @@ class alignas(64) ThreadCache {
   uint8_t parked_looks = 0;
 
  private:
-  // Of more than 8 KiB. A thread has few of them, so their depot may hold as much as all
-  // depots together; it is given back where fresh pages would otherwise be needed. A
-  // magazine has few, too, so they do not turn cold: to flush it touches few lines.
-  static constexpr bool IsLarge(SizeClass size_class) {
-    return BlockBytes(size_class) > 8 * 1024;
-  }
-  // What a magazine may grow to, and what it begins with. Of large blocks it holds a few
-  // in more bytes, since of sizes that come in no order one of two would be full and empty
-  // again and again; but a refill is of half of kMostMagazineBytes at most.
-  static constexpr size_t kMostMagazineBytes = 32 * 1024;
-  static constexpr size_t kMostLargeMagazineBytes = 64 * 1024;
-  static constexpr int32_t kMostMagazineBlocks = 128;
-  static constexpr int32_t kFirstMagazineBlocks = 8;
-  static constexpr int32_t kFewestMagazineBlocks = 4;
-  // A refill that has found less than this part of what it takes, and less than so many
-  // bytes, makes more of a slab resident; with more, what others free meanwhile may do
-  // for the next one.
-  static constexpr int32_t kFewForRefill = 8;
-  static constexpr size_t kFewBytesForRefill = 1024;
   // Two lines, which a processor fetches together: a smaller block that another thread has
   // allocated would lie on a line with several that it has in use, a larger one at its ends.
   static constexpr size_t kLeastForeignBytes = 128;
   // For each new slab so many slabs' worth of blocks of others.
   static constexpr size_t kForeignOfSlab = 8;
-  // Of the depot: magazines of one class, and bytes of one class and of all. A
-  // collector that sweeps, or a phase that ends, frees more than a magazine or
-  // two at once, and soon wants it again.
-  static constexpr uint32_t kDepotMagazines = 64;
-  static constexpr size_t kMostShelfBytes = 512 * 1024;
-  static constexpr size_t kMostDepotBytes = 4 * 1024 * 1024;
   static constexpr uint32_t kMostNotes = 64;
-  // A class with so many full slabs leaves little of them empty with the last.
-  static constexpr uint32_t kManySlabs = 16;
-  // Of its slabs a thread has left at most one of each class untouched, since a class
-  // takes the next when all blocks of the others were given out. That is little beside so
-  // many of each, or so many bytes.
-  static constexpr size_t kSlabsOfEach = 3;
-  static constexpr size_t kManySlabBytes = size_t{8} << 20;
-  // In slabs, at a fork: of less, the child may as well copy all.
-  static constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
-
-  // The bounds above for each class.
-  static const std::array<int16_t, kClasses> kMostBlocks;
-  static const std::array<int8_t, kClasses> kMostRefillBlocks;
-  static int32_t FirstMagazineBlocks(SizeClass size_class) {
-    const int32_t blocks = 2 * kMostRefillBlocks[size_class];
-    return blocks < kFirstMagazineBlocks ? blocks : kFirstMagazineBlocks;
-  }
-  static const std::array<uint8_t, kClasses> kMostMagazines;
-
-  // A magazine overflows with one block more than it may hold, and only one
-  // that cannot grow becomes the spare, and from there goes to the depot.
-  static constexpr size_t DepotBlocks(SizeClass size_class) {
-    return static_cast<size_t>(kMostBlocks[size_class]) + 1;
-  }
-  static constexpr size_t DepotBytes(SizeClass size_class) {
-    return DepotBlocks(size_class) * BlockBytes(size_class);
-  }
 
   // What stands behind the magazine of one class.
   struct Shelf {
@@ -508,7 +457,7 @@ class alignas(64) ThreadCache {
     uint32_t new_slabs_first = 0;
   };
 
-  // Of each class depot_count full magazines of DepotBlocks() blocks, the oldest
+  // Of each class depot_count full magazines of FullMagazineBlocks(), the oldest
   // first. They lie behind the cache and get no value before they are used: most
   // of this is never touched, and the cache itself has a quarter of its size.
   using Depot = FreeBlock* [kDepotMagazines];
@@ -559,9 +508,9 @@ class alignas(64) ThreadCache {
     std::atomic_signal_fence(std::memory_order_release);
     // What this magazine and a spare may hold together: a need that rises and
     // falls about the edge between the two does not come here each time.
-    magazine.capacity = 2 * kMostBlocks[size_class];
+    magazine.capacity = 2 * MostMagazineBlocks(size_class);
     magazine.room =
-        magazine.capacity - static_cast<int32_t>(DepotBlocks(size_class));
+        magazine.capacity - static_cast<int32_t>(FullMagazineBlocks(size_class));
     return magazine.Pop();
   }
 
@@ -745,8 +694,8 @@ class alignas(64) ThreadCache {
   // How many of notes_ there are.
   uint32_t notes_count_ = 0;
 
-  // Of each class a second magazine, of DepotBlocks(), or nullptr. The owner's.
-  // Where there is one, the capacity of the magazine is kMostBlocks; only where
+  // Of each class a second magazine, of FullMagazineBlocks(), or nullptr. The owner's.
+  // Where there is one, the capacity of the magazine is MostMagazineBlocks(); only where
   // there is none, it may be twice that.
   FreeBlock* spares_[kClasses] = {};
 

@@ -60,7 +60,7 @@ void ThreadCache::FlushCold() {
   notes_count_ = 0;
   // The depot may have been given back meanwhile, by Tidy().
   const Shelf& shelf = shelves_[last];
-  if (shelf.is_cold && shelf.depot_count <= kMostMagazines[last] / 2 &&
+  if (shelf.is_cold && shelf.depot_count <= MostDepotMagazines(last) / 2 &&
       depot_bytes_ < kMostDepotBytes) {
     TurnWarm(last);
   }
@@ -152,7 +152,7 @@ void ThreadCache::FlushDepot(SizeClass size_class, uint8_t magazines) {
   std::copy(depot + magazines, depot + shelf.depot_count, depot);
   shelf.depot_count = static_cast<uint8_t>(shelf.depot_count - magazines);
   shelf.depot_unused = std::min(shelf.depot_unused, shelf.depot_count);
-  depot_bytes_ -= magazines * DepotBytes(size_class);
+  depot_bytes_ -= magazines * FullMagazineBytes(size_class);
 }
 
 void ThreadCache::FlushClass(SizeClass size_class) {
@@ -161,7 +161,7 @@ void ThreadCache::FlushClass(SizeClass size_class) {
     Flush(magazine.head, size_class);
     magazine.head = nullptr;
   }
-  magazine.capacity = std::min(magazine.capacity, int32_t{kMostBlocks[size_class]});
+  magazine.capacity = std::min(magazine.capacity, MostMagazineBlocks(size_class));
   magazine.room = magazine.capacity;
   // Of a class that nobody uses what follows stays untouched.
   if (spares_[size_class] != nullptr) {

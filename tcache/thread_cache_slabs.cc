@@ -8,6 +8,17 @@
 #include "tcache/thread_cache.h"
 
 namespace quarry {
+namespace {
+
+// A class with so many full slabs leaves little of them empty with the last.
+constexpr uint32_t kManySlabs = 16;
+// Of its slabs a thread has left at most one of each class untouched, since a class
+// takes the next when all blocks of the others were given out. That is little beside so
+// many of each, or so many bytes.
+constexpr size_t kSlabsOfEach = 3;
+constexpr size_t kManySlabBytes = size_t{8} << 20;
+
+}  // namespace
 
 Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   // Now and then, however seldom the batch is full.

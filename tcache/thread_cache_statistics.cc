@@ -43,7 +43,7 @@ ThreadCache::Counters ThreadCache::AddStatistics(
     statistics.free_blocks += slab->free_blocks();
   });
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    classes[c].depot_blocks += shelves_[c].depot_count * DepotBlocks(c);
+    classes[c].depot_blocks += shelves_[c].depot_count * FullMagazineBlocks(c);
   }
   AddOutOfReach(classes, owner_rests);
   return counters_;
@@ -68,11 +68,11 @@ void ThreadCache::AddOutOfReach(ClassStatistics (&classes)[kClasses],
                                   {&notes_count_, &notes_count, sizeof(notes_count)}};
     if (!copy(pieces)) return;
     for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-      const auto most = static_cast<int32_t>(2 * DepotBlocks(c));
+      const auto most = static_cast<int32_t>(2 * FullMagazineBlocks(c));
       const int32_t blocks = magazines[c].capacity - magazines[c].room;
       classes[c].out_of_reach_blocks +=
           static_cast<size_t>(std::clamp(blocks, 0, most)) +
-          (spares[c] != nullptr ? DepotBlocks(c) : 0);
+          (spares[c] != nullptr ? FullMagazineBlocks(c) : 0);
     }
   }
   // Most threads have never touched what follows, and a copy would.
@@ -128,15 +128,15 @@ void ThreadCache::Verify(bool with_magazines) {
     };
     const Shelf& shelf = shelves_[c];
     for (uint32_t i = 0; i < shelf.depot_count; ++i) {
-      check(DepotOf(c)[i], static_cast<int64_t>(DepotBlocks(c)));
+      check(DepotOf(c)[i], static_cast<int64_t>(FullMagazineBlocks(c)));
     }
-    depot_bytes += shelf.depot_count * DepotBytes(c);
+    depot_bytes += shelf.depot_count * FullMagazineBytes(c);
     if (!with_magazines) continue;
     const Magazine& magazine = magazines_[c];
     check(magazine.head, magazine.capacity - magazine.room);
     if (spares_[c] == nullptr) continue;
-    check(spares_[c], static_cast<int64_t>(DepotBlocks(c)));
-    QUARRY_CHECK(magazine.capacity == kMostBlocks[c]);
+    check(spares_[c], static_cast<int64_t>(FullMagazineBlocks(c)));
+    QUARRY_CHECK(magazine.capacity == MostMagazineBlocks(c));
   }
   if (with_magazines) {
     foreign_allowance_.Verify();
