@@ -1,4 +1,12 @@
 // How many blocks of other owners a thread may keep when it frees them.
+//
+// As a rule they go back to their owners, so that two threads do not share a cache line
+// because one freed what the other allocated, and memory does not wander from thread to
+// thread. But an owner that waits uses none of them, and who frees them would make new
+// pages resident for its own: of threads that replace what others have allocated, in turn,
+// each would come to have as much as all hold. So for each slab of new pages a thread may
+// take some of the next such blocks that it frees into its magazines, if it is short of the
+// class, and they are no smaller than two lines (ThreadCache::TryKeepForeign()).
 #ifndef QUARRY_TCACHE_FOREIGN_ALLOWANCE_H_
 #define QUARRY_TCACHE_FOREIGN_ALLOWANCE_H_
 
@@ -27,6 +35,16 @@ class ForeignAllowance {
   explicit ForeignAllowance(InZeroMemory) {}
 
   bool IsAny() const { return all_ != 0; }
+
+  // Whether there is ever any of the class.
+  static constexpr bool MayHave(SizeClass size_class) {
+    return BlockBytes(size_class) >= kLeastBlockBytes;
+  }
+
+  // For a slab of new pages, if the class may have any.
+  void AddForSlab(SizeClass size_class) {
+    if (MayHave(size_class)) Add(size_class, kSlabsForSlab * SlabBlocks(size_class));
+  }
 
   // Of `blocks` more of the class, up to UINT16_MAX in all.
   void Add(SizeClass size_class, size_t blocks) {
@@ -60,6 +78,12 @@ class ForeignAllowance {
   }
 
  private:
+  // Two lines, which a processor fetches together: a smaller block that another thread has
+  // allocated would lie on a line with several that it has in use, a larger one at its ends.
+  static constexpr size_t kLeastBlockBytes = 128;
+  // So many slabs' worth of blocks of others.
+  static constexpr size_t kSlabsForSlab = 8;
+
   // Neither has a value of its own: see the constructors.
   uint16_t blocks_[kClasses];
   uint32_t all_;

@@ -343,11 +343,8 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
 }
 
 void ThreadCache::WantForeign(SizeClass size_class) {
-  if (BlockBytes(size_class) < kLeastForeignBytes ||
-      others_are_inherited.load(std::memory_order_relaxed)) {
-    return;
-  }
-  foreign_allowance_.Add(size_class, kForeignOfSlab * SlabBlocks(size_class));
+  if (others_are_inherited.load(std::memory_order_relaxed)) return;
+  foreign_allowance_.AddForSlab(size_class);
 }
 
 bool ThreadCache::KeepForeign(void* p, const RemoteBlock& block) {

@@ -21,13 +21,8 @@
 //
 //   TakeRun, FreeRun -> page runs, by size . . . . the cache's own lock
 //
-// Blocks of slabs that the thread does not own go back to their owners, so that two threads
-// do not share a cache line because one freed what the other allocated, and memory does not
-// wander from thread to thread. But an owner that waits uses none of them, and who frees
-// them would make new pages resident for its own: of threads that replace what others have
-// allocated, in turn, each would come to have as much as all hold. So for each slab of new
-// pages a thread may take some of the next such blocks that it frees into its magazines, if
-// it is short of the class, and they are no smaller than two lines (KeepForeign()).
+// Blocks of slabs that the thread does not own go back to their owners, but for some that
+// it keeps instead of making new pages resident (foreign_allowance.h).
 //
 // A magazine that overflows moves away whole, and a refill takes a whole one
 // back: neither walks a list of blocks. It moves to where the spare magazine of
@@ -434,11 +429,6 @@ class alignas(64) ThreadCache {
   uint8_t parked_looks = 0;
 
  private:
-  // Two lines, which a processor fetches together: a smaller block that another thread has
-  // allocated would lie on a line with several that it has in use, a larger one at its ends.
-  static constexpr size_t kLeastForeignBytes = 128;
-  // For each new slab so many slabs' worth of blocks of others.
-  static constexpr size_t kForeignOfSlab = 8;
   static constexpr uint32_t kMostNotes = 64;
 
   // What stands behind the magazine of one class.

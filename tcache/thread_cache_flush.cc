@@ -125,7 +125,7 @@ void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
     FreeBlock* next = block->next;
     // Relaxed: nobody makes this cache an owner or takes its slabs while it is locked.
     if (ABSL_PREDICT_FALSE(slab->owner.load(std::memory_order_relaxed) != this)) {
-      if (BlockBytes(size_class) < kLeastForeignBytes ||
+      if (!ForeignAllowance::MayHave(size_class) ||
           !had_foreign_.load(std::memory_order_relaxed)) {
         ReportCorruptLink(linked_from);
       }

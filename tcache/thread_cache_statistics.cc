@@ -117,7 +117,7 @@ void ThreadCache::Verify(bool with_magazines) {
         QUARRY_CHECK(slab != nullptr && slab->size_class() == c);
         QUARRY_CHECK(slab->IsStart(block));
         if (slab->owner.load(std::memory_order_relaxed) != this) {
-          QUARRY_CHECK(BlockBytes(c) >= kLeastForeignBytes);
+          QUARRY_CHECK(ForeignAllowance::MayHave(c));
           QUARRY_CHECK(had_foreign_.load(std::memory_order_relaxed));
           continue;
         }

@@ -23,6 +23,18 @@ TEST(ForeignAllowance, IsUsedUpClassByClass) {
   allowance.Verify();
 }
 
+TEST(ForeignAllowance, ASlabAllowsEightSlabsOfBlocksOfTwoLinesAndMore) {
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    ForeignAllowance allowance;
+    allowance.AddForSlab(c);
+    EXPECT_EQ(ForeignAllowance::MayHave(c), BlockBytes(c) >= 128);
+    EXPECT_EQ(allowance.IsAny(), ForeignAllowance::MayHave(c));
+    size_t blocks = 0;
+    while (allowance.TryUse(c)) ++blocks;
+    EXPECT_EQ(blocks, BlockBytes(c) >= 128 ? 8 * SlabBlocks(c) : 0);
+  }
+}
+
 TEST(ForeignAllowance, DoesNotWrapAround) {
   ForeignAllowance allowance;
   for (int i = 0; i < 3; ++i) {
