@@ -588,6 +588,9 @@ class alignas(64) ThreadCache {
   Slab* BestSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // TryKeepForeign() of a thread that may keep some.
   static bool KeepForeign(void* p, const RemoteBlock& block);
+  // In the child of a fork: blocks of other threads are its parent's. Relaxed: set while
+  // there is one thread.
+  static std::atomic<bool> others_are_inherited_;
   // The thread has a slab more of new pages, and has freed blocks of other owners: some of
   // the next of these it may keep.
   void WantForeign(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -640,6 +643,9 @@ class alignas(64) ThreadCache {
   // Slabs of a pending stack that are another cache's, linked by pending_next:
   // their tokens go on.
   static void PassTokens(Slab* slabs);
+  // Makes orphans of the slabs with blocks in use, puts the others into a list, and closes
+  // the pending stack. Returns what PassTokens() is to be called for.
+  [[nodiscard]] Slab* CloseSlabs(SlabList* empty) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   // Free blocks out of reach, for AddStatistics().
   void AddOutOfReach(ClassStatistics (&classes)[kClasses], bool owner_rests) const;

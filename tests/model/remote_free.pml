@@ -7,9 +7,9 @@
  *   tcache/remote_bitmap.h   MarkWord (word, then summary), Drain
  *   tcache/pending_stack.h   Push (its loop), TakeAll, Close, Open
  *   tcache/orphans.cc        Add, Adopt, DrainOrphan, PassToken, ReturnSlab
- *   tcache/thread_cache.cc   Refill and TakeOne, RelistAfterPut (Relist here),
+ *   tcache/thread_cache*.cc  Refill and TakeOne, RelistAfterPut (Relist here),
  *                            FreeLocally, Tidy, ReturnEmptySlabs, DrainPending,
- *                            PassTokens, Close
+ *                            PassTokens, Close with CloseSlabs
  *   tcache/cache_registry.cc Take and Give: a closed cache serves another
  *                            thread; that of a thread whose cache is parked is
  *                            idle until another thread has it, which goes on as

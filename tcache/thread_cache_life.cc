@@ -1,0 +1,144 @@
+// How a cache begins and ends, with its thread and in the child of a fork: the part of
+// thread_cache.h that cache_registry.h and thread_life.h call.
+#include "arena/lock.h"
+#include "tcache/orphans.h"
+#include "tcache/remote_free.h"
+#include "tcache/thread_cache.h"
+
+namespace quarry {
+namespace {
+
+// In slabs, at a fork: of less, the child may as well copy all.
+constexpr size_t kLeastInheritedBytes = 4 * 1024 * 1024;
+
+}  // namespace
+
+constinit std::atomic<bool> ThreadCache::others_are_inherited_{false};
+
+void ThreadCache::Open(Tag tag, Arena* arena) {
+  BiasedLockHolder hold(lock_);
+  tag_ = tag;
+  arena_ = arena;
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    Magazine& magazine = magazines_[c];
+    magazine.head = nullptr;
+    magazine.capacity = FirstMagazineBlocks(c);
+    magazine.room = magazine.capacity;
+    TurnWarm(c);
+  }
+  pending_.Open();
+}
+
+void ThreadCache::Close() {
+  lock_.AcquireAndEndBias();
+  FlushAll();
+  SlabList empty;
+  Slab* const others = CloseSlabs(&empty);
+  lock_.Release();
+  while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
+  PassTokens(others);
+}
+
+Slab* ThreadCache::CloseSlabs(SlabList* empty) {
+  Slab* others = nullptr;
+  Orphans& orphans = OrphansOf(arena_->index());
+  LockHolder hold_orphans(orphans.lock());
+  // Closed under the orphans' lock, which is released only when no slab has
+  // this owner any more: a thread that finds the stack closed waits for that
+  // lock and then finds out who owns its slab.
+  Slab* slab = pending_.Close();
+  while (slab != nullptr) {
+    Slab* next = slab->pending_next;
+    if (slab->owner.load(std::memory_order_relaxed) == this) {
+      counters_.drained_blocks += slab->Drain();
+    } else {
+      slab->pending_next = others;
+      others = slab;
+    }
+    slab = next;
+  }
+  owned_slab_bytes_ = 0;
+  classes_with_slabs_ = 0;
+  foreign_allowance_.Clear();
+  for (Shelf& shelf : shelves_) {
+    shelf.had_slab = false;
+    for (SlabList& list : shelf.slabs) {
+      while ((slab = list.PopFront()) != nullptr) {
+        if (slab->used() == 0) {
+          empty->PushFront(slab);
+        } else {
+          slab->SetInherited(false);
+          orphans.Add(slab);
+        }
+      }
+    }
+  }
+  return others;
+}
+
+size_t ThreadCache::Rest() {
+  (void)FlushRemoteFrees(this);
+  OwnerLockHolder hold(lock_);
+  while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
+  FlushCold();
+  size_t bytes = depot_bytes_;
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    bytes += MagazineBlocks(c) * BlockBytes(c);
+    const Shelf& shelf = shelves_[c];
+    for (uint32_t f = Slab::kInherited; f <= Slab::kEmpty; ++f) {
+      for (const Slab* slab = shelf.slabs[f].first(); slab != nullptr;
+           slab = slab->next) {
+        bytes += slab->ResidentFreeBytes();
+      }
+    }
+  }
+  return bytes;
+}
+
+bool ThreadCache::DrainAllAfterFork() {
+  remote_batch_.RepairAfterFork();
+  BiasedLockHolder hold(lock_);
+  // One that was just moving is in both places, whichever way it went.
+  for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
+    if (spares_[c] == magazines_[c].head) spares_[c] = nullptr;
+  }
+  // Tokens, in this stack or in the hands of threads that are gone, mean
+  // nothing once every slab is drained whole. This also opens the stack again
+  // if its thread was just closing it, since Close() will be called for that.
+  (void)pending_.TakeAll();
+  SlabList all;
+  size_t bytes = 0;
+  for (Shelf& shelf : shelves_) {
+    shelf.new_slabs_first = 0;
+    for (SlabList& list : shelf.slabs) {
+      while (Slab* slab = list.PopFront()) {
+        all.PushFront(slab);
+        bytes += kSlabBytes;
+        ++shelf.new_slabs_first;
+      }
+    }
+    // An eighth as many as there are, and one.
+    shelf.new_slabs_first = (shelf.new_slabs_first + 8) / 8;
+  }
+  const bool inherits = bytes >= kLeastInheritedBytes;
+  while (Slab* slab = all.PopFront()) {
+    counters_.drained_blocks += slab->DrainAll();
+    slab->SetInherited(inherits);
+    slab->ForgetPass();
+    shelves_[slab->size_class()].slabs[slab->fullness()].PushFront(slab);
+  }
+  owned_slab_bytes_ = inherits ? 0 : bytes;
+  return inherits;
+}
+
+void ThreadCache::ChangeTag(Tag tag) {
+  OwnerLockHolder hold(lock_);
+  FlushCold();  // By the old one.
+  tag_ = tag;
+  // What is kept is written to.
+  others_are_inherited_.store(true, std::memory_order_relaxed);
+  foreign_allowance_.Clear();
+  if (thread_state.tag != 0) thread_state.SetTag(tag);
+}
+
+}  // namespace quarry
