@@ -2,10 +2,8 @@
 
 #include <span>
 
-#include "absl/base/optimization.h"
 #include "arena/maintenance_signal.h"
 #include "arena/process_arenas.h"
-#include "arena/report.h"
 #include "tcache/thread_cache.h"
 
 namespace quarry {
@@ -13,26 +11,9 @@ namespace {
 
 constinit Orphans orphans[kMaxArenas];
 
-// Of a slab without a block in use. Another thread has freed one of them wrongly.
-[[noreturn]] void ReportMarkedSlab(const Slab* slab) {
-  size_t index = 0;
-  while (index + 1 < slab->blocks() && !slab->remote.IsMarked(index)) ++index;
-  ReportDoubleFree(slab->BlockAt(index), slab->block_bytes(), slab->start());
-}
-
 }  // namespace
 
 Orphans& OrphansOf(size_t arena_index) { return orphans[arena_index]; }
-
-void ReturnSlab(Slab* slab) {
-  // It may be on a pending stack, too.
-  if (ABSL_PREDICT_FALSE(!slab->remote.IsEmpty())) ReportMarkedSlab(slab);
-  Arena* arena = slab->arena();
-  char* start = slab->start();
-  Run* run = Slab::Unmake(slab);
-  PageMap::Set(start, kSlabBytes, kRunTag, run->segment);
-  arena->Deallocate(run);
-}
 
 void Orphans::Add(Slab* slab) {
   const Tag tag = kNobody | MagazineOffset(slab->size_class());
@@ -71,7 +52,7 @@ bool Orphans::DrainOrphan(Slab* slab) {
       return true;
     }
   }
-  ReturnSlab(slab);
+  Slab::Return(slab);
   return true;
 }
 
@@ -95,7 +76,7 @@ void Orphans::DrainAll() {
       }
     }
   }
-  while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
+  while (Slab* slab = empty.PopFront()) Slab::Return(slab);
 }
 
 bool Orphans::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {

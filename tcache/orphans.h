@@ -26,9 +26,6 @@
 
 namespace quarry {
 
-// Gives a slab without used blocks, which is in no list, back to its arena.
-void ReturnSlab(Slab* slab);
-
 class Orphans {
  public:
   constexpr Orphans() : lock_(LockRank::kOrphans) {}

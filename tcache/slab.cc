@@ -10,6 +10,16 @@
 #include "arena/report.h"
 
 namespace quarry {
+namespace {
+
+// Of a slab without a block in use.
+[[noreturn]] void ReportMarkedSlab(const Slab* slab) {
+  size_t index = 0;
+  while (index + 1 < slab->blocks() && !slab->remote.IsMarked(index)) ++index;
+  ReportDoubleFree(slab->BlockAt(index), slab->block_bytes(), slab->start());
+}
+
+}  // namespace
 
 Slab::Slab(Run* run, SizeClass size_class, std::atomic<uint64_t>* remote_words)
     : start_(run->start),
@@ -52,12 +62,14 @@ Slab* Slab::Make(Arena* arena, SizeClass size_class, Filling filling) {
   return new (memory) Slab(run, size_class, remote_words);
 }
 
-Run* Slab::Unmake(Slab* slab) {
+void Slab::Return(Slab* slab) {
   QUARRY_DCHECK(slab->used_ == 0);
-  QUARRY_DCHECK(slab->remote.IsEmpty());
-  Run* run = slab->run_;
+  // It may be on a pending stack, too.
+  if (ABSL_PREDICT_FALSE(!slab->remote.IsEmpty())) ReportMarkedSlab(slab);
+  Run* const run = slab->run_;
   metadata_pool.Deallocate(slab, DescriptorBytes(slab->size_class_));
-  return run;
+  PageMap::Set(run->start, kSlabBytes, kRunTag, run->segment);
+  run->arena()->Deallocate(run);
 }
 
 size_t Slab::TakeBlocks(size_t wanted, BlockList* list) {

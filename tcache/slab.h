@@ -143,8 +143,9 @@ class alignas(64) Slab {
   [[nodiscard]] static Slab* Make(Arena* arena, SizeClass size_class,
                                   Filling filling);
 
-  // Frees the descriptor and returns the run. Requires used() == 0.
-  static Run* Unmake(Slab* slab);
+  // Gives a slab without used blocks, which is in no list, back to its arena. Aborts with
+  // a report if one of its blocks is marked: another thread has freed it wrongly.
+  static void Return(Slab* slab);
 
   // The words of `remote`.
   static std::atomic<uint64_t>* RemoteWords(Slab* slab,

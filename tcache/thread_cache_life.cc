@@ -35,7 +35,7 @@ void ThreadCache::Close() {
   SlabList empty;
   Slab* const others = CloseSlabs(&empty);
   lock_.Release();
-  while (Slab* slab = empty.PopFront()) ReturnSlab(slab);
+  while (Slab* slab = empty.PopFront()) Slab::Return(slab);
   PassTokens(others);
 }
 

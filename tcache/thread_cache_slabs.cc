@@ -119,7 +119,7 @@ void ThreadCache::MoveToItsList(Slab* slab) {
 void ThreadCache::ReturnEmptySlab(Slab* slab) {
   ++counters_.slabs_returned;
   if (!slab->is_inherited()) owned_slab_bytes_ -= kSlabBytes;
-  ReturnSlab(slab);
+  Slab::Return(slab);
 }
 
 bool ThreadCache::ReturnEmptySlabs() {

@@ -22,7 +22,7 @@ class PendingStackTest : public testing::Test {
     }
   }
   ~PendingStackTest() override {
-    for (Slab* slab : slabs_) ArenaAt(0).Deallocate(Slab::Unmake(slab));
+    for (Slab* slab : slabs_) Slab::Return(slab);
   }
 
   size_t IndexOf(const Slab* slab) const {

@@ -554,7 +554,7 @@ TEST_F(FreeLaterDeathTest, ASecondFreeThatWasHeldMayBeOfNoBlockAnyMore) {
   EXPECT_EXIT(
       {
         FreeLater(p_);
-        // As ReturnSlab() leaves it.
+        // As Slab::Return() leaves it.
         PageMap::Set(Slab::Of(p_)->start(), kGranuleBytes, kRunTag, nullptr);
         (void)FlushRemoteFrees(thread_state.cache);
       },

@@ -7,7 +7,6 @@
 #include "arena/page_map.h"
 #include "arena/filling.h"
 #include "arena/process_arenas.h"
-#include "arena/segment.h"
 #include "gtest/gtest.h"
 #include "tcache/slab.h"
 
@@ -26,13 +25,10 @@ class TestSlab {
                  slab_);
   }
   ~TestSlab() {
-    char* const start = slab_->start();
     for (size_t block = 0; block < slab_->blocks(); ++block) {
       (void)slab_->PutBlock(block);
     }
-    auto* const run = Slab::Unmake(slab_);
-    PageMap::Set(start, kSlabBytes, kRunTag, run->segment);
-    ArenaAt(0).Deallocate(run);
+    Slab::Return(slab_);
   }
 
   Slab& operator*() { return *slab_; }
