@@ -3,8 +3,8 @@
 #include <span>
 
 #include "arena/maintenance_signal.h"
+#include "arena/page_map.h"
 #include "arena/process_arenas.h"
-#include "tcache/thread_cache.h"
 
 namespace quarry {
 namespace {
@@ -98,28 +98,6 @@ bool Orphans::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
     is_wanted = lock_.IsContended();
   }
   return true;
-}
-
-void PassToken(Slab* slab) {
-  Orphans& orphans = OrphansOf(slab->arena()->index());
-  for (;;) {
-    // Acquire: see Adopt().
-    ThreadCache* owner = slab->owner.load(std::memory_order_acquire);
-    if (owner != nullptr) {
-      // The owner may have exited since, and another thread may have its cache.
-      // The stack then is closed, or its new owner passes the token on.
-      if (owner->pending().Push(slab)) {
-        // The owner may be idle, unless it is the caller.
-        if (owner != thread_state.cache) maintenance_signal.NoteWork();
-        return;
-      }
-      // Its stack is closed under the orphans' lock, and before that lock is
-      // released every slab of the cache is an orphan.
-      LockHolder wait(orphans.lock());
-    } else if (orphans.DrainOrphan(slab)) {
-      return;
-    }
-  }
 }
 
 }  // namespace quarry

@@ -97,10 +97,6 @@ class Orphans {
 // The orphans of the arena with this index.
 Orphans& OrphansOf(size_t arena_index);
 
-// Sees to it that the owner of `slab`, whose token the caller holds, learns of
-// its remote frees; or, if it has none, drains it.
-void PassToken(Slab* slab);
-
 }  // namespace quarry
 
 #endif  // QUARRY_TCACHE_ORPHANS_H_

@@ -7,8 +7,8 @@
 #include "arena/errno_saver.h"
 #include "arena/page_map.h"
 #include "arena/report.h"
-#include "tcache/orphans.h"
 #include "tcache/remote_batch.h"
+#include "tcache/slab_token.h"
 #include "tcache/thread_cache.h"
 #include "tcache/thread_life.h"
 

@@ -5,6 +5,7 @@
 #include "arena/page_map.h"
 #include "tcache/orphans.h"
 #include "tcache/remote_free.h"
+#include "tcache/slab_token.h"
 #include "tcache/thread_cache.h"
 
 namespace quarry {

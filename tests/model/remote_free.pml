@@ -6,7 +6,8 @@
  * one step where no more than one of its operations is seen without the lock:
  *   tcache/remote_bitmap.h   MarkWord (word, then summary), Drain
  *   tcache/pending_stack.h   Push (its loop), TakeAll, Close, Open
- *   tcache/orphans.cc        Add, Adopt, DrainOrphan, PassToken
+ *   tcache/orphans.cc        Add, Adopt, DrainOrphan
+ *   tcache/slab_token.cc     PassToken
  *   tcache/slab.cc           Return (ReturnSlab here)
  *   tcache/thread_cache*.cc  Refill and TakeOne, RelistAfterPut (Relist here),
  *                            FreeLocally, Tidy, ReturnEmptySlabs, DrainPending,

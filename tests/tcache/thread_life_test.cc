@@ -18,6 +18,7 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/process_fence.h"
+#include "tcache/slab_token.h"
 #include "tests/arena/in_child.h"
 #include "tests/arena/test_seed.h"
 #include "tests/tcache/blocks.h"
