@@ -53,39 +53,25 @@ void* ThreadCache::Allocate(SizeClass size_class) {
   return cache->AllocateOwn(size_class);
 }
 
-void* ThreadCache::Refill(SizeClass size_class) {
-  SetUsed(true);
-  Magazine& magazine = magazines_[size_class];
-  Shelf& shelf = shelves_[size_class];
-  if (shelf.depot_count > 0) {
-    TakeFromDepot(size_class);
-    return magazine.Pop();
-  }
-  if (shelf.is_cold) TurnWarm(size_class);
-  if (notes_count_ > 0) FlushCold();
+inline Slab* ThreadCache::SlabForRefill(SizeClass size_class) {
+  Slab* const slab = BestSlab(size_class);
   // Seldom while the next free blocks are resident: each drain takes lines away from
   // the threads that are freeing, and a later one finds more on them.
-  Slab* slab = BestSlab(size_class);
-  if (slab == nullptr || ++refills_undrained_ >= kMostUndrained ||
-      !slab->NextIsResident()) {
-    refills_undrained_ = 0;
-    if (!pending_.IsEmpty()) {
-      DrainPending();
-      slab = BestSlab(size_class);
-    }
+  if (slab != nullptr && ++refills_undrained_ < kMostUndrained &&
+      slab->NextIsResident()) {
+    return slab;
   }
-  if (ABSL_PREDICT_FALSE(shelf.was_idle)) {
-    shelf.was_idle = false;
-    magazine.capacity = FirstMagazineBlocks(size_class);
-    magazine.room = magazine.capacity;  // It is empty.
-  } else {
-    GrowMagazine(&magazine);
-  }
+  refills_undrained_ = 0;
+  if (pending_.IsEmpty()) return slab;
+  DrainPending();
+  return BestSlab(size_class);
+}
+
+inline void ThreadCache::FillFrom(Slab* slab, Magazine* magazine,
+                                  SizeClass size_class) {
   // A thread that only allocates has so much of each class at hand that nobody uses.
   const int32_t wanted =
-      std::min(magazine.capacity / 2, MostRefillBlocks(size_class));
-  if (slab == nullptr) slab = AcquireSlab(size_class);
-  if (slab == nullptr) return nullptr;
+      std::min(magazine->capacity / 2, MostRefillBlocks(size_class));
   BlockList list;
   int32_t taken = 0;
   do {
@@ -98,8 +84,31 @@ void* ThreadCache::Refill(SizeClass size_class) {
            (slab->NextIsResident() ||
             (taken * kFewForRefill < wanted &&
              static_cast<size_t>(taken) * slab->block_bytes() < kFewBytesForRefill)));
-  magazine.room = magazine.capacity - taken;
-  magazine.head = list.Finish();
+  magazine->room = magazine->capacity - taken;
+  magazine->head = list.Finish();
+}
+
+void* ThreadCache::Refill(SizeClass size_class) {
+  SetUsed(true);
+  Magazine& magazine = magazines_[size_class];
+  Shelf& shelf = shelves_[size_class];
+  if (shelf.depot_count > 0) {
+    TakeFromDepot(size_class);
+    return magazine.Pop();
+  }
+  if (shelf.is_cold) TurnWarm(size_class);
+  if (notes_count_ > 0) FlushCold();
+  Slab* slab = SlabForRefill(size_class);
+  if (ABSL_PREDICT_FALSE(shelf.was_idle)) {
+    shelf.was_idle = false;
+    magazine.capacity = FirstMagazineBlocks(size_class);
+    magazine.room = magazine.capacity;  // It is empty.
+  } else {
+    GrowMagazine(&magazine);
+  }
+  if (slab == nullptr) slab = AcquireSlab(size_class);
+  if (slab == nullptr) return nullptr;
+  FillFrom(slab, &magazine, size_class);
   ++counters_.refills;
   return magazine.Pop();
 }

@@ -554,6 +554,13 @@ class alignas(64) ThreadCache {
 
   // Requires that there is neither magazine nor spare.
   void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // The slab to begin with, after a drain if one is due; nullptr if none has a free block.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE Slab* SlabForRefill(SizeClass size_class)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Fills the magazine, which is empty, from `slab` and others of the class.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void FillFrom(Slab* slab, Magazine* magazine,
+                                             SizeClass size_class)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void* TakeOne(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void FreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
   // Requires that there is a magazine in it.
