@@ -34,6 +34,8 @@ constexpr size_t kMostShrunkBytes = size_t{1} << 20;
 // To fewer bytes of fresh pages a copy costs no more than the system call before it saves.
 constexpr size_t kLeastPopulated = size_t{16} << 10;
 
+constexpr char kRealloc[] = "realloc";
+
 void* Move(void* p, size_t old_bytes, size_t new_bytes) {
   void* moved = TryPop(new_bytes);
   if (moved == nullptr) moved = AllocateSlow(new_bytes);
@@ -56,7 +58,7 @@ void FreeOutgrown(void* p) {
   } else if (room == Room::kSlab) {
     ThreadCache::FreeOutgrown(Slab::Of(p), p);
   } else {
-    Run* const run = RunAt("realloc", p);
+    Run* const run = RunAt(kRealloc, p);
     run->arena()->Deallocate(run);
   }
 }
@@ -236,57 +238,59 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveShrunk(Run* run, size_t bytes) {
   return moved;
 }
 
+void* ReallocateInSlab(void* p, size_t bytes) {
+  const Slab* const slab = Slab::Of(p);
+  CheckIsBlock(kRealloc, slab, p);
+  if (bytes <= kSmallMaxBytes && ClassOf(bytes) == slab->size_class()) return p;
+  if (bytes > slab->block_bytes() && slab->block_bytes() > kMostKeptOutgrownBytes) {
+    return MoveGrown(p, slab->block_bytes(), bytes);
+  }
+  return Move(p, slab->block_bytes(), bytes);
+}
+
+void* ReallocateRun(void* p, size_t bytes) {
+  Run* const run = RunAt(kRealloc, p);
+  if (bytes > kSlabsOnlyMaxBytes && ServedByArena(bytes)) {
+    if (IsMovedToShrink(run, bytes)) {
+      if (void* const moved = MoveShrunk(run, bytes)) return moved;
+    }
+    if (ResizeRun(run, bytes)) {
+      StartMaintenanceIfWanted();
+      return p;
+    }
+  }
+  if (bytes <= run->bytes()) return Move(p, run->bytes(), bytes);
+  if (bytes > kMostGrownRunBytes || !ServedByArena(bytes)) return MoveToHuge(run, bytes);
+  return MoveGrown(p, run->bytes(), bytes);
+}
+
+void* ReallocateHuge(void* p, size_t bytes) {
+  Huge* const huge = HugeAt(kRealloc, p);
+  if (bytes > PTRDIFF_MAX) return nullptr;
+  // Down to half of what would make it huge, so that a block whose size
+  // varies about the threshold is not copied each time.
+  if (bytes < huge->bytes && bytes * 2 <= kMostGrownRunBytes &&
+      ServedByArena(bytes * 2)) {
+    return Move(p, huge->bytes, bytes);
+  }
+  return ABSL_PREDICT_TRUE(ResizeHuge(huge, bytes)) ? huge->start
+                                                    : CopyHuge(huge, bytes);
+}
+
 // Out of line, or Reallocate() would save registers for it before it has looked
 // at the block.
 ABSL_ATTRIBUTE_NOINLINE void* ReallocateOther(void* p, size_t bytes) {
-  // Static: an array on the stack would have the stack guarded.
-  static constexpr char kCall[] = "realloc";
   switch (RoomOf(PageMap::TagOf(p))) {
-    case Room::kSlab: {
-      const Slab* slab = Slab::Of(p);
-      CheckIsBlock(kCall, slab, p);
-      if (bytes <= kSmallMaxBytes && ClassOf(bytes) == slab->size_class()) {
-        return p;
-      }
-      if (bytes > slab->block_bytes() && slab->block_bytes() > kMostKeptOutgrownBytes) {
-        return MoveGrown(p, slab->block_bytes(), bytes);
-      }
-      return Move(p, slab->block_bytes(), bytes);
-    }
-    case Room::kRun: {
-      Run* run = RunAt(kCall, p);
-      if (bytes > kSlabsOnlyMaxBytes && ServedByArena(bytes)) {
-        if (IsMovedToShrink(run, bytes)) {
-          if (void* const moved = MoveShrunk(run, bytes)) return moved;
-        }
-        if (ResizeRun(run, bytes)) {
-          StartMaintenanceIfWanted();
-          return p;
-        }
-      }
-      if (bytes > run->bytes() &&
-          (bytes > kMostGrownRunBytes || !ServedByArena(bytes))) {
-        return MoveToHuge(run, bytes);
-      }
-      return bytes > run->bytes() ? MoveGrown(p, run->bytes(), bytes)
-                                  : Move(p, run->bytes(), bytes);
-    }
-    case Room::kHuge: {
-      Huge* huge = HugeAt(kCall, p);
-      // Down to half of what would make it huge, so that a block whose size
-      // varies about the threshold is not copied each time.
-      if (bytes > PTRDIFF_MAX) return nullptr;
-      if (bytes >= huge->bytes || bytes * 2 > kMostGrownRunBytes ||
-          !ServedByArena(bytes * 2)) {
-        return ABSL_PREDICT_TRUE(ResizeHuge(huge, bytes)) ? huge->start
-                                                          : CopyHuge(huge, bytes);
-      }
-      return Move(p, huge->bytes, bytes);
-    }
+    case Room::kSlab:
+      return ReallocateInSlab(p, bytes);
+    case Room::kRun:
+      return ReallocateRun(p, bytes);
+    case Room::kHuge:
+      return ReallocateHuge(p, bytes);
     case Room::kNone:
       break;
   }
-  ReportWildPointer(kCall, p);
+  ReportWildPointer(kRealloc, p);
 }
 
 }  // namespace
