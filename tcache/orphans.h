@@ -22,6 +22,7 @@
 #include "arena/lock.h"
 #include "arena/untold_bytes.h"
 #include "tcache/slab.h"
+#include "tcache/slab_list.h"
 #include "tcache/slab_pass.h"
 
 namespace quarry {
@@ -59,18 +60,11 @@ class Orphans {
   template <typename Visit>
   void ForEach(Visit visit) ABSL_LOCKS_EXCLUDED(lock_) {
     LockHolder hold(lock_);
-    for (SlabList& list : full_) ForEachIn(list, visit);
-    for (SlabList& list : partial_) ForEachIn(list, visit);
+    for (const SlabList& list : full_) list.ForEach(visit);
+    for (const SlabList& list : partial_) list.ForEach(visit);
   }
 
  private:
-  template <typename Visit>
-  static void ForEachIn(SlabList& list, Visit visit) {
-    for (Slab* slab = list.first(); slab != nullptr; slab = slab->next) {
-      visit(slab);
-    }
-  }
-
   // Puts a slab that is in no list into the one where it belongs.
   void PutIntoList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
     slab->UpdateFullness();

@@ -341,55 +341,6 @@ class alignas(64) Slab {
 
 static_assert(sizeof(Slab) == 128, "the owner's line and the others' line");
 
-// Doubly linked slabs. Not synchronised.
-//
-//   first_ -> slab <-> slab <-> ... <-> last -> nullptr
-//               `------ previous ---------^
-class SlabList {
- public:
-  Slab* first() const { return first_; }
-  bool IsEmpty() const { return first_ == nullptr; }
-
-  void PushFront(Slab* slab) {
-    slab->next = first_;
-    slab->previous = slab;
-    if (first_ != nullptr) {
-      slab->previous = first_->previous;
-      first_->previous = slab;
-    }
-    first_ = slab;
-  }
-
-  void Remove(Slab* slab) {
-    if (slab == first_) {
-      first_ = slab->next;
-    } else {
-      slab->previous->next = slab->next;
-    }
-    Slab* const behind = slab->next != nullptr ? slab->next : first_;
-    if (behind != nullptr) behind->previous = slab->previous;
-  }
-
-  Slab* PopFront() {
-    Slab* slab = first_;
-    if (slab != nullptr) Remove(slab);
-    return slab;
-  }
-
-  // Requires that there is one.
-  void MoveFirstToBack() {
-    Slab* const slab = first_;
-    if (slab->next == nullptr) return;
-    first_ = slab->next;
-    slab->previous->next = slab;
-    slab->next = nullptr;
-    first_->previous = slab;
-  }
-
- private:
-  Slab* first_ = nullptr;
-};
-
 }  // namespace quarry
 
 #endif  // QUARRY_TCACHE_SLAB_H_

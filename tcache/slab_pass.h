@@ -20,6 +20,7 @@
 
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
+#include "tcache/slab_list.h"
 
 namespace quarry {
 

@@ -76,6 +76,7 @@
 #include "tcache/run_cache.h"
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
+#include "tcache/slab_list.h"
 #include "tcache/slab_pass.h"
 #include "tcache/thread_state.h"
 

@@ -86,10 +86,8 @@ size_t ThreadCache::Rest() {
     bytes += MagazineBlocks(c) * BlockBytes(c);
     const Shelf& shelf = shelves_[c];
     for (uint32_t f = Slab::kInherited; f <= Slab::kEmpty; ++f) {
-      for (const Slab* slab = shelf.slabs[f].first(); slab != nullptr;
-           slab = slab->next) {
-        bytes += slab->ResidentFreeBytes();
-      }
+      shelf.slabs[f].ForEach(
+          [&bytes](const Slab* slab) { bytes += slab->ResidentFreeBytes(); });
     }
   }
   return bytes;

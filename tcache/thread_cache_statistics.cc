@@ -13,11 +13,7 @@ namespace quarry {
 template <typename Visit>
 void ThreadCache::ForEachSlab(Visit visit) {
   for (Shelf& shelf : shelves_) {
-    for (SlabList& list : shelf.slabs) {
-      for (Slab* slab = list.first(); slab != nullptr; slab = slab->next) {
-        visit(slab);
-      }
-    }
+    for (const SlabList& list : shelf.slabs) list.ForEach(visit);
   }
 }
 
