@@ -26,6 +26,7 @@
 #include "tcache/cache_registry.h"
 #include "tcache/orphans.h"
 #include "tcache/process_fence.h"
+#include "tcache/start_retry.h"
 #include "tcache/thread_cache.h"
 
 namespace quarry {
@@ -235,21 +236,6 @@ TickResult MaintenanceTick(uint32_t now_ms) {
   if (!is_left) return TickResult::kNothingLeft;
   return gave_back || given_bytes != 0 ? TickResult::kGaveBack
                                        : TickResult::kInVain;
-}
-
-bool MaintenancePace::SleepsAfter(TickResult result, uint32_t pause_ms,
-                                  uint64_t* most_ms) {
-  constexpr uint32_t kMostDoublings = 20;
-  if (result != TickResult::kInVain) in_vain_ = 0;
-  if (result == TickResult::kGaveBack) return false;
-  if (result == TickResult::kNothingLeft) {
-    *most_ms = kUntilWork;
-    return true;
-  }
-  if (++in_vain_ <= kTicksInVain) return false;
-  *most_ms = uint64_t{pause_ms}
-             << std::min(in_vain_ - kTicksInVain, kMostDoublings);
-  return true;
 }
 
 bool MayBeLoader(const void* caller) {

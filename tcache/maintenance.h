@@ -34,76 +34,17 @@
 #ifndef QUARRY_TCACHE_MAINTENANCE_H_
 #define QUARRY_TCACHE_MAINTENANCE_H_
 
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
 
 #include "absl/base/optimization.h"
-#include "arena/clock.h"
 #include "arena/maintenance_signal.h"
+#include "tcache/maintenance_pace.h"
 
 namespace quarry {
-
-enum class TickResult {
-  kNothingLeft,
-  kGaveBack,  // Something, and something is left.
-  kInVain,    // All that is left is too young, or the system refuses it.
-};
 
 // One round of what the thread does, at the time `now_ms` of NowMs(). Above the
 // soft limit, nothing is too young.
 TickResult MaintenanceTick(uint32_t now_ms);
-
-// How long the thread waits after its ticks.
-class MaintenancePace {
- public:
-  static constexpr uint64_t kUntilWork = 0;
-
-  // After this many ticks in vain all that was young then has been due: the
-  // ticks are four to the time for which memory may stay.
-  static constexpr uint32_t kTicksInVain = 8;
-
-  // Whether the thread sleeps after a tick with this result, and how long at
-  // most, in milliseconds, when ticks are `pause_ms` apart.
-  bool SleepsAfter(TickResult result, uint32_t pause_ms, uint64_t* most_ms);
-
-  void NoteWork() { in_vain_ = 0; }
-
- private:
-  uint32_t in_vain_ = 0;
-};
-
-// When to try again after the thread could not be started, as where a process has as many
-// threads as it may for a moment: a second later, and twice as long after each failure.
-//
-// Thread-safety: any thread. Two that fail at once count once or twice.
-class StartRetry {
- public:
-  static constexpr uint32_t kFirstPauseMs = 1000;
-  static constexpr uint32_t kMostPauseMs = 64 * kFirstPauseMs;
-
-  void NoteFailure(uint32_t now_ms) {
-    const uint32_t before_ms = last_.load(std::memory_order_relaxed).pause_ms;
-    const uint32_t pause_ms =
-        before_ms == 0 ? kFirstPauseMs : std::min(2 * before_ms, kMostPauseMs);
-    last_.store({now_ms, pause_ms}, std::memory_order_relaxed);
-  }
-
-  // False where nothing has failed.
-  bool IsDue(uint32_t now_ms) const {
-    const Failure last = last_.load(std::memory_order_relaxed);
-    return last.pause_ms != 0 && AgeMs(last.at_ms, now_ms) >= last.pause_ms;
-  }
-
- private:
-  // In one word, so that no thread sees the time of one with the pause of another.
-  struct alignas(8) Failure {
-    uint32_t at_ms;
-    uint32_t pause_ms;
-  };
-  // Relaxed: nothing else is published by it.
-  std::atomic<Failure> last_{};
-};
 
 // Whether `caller`, the code that called free(), may be glibc's loader. That frees
 // the thread-local storage of threads that have exited under a lock, which

@@ -170,39 +170,6 @@ TEST(MaintenanceTick, WithoutDelayEverythingGoes) {
             0);
 }
 
-// --- Pace. ---
-
-TEST(MaintenancePaceTest, TheThreadSleepsWhenNothingIsLeft) {
-  MaintenancePace pace;
-  uint64_t most_ms = 1;
-  EXPECT_FALSE(pace.SleepsAfter(TickResult::kGaveBack, 125, &most_ms));
-  EXPECT_FALSE(pace.SleepsAfter(TickResult::kInVain, 125, &most_ms));
-  EXPECT_TRUE(pace.SleepsAfter(TickResult::kNothingLeft, 125, &most_ms));
-  EXPECT_EQ(most_ms, MaintenancePace::kUntilWork);
-}
-
-TEST(MaintenancePaceTest, TicksInVainBecomeRareUntilThereIsWork) {
-  MaintenancePace pace;
-  for (int round = 0; round < 2; ++round) {
-    uint64_t most_ms = 0;
-    for (uint32_t i = 0; i < MaintenancePace::kTicksInVain; ++i) {
-      EXPECT_FALSE(pace.SleepsAfter(TickResult::kInVain, 125, &most_ms));
-    }
-    EXPECT_TRUE(pace.SleepsAfter(TickResult::kInVain, 125, &most_ms));
-    EXPECT_EQ(most_ms, 250u);
-    EXPECT_TRUE(pace.SleepsAfter(TickResult::kInVain, 125, &most_ms));
-    EXPECT_EQ(most_ms, 500u);
-    for (int i = 0; i < 100; ++i) {
-      EXPECT_TRUE(pace.SleepsAfter(TickResult::kInVain, 125, &most_ms));
-    }
-    EXPECT_EQ(most_ms, uint64_t{125} << 20);
-    if (round == 0) pace.NoteWork();
-  }
-  uint64_t most_ms;
-  EXPECT_FALSE(pace.SleepsAfter(TickResult::kGaveBack, 125, &most_ms));
-  EXPECT_FALSE(pace.SleepsAfter(TickResult::kInVain, 125, &most_ms));
-}
-
 // --- The thread. ---
 
 TEST(Maintenance, AProcessWithoutWorkHasNoThread) {
@@ -449,28 +416,6 @@ TEST(Maintenance, SlowPathsTickWhereItCannotBeStarted) {
               }));
             }),
             0);
-}
-
-TEST(StartRetryTest, ItIsNotDueBeforeAnyFailure) {
-  const StartRetry retry;
-  for (const uint32_t now_ms : {0u, StartRetry::kMostPauseMs, UINT32_MAX}) {
-    EXPECT_FALSE(retry.IsDue(now_ms));
-  }
-}
-
-TEST(StartRetryTest, EachFailureDoublesThePauseUpToABound) {
-  StartRetry retry;
-  // Over the end of the clock.
-  uint32_t now_ms = UINT32_MAX - 5 * StartRetry::kFirstPauseMs;
-  uint32_t pause_ms = StartRetry::kFirstPauseMs;
-  for (int failures = 0; failures < 10; ++failures) {
-    retry.NoteFailure(now_ms);
-    EXPECT_FALSE(retry.IsDue(now_ms + pause_ms - 1)) << failures;
-    EXPECT_TRUE(retry.IsDue(now_ms + pause_ms)) << failures;
-    now_ms += pause_ms;
-    pause_ms = std::min(2 * pause_ms, StartRetry::kMostPauseMs);
-  }
-  EXPECT_EQ(pause_ms, StartRetry::kMostPauseMs);
 }
 
 // Has the thread wanted, and not started; then it could be.
