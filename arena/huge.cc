@@ -81,10 +81,18 @@ Huge* HugeBlocks::TakeCached(size_t bytes, size_t alignment, bool with_pages) {
   StopKeeping(best);
   best->alignment = alignment;
   best->has_stale_pages = !best->zeroed;
-  best->in_use.store(true, std::memory_order_relaxed);
-  live_.PushNewest(best);
-  peak_live_bytes_ = std::max(peak_live_bytes_, live_.bytes);
+  AddLive(best);
   return best;
+}
+
+void HugeBlocks::AddLive(Huge* huge) {
+  huge->in_use.store(true, std::memory_order_relaxed);
+  live_.PushNewest(huge);
+  NotePeak();
+}
+
+void HugeBlocks::NotePeak() {
+  peak_live_bytes_ = std::max(peak_live_bytes_, live_.bytes);
 }
 
 void HugeBlocks::Keep(Huge* huge) {
@@ -138,14 +146,12 @@ Huge* HugeBlocks::MapFresh(size_t bytes, size_t alignment, Filling filling,
   huge->bytes = bytes;
   huge->alignment = alignment;
   huge->zeroed = old_bytes == 0;
-  huge->in_use.store(true, std::memory_order_relaxed);
   huge->has_huge_pages = has_huge_pages;
   AdvisePages(huge, filling);
   PageMap::Set(start, kGranuleBytes, kHugeTag, huge);
   {
     LockHolder hold(lock_);
-    live_.PushNewest(huge);
-    peak_live_bytes_ = std::max(peak_live_bytes_, live_.bytes);
+    AddLive(huge);
   }
   SeeToCached();
   return huge;
@@ -315,7 +321,7 @@ void HugeBlocks::SetExtent(Huge* huge, char* start, size_t bytes) {
   {
     LockHolder hold(lock_);
     live_.bytes += bytes - huge->bytes;
-    peak_live_bytes_ = std::max(peak_live_bytes_, live_.bytes);
+    NotePeak();
     huge->start = start;
     huge->bytes = bytes;
   }

@@ -182,6 +182,10 @@ class HugeBlocks {
   void SeeToCached() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
   Huge* TakeCached(size_t bytes, size_t alignment, bool with_pages)
       ABSL_LOCKS_EXCLUDED(lock_);
+  // A block that is in no list is in use from now on.
+  void AddLive(Huge* huge) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // After what is live has become more.
+  void NotePeak() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void Keep(Huge* huge) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void StopKeeping(Huge* huge) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // With the pages of [old_start, old_start + old_bytes), if there are any.

@@ -6,6 +6,7 @@
 #include "arena/report.h"
 
 namespace quarry {
+
 // Calls visit(word, mask) for each word of the bits [first, first + pages).
 template <typename Visitor>
 void Segment::ForEachWord(uint32_t first, uint32_t pages, Visitor visit) {

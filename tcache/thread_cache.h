@@ -430,6 +430,7 @@ class alignas(64) ThreadCache {
   uint8_t parked_looks = 0;
 
  private:
+  // Blocks of cold classes that are noted before they go to their slabs.
   static constexpr uint32_t kMostNotes = 64;
 
   // What stands behind the magazine of one class.
