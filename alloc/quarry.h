@@ -245,7 +245,7 @@ typedef struct quarry_statistics {
   size_t drained_blocks; /* Remote frees that the slab's thread has seen. */
   size_t slabs_made;
   size_t slabs_returned;
-  size_t adoptions; /* Of slabs of threads that had exited. */
+  size_t adoptions; /* Of slabs of threads that had exited, or wait. */
 
   /* Second edition. */
   size_t mappings; /* That hold blocks; the allocator's own are a few more. */

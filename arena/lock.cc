@@ -1,5 +1,7 @@
 #include "arena/lock.h"
 
+#include <array>
+
 #include "arena/futex.h"
 #include "arena/report.h"
 
@@ -49,28 +51,28 @@ void Lock::AssertHeld() const {
 #ifndef NDEBUG
 namespace {
 
-// Bit r is set while this thread holds a lock of rank r.
-ABSL_ATTRIBUTE_INITIAL_EXEC constinit thread_local uint32_t held_ranks = 0;
+// How many locks of each rank this thread holds.
+ABSL_ATTRIBUTE_INITIAL_EXEC constinit thread_local std::array<
+    uint8_t, static_cast<size_t>(LockRank::kMetadata) + 1>
+    held{};
 
 }  // namespace
 
 void Lock::CheckOrder() const {
   if (has_every_lock) return;
-  const uint32_t this_and_later = ~uint32_t{0} << static_cast<uint32_t>(rank_);
-  QUARRY_CHECK((held_ranks & this_and_later) == 0 && "lock order");
+  for (size_t rank = static_cast<size_t>(rank_); rank < held.size(); ++rank) {
+    QUARRY_CHECK(held[rank] == 0 && "lock order");
+  }
 }
 
 void Lock::NoteAcquired() const {
   if (has_every_lock) return;
-  const uint32_t bit = 1u << static_cast<uint32_t>(rank_);
-  QUARRY_CHECK((held_ranks & bit) == 0 && "two locks of one rank");
-  held_ranks |= bit;
+  ++held[static_cast<size_t>(rank_)];
 }
 
 void Lock::NoteReleased() const {
-  const uint32_t bit = 1u << static_cast<uint32_t>(rank_);
-  QUARRY_CHECK((held_ranks & bit) != 0 && "released by another thread");
-  held_ranks &= ~bit;
+  QUARRY_CHECK(held[static_cast<size_t>(rank_)] != 0 && "released by another thread");
+  --held[static_cast<size_t>(rank_)];
 }
 #endif  // NDEBUG
 

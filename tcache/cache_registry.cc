@@ -51,8 +51,8 @@ ThreadCache* CacheRegistry::Take() {
     void* memory = metadata_pool.Allocate(ThreadCache::AllocationBytes());
     if (memory == nullptr) return nullptr;
     cache = new (memory) ThreadCache(ThreadCache::InZeroMemory());
-    cache->next_in_registry = all_;
-    all_ = cache;
+    cache->next_in_registry = first();
+    first_.store(cache, std::memory_order_release);
   }
   cache->Open(tag, &JoinArena());
   cache->is_open = true;

@@ -17,6 +17,7 @@
 #ifndef QUARRY_TCACHE_CACHE_REGISTRY_H_
 #define QUARRY_TCACHE_CACHE_REGISTRY_H_
 
+#include <atomic>
 #include <cstddef>
 
 #include "absl/base/thread_annotations.h"
@@ -67,17 +68,17 @@ class CacheRegistry {
 
   template <typename Visit>
   void ForEachLocked(Visit visit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
-    for (ThreadCache* cache = all_; cache != nullptr;
+    for (ThreadCache* cache = first(); cache != nullptr;
          cache = cache->next_in_registry) {
       visit(cache);
     }
   }
 
-  // The same without the lock, for visits that take long: caches are never
-  // unmapped, and what follows one in the registry never changes. Those that are
+  // The same without the lock, for visits that take long or come under the lock of a cache:
+  // caches are never unmapped, and what follows one in the registry never changes. Those that are
   // made meanwhile are left out.
   template <typename Visit>
-  void ForEachUnlocked(Visit visit) ABSL_LOCKS_EXCLUDED(lock_) {
+  void ForEachUnlocked(Visit visit) {
     (void)VisitWhile(nullptr, [&](ThreadCache* cache) {
       visit(cache);
       return true;
@@ -87,12 +88,8 @@ class CacheRegistry {
   // The same from `first` on, or from the beginning if that is nullptr, as long as visit()
   // returns true. Returns the cache that comes then, nullptr after the last.
   template <typename Visit>
-  ThreadCache* VisitWhile(ThreadCache* first, Visit visit) ABSL_LOCKS_EXCLUDED(lock_) {
-    ThreadCache* cache = first;
-    if (cache == nullptr) {
-      LockHolder hold(lock_);
-      cache = all_;
-    }
+  ThreadCache* VisitWhile(ThreadCache* first, Visit visit) {
+    ThreadCache* cache = first != nullptr ? first : this->first();
     bool goes_on = true;
     for (; cache != nullptr && goes_on; cache = cache->next_in_registry) {
       goes_on = visit(cache);
@@ -100,10 +97,19 @@ class CacheRegistry {
     return cache;
   }
 
+  // Whether there is or was more than one thread with a cache.
+  bool HasSeveral() const {
+    const ThreadCache* const cache = first();
+    return cache != nullptr && cache->next_in_registry != nullptr;
+  }
+
   Lock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
 
  private:
   Tag MakeTag() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  // Acquire pairs with the release in Take(): who finds a cache finds it constructed.
+  ThreadCache* first() const { return first_.load(std::memory_order_acquire); }
 
   // The one parked last of those that are near and for which is_wanted(cache);
   // nullptr if there is none, or threads may have none as it is.
@@ -117,7 +123,8 @@ class CacheRegistry {
   static constexpr uint8_t kLooksWhileParked = 4;
 
   Lock lock_;
-  ThreadCache* all_ ABSL_GUARDED_BY(lock_) = nullptr;
+  // Of all caches, the one that was made last. Written under the lock.
+  std::atomic<ThreadCache*> first_{nullptr};
   ThreadCache* closed_ ABSL_GUARDED_BY(lock_) = nullptr;
   ThreadCache* parked_ ABSL_GUARDED_BY(lock_) = nullptr;
   size_t parked_count_ ABSL_GUARDED_BY(lock_) = 0;

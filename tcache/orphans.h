@@ -1,4 +1,5 @@
-// Slabs whose thread exited while blocks of theirs were still in use.
+// Slabs whose thread exited while blocks of theirs were still in use, or waits and has lent
+// them (thread_cache_lend.cc).
 //
 // Each arena has a list of them for each size class. A thread that needs a slab
 // adopts an orphan before it asks the arena; a remote free that completes an
@@ -6,8 +7,8 @@
 //
 // Nobody but the holder of a slab's token drains it, orphan or not (see
 // RemoteBitmap). So an orphan with undrained marks has a thread on its way to
-// it, in PassToken(), and adoption leaves those marks alone: the token arrives
-// at the adopter instead. If adoption drained, the slab could be emptied and
+// it, in PassToken(), or is still on the pending stack of who has lent it, and adoption
+// leaves those marks alone: the token arrives at the adopter instead. If adoption drained, the slab could be emptied and
 // given back under the feet of the thread that holds its token.
 //
 // Thread-safety: all functions on any thread.

@@ -46,6 +46,12 @@ class PendingStack {
     return head_.load(std::memory_order_relaxed) == Closed();
   }
 
+  // Whether it is open and not empty; without an order, as a hint.
+  bool HasAny() const {
+    const Slab* const head = head_.load(std::memory_order_relaxed);
+    return head != nullptr && head != Closed();
+  }
+
   // All pushed slabs, linked by pending_next.
   [[nodiscard]] Slab* TakeAll() {
     return head_.exchange(nullptr, std::memory_order_acquire);

@@ -184,22 +184,17 @@ Slab* ThreadCache::BestSlab(SizeClass size_class) {
 
 void ThreadCache::Free(Slab* slab, void* p) {
   ThreadCache* cache = thread_state.cache;
-  // Relaxed: only this thread makes this cache an owner, and while it is here
-  // nobody takes the slab away.
-  if (slab->owner.load(std::memory_order_relaxed) == cache) {
-    cache->FreeLocally(slab, p);
-  } else {
-    FreeRemotely(slab, p);
-  }
+  if (!cache->Owns(slab) || !cache->TryFreeLocally(slab, p)) FreeRemotely(slab, p);
 }
 
-void ThreadCache::FreeLocally(Slab* slab, void* p) {
+bool ThreadCache::TryFreeLocally(Slab* slab, void* p) {
   CheckIsBlock("free", slab, p);
   Magazine& magazine = magazines_[slab->size_class()];
   // Either every call of the thread comes here, or the fast path refused the
   // block for a reason.
   {
     OwnerLockHolder hold(lock_);
+    if (ABSL_PREDICT_FALSE(!Owns(slab))) return false;
     const size_t index = slab->IndexOf(p);
     if (magazine.head == p || !slab->IsGivenOut(p) || slab->IsFree(index) ||
         notes_[notes_count_] == p) {
@@ -210,12 +205,13 @@ void ThreadCache::FreeLocally(Slab* slab, void* p) {
       QUARRY_CHECK(slab->PutBlock(index));
       RelistAfterPut(slab);
       maintenance_signal.NoteWork();
-      return;
+      return true;
     }
     // See DivertNextFree().
     if (magazine.start_reciprocal == 0) TurnWarm(slab->size_class());
   }
   if (magazine.Push(p)) Overflow(&magazine);
+  return true;
 }
 
 void ThreadCache::WantForeign(SizeClass size_class) {
@@ -242,20 +238,22 @@ bool ThreadCache::KeepForeign(void* p, const RemoteBlock& block) {
 
 void ThreadCache::FreeOutgrown(Slab* slab, void* p) {
   ThreadCache* const cache = thread_state.cache;
-  // As in Free().
-  if (slab->owner.load(std::memory_order_relaxed) != cache) {
-    return FreeRemotely(slab, p);
-  }
+  if (!cache->Owns(slab) || !cache->TryFreeOutgrownLocally(slab, p)) FreeRemotely(slab, p);
+}
+
+bool ThreadCache::TryFreeOutgrownLocally(Slab* slab, void* p) {
   CheckIsBlock("realloc", slab, p);
-  OwnerLockHolder hold(cache->lock_);
-  cache->SetUsed(true);
-  if (ABSL_PREDICT_FALSE(cache->magazines_[slab->size_class()].head == p ||
+  OwnerLockHolder hold(lock_);
+  if (ABSL_PREDICT_FALSE(!Owns(slab))) return false;
+  SetUsed(true);
+  if (ABSL_PREDICT_FALSE(magazines_[slab->size_class()].head == p ||
                          !slab->PutBlock(slab->IndexOf(p)))) {
     ReportDoubleFree(p, slab->block_bytes(), slab->start());
   }
   const size_t block_bytes = slab->block_bytes();
-  cache->RelistAfterPut(slab);
-  cache->untold_outgrown_.Add(block_bytes, maintenance_signal.ThreadShare());
+  RelistAfterPut(slab);
+  untold_outgrown_.Add(block_bytes, maintenance_signal.ThreadShare());
+  return true;
 }
 
 void ThreadCache::Overflow(Magazine* magazine) {

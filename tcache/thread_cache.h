@@ -8,6 +8,7 @@
 //              Refill  -> depot of full magazines
 //                         slabs, fullest first . . the cache's own lock
 //                         orphans of the arena
+//                         slabs of idle threads
 //                         the arena . . . . . . .  the arena's lock
 //
 //   free   ->  TryPush -> magazine of the owner
@@ -46,7 +47,7 @@
 // Thread-safety: magazines, spares, notes and the remote batch belong to the owner
 //   thread; statistics have the system copy them (racing_copy.h). All else is
 //   guarded by the cache's lock, which is biased towards the owner: others are
-//   fork, statistics, Verify() and Tidy(), which have all threads fenced for it.
+//   fork, statistics, Verify(), Tidy() and LendSlabs(), which have all threads fenced for it.
 //   The pending stack takes pushes of any thread.
 // Invariant: each slab in the lists has this cache as its owner.
 // Source: Bonwick and Adams 2001 (magazines, depot); Evans 2006 (thread cache).
@@ -319,7 +320,7 @@ class alignas(64) ThreadCache {
     Run* const run = Arena::RunStartingAt(p, descriptor);
     if (ABSL_PREDICT_FALSE(run == nullptr || thread_state.tag == 0 ||
                            static_cast<const Segment*>(descriptor)->arena() !=
-                               cache->arena_)) {
+                               cache->arena())) {
       return false;
     }
     const size_t list = RunCache::NotedListOfRun(run);
@@ -395,7 +396,8 @@ class alignas(64) ThreadCache {
   RemoteBatch& remote_batch() { return remote_batch_; }
   BiasedLock& lock() ABSL_LOCK_RETURNED(lock_) { return lock_; }
   Tag tag() const { return tag_; }
-  Arena* arena() const { return arena_; }
+  // Relaxed: who holds no lock that keeps the cache open takes it for a hint.
+  Arena* arena() const { return arena_.load(std::memory_order_relaxed); }
 
   Counters counters() ABSL_LOCKS_EXCLUDED(lock_);
   // Returns counters(). Takes in remote frees. What the owner changes without the lock is
@@ -564,7 +566,15 @@ class alignas(64) ThreadCache {
                                              SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void* TakeOne(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  void FreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
+  // Without the lock the slab may be lent at any moment. Relaxed: only the owner makes this
+  // cache that of a slab, and who lends one has the lock.
+  bool Owns(const Slab* slab) const {
+    return slab->owner.load(std::memory_order_relaxed) == this;
+  }
+  // Of Free() and FreeOutgrown(). False, with nothing changed, if the slab has been lent.
+  [[nodiscard]] bool TryFreeLocally(Slab* slab, void* p) ABSL_LOCKS_EXCLUDED(lock_);
+  [[nodiscard]] bool TryFreeOutgrownLocally(Slab* slab, void* p)
+      ABSL_LOCKS_EXCLUDED(lock_);
   // Requires that there is a magazine in it.
   void TakeFromDepot(SizeClass size_class)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -603,6 +613,17 @@ class alignas(64) ThreadCache {
   // The thread has a slab more of new pages, and has freed blocks of other owners: some of
   // the next of these it may keep.
   void WantForeign(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // See thread_cache_lend.cc. One with free blocks of the class that was another's, which is
+  // idle; or the arena has pages now; or nullptr.
+  Slab* BorrowSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Whether this is to be asked for slabs now, by another thread.
+  bool SeemsIdle();
+  void LendSlabs() ABSL_LOCKS_EXCLUDED(lock_);
+  // Marks a noted block free whose slab was lent meanwhile. Aborts with a report if it is
+  // none.
+  void PutLentNote(void* p);
+  // Whether a slab from the arena would be of new pages, as a rule.
+  bool WantsNewPages() const { return arena()->FreeDirtyBytes() < kSlabBytes; }
   // One more slab, from the orphans or the arena.
   Slab* AcquireSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // How many of the class are full, up to `most`.
@@ -628,7 +649,7 @@ class alignas(64) ThreadCache {
   // keep slabs from being empty: of what was freed in no order, each slab has one in a
   // magazine.
   bool WantsBlocksBackFor(size_t bytes) const {
-    return (any_was_cold_ || has_large_depots_) && arena_->FreeDirtyBytes() < bytes;
+    return (any_was_cold_ || has_large_depots_) && arena()->FreeDirtyBytes() < bytes;
   }
   // Then: flushes the depots of large blocks, or if a class was cold, all classes, and
   // returns empty slabs.
@@ -678,11 +699,13 @@ class alignas(64) ThreadCache {
   // Whether its magazines ever had a block of another's slab: else a link to one was written
   // by the program. Relaxed: set by the owner, before such a block is where others look.
   std::atomic<bool> had_foreign_{false};
-  Arena* arena_ = nullptr;
+  std::atomic<Arena*> arena_{nullptr};
   Counters counters_ ABSL_GUARDED_BY(lock_);
   size_t depot_bytes_ ABSL_GUARDED_BY(lock_) = 0;
   // In all slabs of the thread that are not inherited.
   size_t owned_slab_bytes_ ABSL_GUARDED_BY(lock_) = 0;
+  // Where BorrowSlab() goes on; nullptr at the beginning.
+  ThreadCache* next_lender_ ABSL_GUARDED_BY(lock_) = nullptr;
   // Since GiveBlocksBack(): whether a class turned cold, and whether a magazine and a spare
   // of large blocks overflowed. Written under the lock, and read by the owner without.
   bool any_was_cold_ = false;
@@ -706,6 +729,8 @@ class alignas(64) ThreadCache {
 
   // On a line of its own: other threads write it.
   alignas(64) PendingStack pending_;
+  // How often another has found it with slabs since it was last taken. Relaxed: a hint.
+  std::atomic<uint32_t> looks_undrained_{0};
 
   alignas(64) Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
 

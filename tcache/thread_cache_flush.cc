@@ -37,7 +37,9 @@ void ThreadCache::FlushCold() {
     // block has another.
     const Tag offset = PageMap::SureHomeTagOf(p) - tag_;
     if (ABSL_PREDICT_FALSE(offset >= kOwnerUnit)) {
-      ReportForeignPointer("free", p);
+      PutLentNote(p);
+      ++note;
+      continue;
     }
     auto* const slab = static_cast<Slab*>(PageMap::HomeDescriptorOf(p));
     // By the magazine and not by the slab, whose line may be a while in coming.
@@ -179,7 +181,7 @@ void ThreadCache::FlushAll() {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) FlushClass(c);
   any_was_cold_ = false;
   has_large_depots_ = false;
-  while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
+  while (Run* run = runs_.PopAbove(0)) arena()->Deallocate(run);
 }
 
 void ThreadCache::FlushThread() {

@@ -18,7 +18,7 @@ constinit std::atomic<bool> ThreadCache::others_are_inherited_{false};
 void ThreadCache::Open(Tag tag, Arena* arena) {
   BiasedLockHolder hold(lock_);
   tag_ = tag;
-  arena_ = arena;
+  arena_.store(arena, std::memory_order_relaxed);
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     Magazine& magazine = magazines_[c];
     magazine.head = nullptr;
@@ -27,6 +27,7 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
     TurnWarm(c);
   }
   pending_.Open();
+  looks_undrained_.store(0, std::memory_order_relaxed);
 }
 
 void ThreadCache::Close() {
@@ -41,7 +42,7 @@ void ThreadCache::Close() {
 
 Slab* ThreadCache::CloseSlabs(SlabList* empty) {
   Slab* others = nullptr;
-  Orphans& orphans = OrphansOf(arena_->index());
+  Orphans& orphans = OrphansOf(arena()->index());
   LockHolder hold_orphans(orphans.lock());
   // Closed under the orphans' lock, which is released only when no slab has
   // this owner any more: a thread that finds the stack closed waits for that
@@ -79,7 +80,7 @@ Slab* ThreadCache::CloseSlabs(SlabList* empty) {
 size_t ThreadCache::Rest() {
   (void)FlushRemoteFrees(this);
   OwnerLockHolder hold(lock_);
-  while (Run* run = runs_.PopAbove(0)) arena_->Deallocate(run);
+  while (Run* run = runs_.PopAbove(0)) arena()->Deallocate(run);
   FlushCold();
   size_t bytes = depot_bytes_;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {

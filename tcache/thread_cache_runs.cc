@@ -13,7 +13,7 @@ void* ThreadCache::TakeRunUnbiased(size_t list) {
 
 void ThreadCache::FreeRun(Run* run) {
   ThreadCache* cache = thread_state.cache;
-  if (cache == &no_cache || run->arena() != cache->arena_) {
+  if (cache == &no_cache || run->arena() != cache->arena()) {
     return run->arena()->Deallocate(run);
   }
   // Two threads that free it at once may both get here: see RunCache.
@@ -28,8 +28,8 @@ void ThreadCache::FreeRun(Run* run) {
 
 void ThreadCache::KeepRun(Run* run) {
   const size_t bytes = run->bytes();
-  if (RunCache::ListOfRun(bytes) == RunCache::kNoList) return arena_->Deallocate(run);
-  while (Run* other = runs_.PopToFit(bytes)) arena_->Deallocate(other);
+  if (RunCache::ListOfRun(bytes) == RunCache::kNoList) return arena()->Deallocate(run);
+  while (Run* other = runs_.PopToFit(bytes)) arena()->Deallocate(other);
   (void)runs_.Put(run);
   maintenance_signal.NoteKept(runs_.cached_bytes());
 }
@@ -41,7 +41,7 @@ size_t ThreadCache::TryGrowRun(Run* run, size_t least_pages,
   size_t pages;
   do {
     pages = arena->TryGrow(run, least_pages, most_pages);
-  } while (pages == 0 && cache->arena_ == arena &&
+  } while (pages == 0 && cache->arena() == arena &&
            cache->TryGiveUpBehind(run, least_pages));
   return pages;
 }
@@ -49,12 +49,12 @@ size_t ThreadCache::TryGrowRun(Run* run, size_t least_pages,
 bool ThreadCache::TryGiveUpBehind(const Run* run, size_t least_pages) {
   if (CachedRunBytes() == 0) return false;
   size_t bytes;
-  Run* const kept = arena_->KeptBehind(run, least_pages, &bytes);
+  Run* const kept = arena()->KeptBehind(run, least_pages, &bytes);
   // As TakeRunUnbiased().
   if (kept == nullptr || !lock_.TryAcquireAsOwner()) return false;
   // It may be another thread's, or have left the cache since.
   const bool is_removed = runs_.TryRemove(kept, bytes);
-  if (is_removed) arena_->Deallocate(kept);
+  if (is_removed) arena()->Deallocate(kept);
   lock_.ReleaseAsOwner();
   return is_removed;
 }

@@ -3,6 +3,7 @@
 #include <bit>
 
 #include "arena/page_map.h"
+#include "tcache/cache_registry.h"
 #include "tcache/orphans.h"
 #include "tcache/remote_free.h"
 #include "tcache/slab_token.h"
@@ -29,19 +30,22 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   if (shelf.new_slabs_first == 0 && !inherited.IsEmpty()) {
     return TakeInherited(&inherited);
   }
-  Slab* slab = OrphansOf(arena_->index()).Adopt(size_class, this);
+  Slab* slab = OrphansOf(arena()->index()).Adopt(size_class, this);
+  if (slab == nullptr) {
+    // What a program that has turned to small blocks does not take up again may serve
+    // for them.
+    if (Run* run = runs_.PopIdle()) arena()->Deallocate(run);
+    if (WantsBlocksBackFor(kSlabBytes)) GiveBlocksBack();
+    if (WantsNewPages() && cache_registry.HasSeveral()) slab = BorrowSlab(size_class);
+  }
   if (slab != nullptr) {
     ++counters_.adoptions;
     owned_slab_bytes_ += kSlabBytes;
     TakeOwnership(slab);
     return slab;
   }
-  // What a program that has turned to small blocks does not take up again may serve
-  // for them.
-  if (Run* run = runs_.PopIdle()) arena_->Deallocate(run);
-  if (WantsBlocksBackFor(kSlabBytes)) GiveBlocksBack();
   const Filling filling = FillingOfNext(size_class);
-  slab = Slab::Make(arena_, size_class, filling);
+  slab = Slab::Make(arena(), size_class, filling);
   if (slab == nullptr) {
     return inherited.IsEmpty() ? nullptr : TakeInherited(&inherited);
   }
@@ -136,6 +140,7 @@ bool ThreadCache::ReturnEmptySlabs() {
 
 void ThreadCache::DrainPending() {
   Slab* others = nullptr;
+  looks_undrained_.store(0, std::memory_order_relaxed);
   for (Slab* slab = pending_.TakeAll(); slab != nullptr;) {
     // Before the drain, which gives the token away: the next thread that gets
     // it pushes the slab again and writes its link.

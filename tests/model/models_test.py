@@ -19,6 +19,7 @@ BATCH = "THREADS=1 FREERS=2 SLAB_BLOCKS=3"
 STACK = "THREADS=1 FREERS=2 SLAB_BLOCKS=1 SLABS=2"
 TIDY = "THREADS=2 FREERS=1 SLAB_BLOCKS=1"
 ADOPT = "THREADS=2 FREERS=1 SLAB_BLOCKS=2 NO_MAINTENANCE"
+LEND = "THREADS=2 FREERS=1 SLAB_BLOCKS=2 NO_MAINTENANCE LEND"
 ALL = "THREADS=2 FREERS=2 SLAB_BLOCKS=2 NO_ALLOCATION ONE_LIFE"
 
 # What is visited whole.
@@ -27,7 +28,7 @@ RUNS = [
     ("biased_lock", ""),
     ("maintenance", ""),
     *(("remote_free", sizes)
-      for sizes in (LOCAL, BATCH, STACK, TIDY, ADOPT, ALL)),
+      for sizes in (LOCAL, BATCH, STACK, TIDY, ADOPT, LEND, ALL)),
 ]
 
 # What must fail, beside the name of the mutant.
@@ -51,6 +52,7 @@ MUTANTS = {
         STACK: "UNLINK_AFTER_DRAIN",
         ADOPT: "FIRST_BY_WORD ADOPT_DRAINS STACK_STAYS_OPEN "
                "FOREIGN_IS_OWN FOREIGN_IS_DROPPED ORPHAN_UNASKED",
+        LEND: "LENT_UNLOCKED OWNER_UNASKED",
     },
 }
 

@@ -12,6 +12,7 @@
  *   tcache/thread_cache*.cc  Refill and TakeOne, RelistAfterPut (Relist here),
  *                            FreeLocally, Tidy, ReturnEmptySlabs, DrainPending,
  *                            PassTokens, Close with CloseSlabs
+ *   tcache/thread_cache_lend.cc LendSlabs
  *   tcache/cache_registry.cc Take and Give: a closed cache serves another
  *                            thread; that of a thread whose cache is parked is
  *                            idle until another thread has it, which goes on as
@@ -21,8 +22,8 @@
  * The clients are the most general ones: two threads free whatever block is in
  * use, again and again; others take a cache, allocate, free locally, drain,
  * give empty slabs back, exit and take a cache again, in any order, or stay idle for
- * ever; a maintenance thread tidies any open cache at any time. One thread has
- * the slabs at first. No run of theirs is bounded, and every state is visited.
+ * ever; a maintenance thread tidies any open cache at any time, and a borrower has any
+ * of them lend its slabs. One thread has the slabs at first. No run of theirs is bounded, and every state is visited.
  *
  * Abstracted: memory orders (every step is sequentially consistent); magazines
  * and depots (an owner's frees go to the bitmap at once); one arena and one
@@ -43,7 +44,8 @@
  *     about to be drained is in a list.
  *
  * Sizes: -DTHREADS=1 or 2 (with caches), -DFREERS=1 or 2, -DSLABS=1 or 2,
- *   -DSLAB_BLOCKS=1, 2 or 3, -DNO_MAINTENANCE, -DNO_ALLOCATION (caches adopt,
+ *   -DSLAB_BLOCKS=1, 2 or 3, -DNO_MAINTENANCE, -DLEND (with a borrower, and
+ *   threads look at the owner before they lock), -DNO_ALLOCATION (caches adopt,
  *   but each block is freed once), -DONE_LIFE (a thread that exited has no
  *   successor; the second may get its cache). All of it at once is too much:
  *   the runs of models_test.py each leave something small.
@@ -57,6 +59,8 @@
  *   FOREIGN_IS_OWN        DrainPending does not ask who owns the slab
  *   FOREIGN_IS_DROPPED    DrainPending forgets slabs that another cache owns
  *   ORPHAN_UNASKED        DrainOrphan does not look at the owner again
+ *   LENT_UNLOCKED         LendSlabs does not take the orphans' lock
+ *   OWNER_UNASKED         TryFreeLocally does not look at the owner again
  */
 
 #ifndef THREADS
@@ -454,6 +458,40 @@ inline ACall(s) {
   fi
 }
 
+#ifdef LEND
+/* The owner was looked at before the lock was taken. A block that was freed by
+ * another thread meanwhile would be freed twice, which is left out. */
+inline TryFreeLocally(s, b) {
+  d_step {
+    if
+#ifdef OWNER_UNASKED
+    :: in_use[s] & b ->
+#else
+    :: owner[s] == me && (in_use[s] & b) ->
+#endif
+       assert(list[s] == me);
+       freed[s] = freed[s] | b;
+       in_use[s] = in_use[s] & ~b
+    :: else -> skip
+    fi
+  }
+}
+
+/* Of a slab that is partly used. */
+inline Lend(s) {
+  d_step {
+    if
+    :: list[s] == me && freed[s] != 0 && freed[s] != ALL -> owner[s] = NIL; done = 1
+    :: else
+    fi
+  };
+  if
+  :: done -> d_step { TOUCH(s); list[s] = ORPHANS; done = 0 }
+  :: else
+  fi
+}
+#endif
+
 /* A thread that has a cache, exits, and is followed by another. */
 proctype Thread(byte me) {
   byte current, following, others, taken, to, old_head, emptied;
@@ -471,9 +509,11 @@ end_without_cache:
     :: is_free[2] -> me = 2
 #endif
     fi;
-    /* Nobody holds the lock of a closed cache for long. */
+    is_free[me] = 0
+  };
+  /* Nobody holds the lock of a closed cache for long. */
+  atomic {
     cache_lock[me] == 0 ->
-    is_free[me] = 0;
     head[me] = NIL; /* Open */
     is_open[me] = 1
   };
@@ -488,6 +528,12 @@ end_living:
 #endif
      fi;
      d_step { RELEASE(cache_lock[me]); busy-- }
+#ifdef LEND
+  :: atomic { owner[1] == me && (in_use[1] & 1) -> busy++ };
+     ACQUIRE(cache_lock[me]);
+     TryFreeLocally(1, 1);
+     d_step { RELEASE(cache_lock[me]); busy-- }
+#endif
   :: atomic { true -> busy++ };
      Close();
      atomic {
@@ -601,6 +647,49 @@ end_asleep:
   od
 }
 
+#ifdef LEND
+/* LendSlabs() of any open cache, by another thread. */
+proctype Borrower() {
+  byte me, current, following, others, taken, to, old_head;
+  bit done;
+end_content:
+  do
+  :: atomic {
+       ANY(is_open) ->
+       busy++;
+       if
+       :: is_open[1] -> me = 1
+#if THREADS == 2
+       :: is_open[2] -> me = 2
+#endif
+       fi
+     };
+     if
+     :: atomic { cache_lock[me] == 0 -> cache_lock[me] = 1 };
+        if
+        :: head[me] == CLOSED
+        :: else ->
+           DrainPendingIfAny();
+           ReturnEmptySlabs();
+#ifndef LENT_UNLOCKED
+           ACQUIRE(orphans_lock);
+#endif
+           Lend(1);
+#if SLABS == 2
+           Lend(2);
+#endif
+#ifndef LENT_UNLOCKED
+           RELEASE(orphans_lock)
+#endif
+        fi;
+        RELEASE(cache_lock[me])
+     :: cache_lock[me] != 0
+     fi;
+     d_step { me = NIL; busy-- }
+  od
+}
+#endif
+
 /* How often an open cache's stack holds `s`. Two slabs at most: a longer stack
  * is a loop. */
 #define IS_AT(c, s) \
@@ -662,6 +751,9 @@ init {
 #endif
 #ifndef NO_MAINTENANCE
     run Maintenance();
+#endif
+#ifdef LEND
+    run Borrower();
 #endif
     run Check()
   }
