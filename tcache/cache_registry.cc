@@ -9,10 +9,19 @@ namespace quarry {
 
 constinit CacheRegistry cache_registry;
 
+void CacheRegistry::AddParked(ThreadCache* cache) {
+  cache->SetParked(true);
+  cache->parked_looks = 0;
+  cache->next_closed = parked_;
+  parked_ = cache;
+  ++parked_count_;
+}
+
 ThreadCache* CacheRegistry::Unpark(ThreadCache** link) {
   ThreadCache* const cache = *link;
   *link = cache->next_closed;
   cache->SetParked(false);
+  cache->is_bereft = false;
   --parked_count_;
   return cache;
 }
@@ -24,7 +33,9 @@ ThreadCache* CacheRegistry::TryTakeParked(IsWanted is_wanted) {
   LockHolder hold(lock_);
   for (ThreadCache** link = &parked_; *link != nullptr;
        link = &(*link)->next_closed) {
-    if (is_wanted(*link) && IsNear(*(*link)->arena())) return Unpark(link);
+    if (!(*link)->is_bereft && is_wanted(*link) && IsNear(*(*link)->arena())) {
+      return Unpark(link);
+    }
   }
   return nullptr;
 }
@@ -87,11 +98,7 @@ void CacheRegistry::Park(ThreadCache* cache) {
     const size_t held_bytes = cache->Rest();
     LockHolder hold(lock_);
     if (held_bytes <= ThreadCache::kMostRestingBytes && parked_count_ < most) {
-      cache->SetParked(true);
-      cache->parked_looks = 0;
-      cache->next_closed = parked_;
-      parked_ = cache;
-      ++parked_count_;
+      AddParked(cache);
       untold_parked_.Add(held_bytes);
       return;
     }
@@ -124,9 +131,14 @@ bool CacheRegistry::CloseParked(bool all) {
   return is_any_left;
 }
 
-void CacheRegistry::UnparkAfterFork() {
+bool CacheRegistry::ParkAfterFork(const ThreadCache* mine, const ThreadCache* stray) {
   LockHolder hold(lock_);
-  while (parked_ != nullptr) (void)Unpark(&parked_);
+  ForEachLocked([&](ThreadCache* cache) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    if (!cache->is_open || cache == mine || cache == stray) return;
+    if (!cache->is_parked()) AddParked(cache);
+    cache->is_bereft = true;
+  });
+  return parked_ != nullptr;
 }
 
 }  // namespace quarry

@@ -56,8 +56,11 @@ class CacheRegistry {
   // any is left.
   bool CloseParked(bool all) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // In the child of a fork: they are caches of threads that are gone.
-  void UnparkAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
+  // In the child of a fork: parks all open caches but these two until CloseParked(). No thread
+  // gets one, since what its own thread was about to count may be wrong by one. Returns
+  // whether there are any.
+  bool ParkAfterFork(const ThreadCache* mine, const ThreadCache* stray)
+      ABSL_LOCKS_EXCLUDED(lock_);
 
   // Calls visit(cache) for every cache, open or not, under the lock.
   template <typename Visit>
@@ -116,6 +119,7 @@ class CacheRegistry {
   template <typename IsWanted>
   ThreadCache* TryTakeParked(IsWanted is_wanted) ABSL_LOCKS_EXCLUDED(lock_);
 
+  void AddParked(ThreadCache* cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Takes the parked cache that *link leads to out of the list.
   ThreadCache* Unpark(ThreadCache** link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 

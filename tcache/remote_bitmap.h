@@ -12,8 +12,8 @@
 //
 // Thread-safety: MarkWord() on any number of threads at once. Drain() only by
 //   the holder of the token, which passes on with the slab: from the thread
-//   that got kFirst, through the pending stack, to the owner. DrainAll() only
-//   while no other thread runs.
+//   that got kFirst, through the pending stack, to the owner. DrainAll() and
+//   RepairAfterFork() only while no other thread runs.
 // Ordering: both read-modify-writes of MarkWord() release, and those of
 //   Drain() acquire: whatever the freeing thread last did to a block happens
 //   before the block is reused. A thread touches the slab no more after the
@@ -90,12 +90,30 @@ class RemoteBitmap {
   // a fork's child does for marks whose threads stayed behind in the parent.
   template <typename Take>
   void DrainAll(size_t words, Take take) {
-    summary_.store(0, std::memory_order_relaxed);
+    // Without a store where there is nothing: it would copy the page.
+    if (!IsEmpty()) summary_.store(0, std::memory_order_relaxed);
     for (size_t index = 0; index < words; ++index) {
-      const uint64_t word =
-          words_[index].exchange(0, std::memory_order_acquire);
-      if (word != 0) take(index, word);
+      const uint64_t word = words_[index].load(std::memory_order_relaxed);
+      if (word == 0) continue;
+      words_[index].store(0, std::memory_order_relaxed);
+      take(index, word);
     }
+  }
+
+  // The same for a slab whose owner stayed behind as well: the summary names the words with
+  // marks again, and without a store where it does, for that would copy the page. Returns
+  // whether there are any: the caller then has the token.
+  [[nodiscard]] bool RepairAfterFork(size_t words) {
+    uint64_t summary = 0;
+    for (size_t index = 0; index < words; ++index) {
+      if (words_[index].load(std::memory_order_relaxed) != 0) {
+        summary |= uint64_t{1} << index;
+      }
+    }
+    if (summary_.load(std::memory_order_relaxed) != summary) {
+      summary_.store(summary, std::memory_order_relaxed);
+    }
+    return summary != 0;
   }
 
   // For Verify() and statistics: exact only while no thread marks.

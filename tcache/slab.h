@@ -252,6 +252,8 @@ class alignas(64) Slab {
   // UpdateFullness(), if the slab is to stay.
   size_t Drain();
   size_t DrainAll();
+  // Whether there are any, after a fork in the child; then the caller has the token.
+  [[nodiscard]] bool RepairAfterFork() { return remote.RepairAfterFork(words()); }
 
   // Gives the pages on which no block in use lies back to the system, and makes
   // the blocks behind the last one in use fresh again. Returns how many calls

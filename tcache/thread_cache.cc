@@ -269,7 +269,7 @@ void ThreadCache::Overflow(Magazine* magazine) {
 }
 
 void ThreadCache::MoveToSpare(Magazine* magazine, SizeClass size_class) {
-  // In this order, for the child of a fork: see DrainAllAfterFork().
+  // In this order, for the child of a fork: see RepairMoves().
   spares_[size_class] = magazine->head;
   std::atomic_signal_fence(std::memory_order_release);
   magazine->head = nullptr;

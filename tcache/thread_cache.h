@@ -364,6 +364,11 @@ class alignas(64) ThreadCache {
   size_t Rest() ABSL_LOCKS_EXCLUDED(lock_);
   static constexpr size_t kMostRestingBytes = 1024 * 1024;
 
+  // In the child of a fork, for the cache of a thread that is gone: makes it one that may
+  // wait to be closed, and touches little of it, since what is written to is copied, and
+  // most children end soon.
+  void BereaveAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
+
   // In the child of a fork: takes in all remote frees, whoever had the tokens.
   // Returns whether the slabs are so many that they are inherited, from now on: what
   // is freed in them is noted beside them, and they are allocated from only after
@@ -430,6 +435,7 @@ class alignas(64) ThreadCache {
     is_parked_.store(is_parked, std::memory_order_relaxed);
   }
   uint8_t parked_looks = 0;
+  bool is_bereft = false;  // Parked in the child of a fork, in which its thread is gone.
 
  private:
   // Blocks of cold classes that are noted before they go to their slabs.
@@ -495,7 +501,7 @@ class alignas(64) ThreadCache {
     if (spare == nullptr) return nullptr;
     Magazine& magazine = magazines_[size_class];
     // In this order, and before the first is popped, for the child of a fork: see
-    // DrainAllAfterFork().
+    // RepairMoves().
     magazine.head = spare;
     std::atomic_signal_fence(std::memory_order_release);
     spares_[size_class] = nullptr;
@@ -670,6 +676,9 @@ class alignas(64) ThreadCache {
   void DrainPending() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The same, and what came free is for Tidy() to look at.
   void DrainForTidy() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // In the child of a fork: one magazine that was just moving is in both places, whichever
+  // way it went, and an entry of the batch half written.
+  void RepairMoves() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Slabs of a pending stack that are another cache's, linked by pending_next:
   // their tokens go on.
   static void PassTokens(Slab* slabs);
@@ -681,7 +690,11 @@ class alignas(64) ThreadCache {
   void AddOutOfReach(ClassStatistics (&classes)[kClasses], bool owner_rests) const;
 
   template <typename Visit>
-  void ForEachSlab(Visit visit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  void ForEachSlab(Visit visit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_) {
+    for (Shelf& shelf : shelves_) {
+      for (SlabList& list : shelf.slabs) list.ForEach(visit);
+    }
+  }
 
   // In the order in which a thread that has just begun needs it: what it does not, it
   // does not touch, and a page here is a page for each thread. The magazines and what

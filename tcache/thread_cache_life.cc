@@ -94,13 +94,27 @@ size_t ThreadCache::Rest() {
   return bytes;
 }
 
-bool ThreadCache::DrainAllAfterFork() {
-  remote_batch_.RepairAfterFork();
-  BiasedLockHolder hold(lock_);
-  // One that was just moving is in both places, whichever way it went.
+void ThreadCache::RepairMoves() {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
-    if (spares_[c] == magazines_[c].head) spares_[c] = nullptr;
+    if (spares_[c] == magazines_[c].head && spares_[c] != nullptr) spares_[c] = nullptr;
   }
+  if (remote_batch_.frees() != 0) remote_batch_.RepairAfterFork();
+}
+
+void ThreadCache::BereaveAfterFork() {
+  lock_.AcquireAndEndBias();
+  RepairMoves();
+  // As in DrainAllAfterFork(); but what is pending is so again.
+  if (!pending_.IsEmpty()) (void)pending_.TakeAll();
+  ForEachSlab([this](Slab* slab) {
+    if (slab->RepairAfterFork()) QUARRY_CHECK(pending_.Push(slab));
+  });
+  lock_.Release();
+}
+
+bool ThreadCache::DrainAllAfterFork() {
+  BiasedLockHolder hold(lock_);
+  RepairMoves();
   // Tokens, in this stack or in the hands of threads that are gone, mean
   // nothing once every slab is drained whole. This also opens the stack again
   // if its thread was just closing it, since Close() will be called for that.

@@ -10,13 +10,6 @@
 
 namespace quarry {
 
-template <typename Visit>
-void ThreadCache::ForEachSlab(Visit visit) {
-  for (Shelf& shelf : shelves_) {
-    for (const SlabList& list : shelf.slabs) list.ForEach(visit);
-  }
-}
-
 ThreadCache::Counters ThreadCache::counters() {
   BiasedLockHolder hold(lock_);
   return counters_;

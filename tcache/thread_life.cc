@@ -85,24 +85,23 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   ArenasLock().ResetAfterFork();
   cache_registry.lock().ResetAfterFork();
   maintenance_signal.ResetAfterFork();
-  cache_registry.UnparkAfterFork();
-  // One thread is left, so the list of caches may be walked without its lock,
-  // which Give() takes.
   ThreadCache* const mine = thread_state.cache;
   bool inherits = false;
   cache_registry.ForEach([&](ThreadCache* cache) {
-    if (cache->is_open && cache->DrainAllAfterFork() && cache == mine) {
-      inherits = true;
+    if (!cache->is_open) return;
+    if (cache == mine) {
+      inherits = cache->DrainAllAfterFork();
+    } else {
+      cache->BereaveAfterFork();
     }
   });
   for (size_t i = 0; i < ArenasMade(); ++i) OrphansOf(i).DrainAll();
-  for (;;) {
-    ThreadCache* vanished = nullptr;
-    cache_registry.ForEach([&](ThreadCache* cache) {
-      if (cache->is_open && cache != mine && !IsStrayCache(cache)) vanished = cache;
-    });
-    if (vanished == nullptr) break;
-    cache_registry.Give(vanished);
+  if (cache_registry.ParkAfterFork(mine, stray_cache.load(std::memory_order_relaxed))) {
+    if (settings.parked_caches.load(std::memory_order_relaxed) == 0) {
+      (void)cache_registry.CloseParked(true);
+    } else {
+      maintenance_signal.NoteWork();
+    }
   }
   if (inherits) {
     const Tag tag = cache_registry.NewTag();

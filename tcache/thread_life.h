@@ -14,9 +14,9 @@
 // blocks, its remote batch, and whether it is about to take the lock of its cache.
 // Every intermediate state of the lists is a list,
 // or one list in two places, which the child sees
-// (ThreadCache::DrainAllAfterFork): at most the one block that a vanished thread
+// (ThreadCache::RepairMoves): at most the one block that a vanished thread
 // was about to push or note is lost, and the blocks of one word that it was
-// about to mark. The child closes the caches of the vanished threads.
+// about to mark. The child parks the caches of the vanished threads.
 //
 // Thread-safety: all functions on any thread.
 #ifndef QUARRY_TCACHE_THREAD_LIFE_H_

@@ -427,18 +427,38 @@ TEST_F(ParkedCacheTest, AThreadGetsOneOfItsNode) {
   numa.Substitute(0, nullptr);
 }
 
-TEST_F(ParkedCacheTest, AForksChildClosesIt) {
+// With those of threads that are gone, and none of them is given to another thread.
+TEST_F(ParkedCacheTest, AForksChildKeepsItToCloseIt) {
   void* p = nullptr;
   OnAnotherThread([&] { p = Allocate(kBytes); });
+  void* q = nullptr;
+  Worker worker;
+  worker.Do([&] { q = Allocate(kBytes); });
+  ThreadCache* const owner = OwnerOf(q);
   EXPECT_EQ(InChild([&] {
-              QUARRY_CHECK(CountParked() == 0);
-              QUARRY_CHECK(IsOrphan(Slab::Of(p)));
-              VerifyAll();
-              Free(p);
-              OnAnotherThread([] { Free(Allocate(kBytes)); });
               QUARRY_CHECK(CountParked() == 1);
+              QUARRY_CHECK(owner->is_parked() && OwnerOf(q) == owner);
+              VerifyAll();
+              OnAnotherThread([&] {
+                FreeLater(q);
+                QUARRY_CHECK(TakeCacheOver(owner) == nullptr);
+                Free(Allocate(kBytes));
+                QUARRY_CHECK(thread_state.cache != owner);
+              });
+              QUARRY_CHECK(CountParked() == 2);
+              QUARRY_CHECK(!cache_registry.CloseParked(true));
+              QUARRY_CHECK(CountParked() == 0 && !owner->is_open);
+              VerifyAll();
+              OnAnotherThread([&] {
+                Free(Allocate(kBytes));
+                QUARRY_CHECK(!thread_state.cache->is_bereft);
+              });
+              QUARRY_CHECK(CountParked() == 1);
+              Free(p);
             }),
             0);
+  worker.Do([&] { Free(q); });
+  worker.End();
   EXPECT_EQ(CountParked(), 1u);
   Free(p);
 }

@@ -1,6 +1,7 @@
 #include "tcache/thread_life.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -543,29 +544,88 @@ TEST_F(ThreadLifeTest, AForksChildDrainsWithoutTokens) {
     EXPECT_EQ(mark(blocks[0]), RemoteBitmap::Mark::kFirst);
     EXPECT_EQ(mark(blocks[1]), RemoteBitmap::Mark::kAdded);
   }
-  const pid_t child = fork();
-  if (child == 0) {
-    VerifyAll();
-    QUARRY_CHECK(OwnerOf(mine[0]) == thread_state.cache);
-    QUARRY_CHECK(IsOrphan(Slab::Of(other[2])));
-    QUARRY_CHECK(IsOrphan(Slab::Of(orphan[2])));
-    for (void** blocks : {mine, other, orphan}) {
-      Slab* const slab = Slab::Of(blocks[2]);
-      QUARRY_CHECK(slab->IsFree(slab->IndexOf(blocks[0])));
-      QUARRY_CHECK(slab->IsFree(slab->IndexOf(blocks[1])));
-      Free(blocks[2]);
-    }
-    ThreadCache::FlushThread();
-    QUARRY_CHECK(CountOrphans() == 0);
-    QUARRY_CHECK(SlabBytesInUse() == 0);
-    _exit(0);
+  for (const size_t parked_caches : {0, 16}) {
+    SCOPED_TRACE(parked_caches);
+    settings.parked_caches = parked_caches;
+    EXPECT_EQ(InChild([&] {
+                VerifyAll();
+                QUARRY_CHECK(OwnerOf(mine[0]) == thread_state.cache);
+                if (parked_caches != 0) {
+                  // Of another thread's cache nothing is drained before that is closed.
+                  QUARRY_CHECK(OwnerOf(other[2])->is_parked());
+                  QUARRY_CHECK(!OwnerOf(other[2])->pending().IsEmpty());
+                  Free(other[2]);
+                  other[2] = nullptr;
+                  (void)cache_registry.CloseParked(true);
+                } else {
+                  QUARRY_CHECK(IsOrphan(Slab::Of(other[2])));
+                }
+                QUARRY_CHECK(IsOrphan(Slab::Of(orphan[2])));
+                for (void** blocks : {mine, other, orphan}) {
+                  if (blocks[2] == nullptr) continue;
+                  Slab* const slab = Slab::Of(blocks[2]);
+                  QUARRY_CHECK(slab->IsFree(slab->IndexOf(blocks[0])));
+                  QUARRY_CHECK(slab->IsFree(slab->IndexOf(blocks[1])));
+                  Free(blocks[2]);
+                }
+                ThreadCache::FlushThread();
+                QUARRY_CHECK(CountOrphans() == 0);
+                QUARRY_CHECK(SlabBytesInUse() == 0);
+              }),
+              0);
   }
-  EXPECT_EQ(StatusOf(child), 0);
+  settings.parked_caches = 0;
   for (void** blocks : {mine, other, orphan}) {
     PassToken(Slab::Of(blocks[0]));
     Free(blocks[2]);
   }
   worker.Do([] { ThreadCache::FlushThread(); });
+}
+
+// A page that it writes to is copied, and as a rule it ends soon.
+TEST_F(ThreadLifeTest, AForksChildLeavesTheCachesOfOthersAlone) {
+  const auto faults_of_child = [](size_t parked_caches) {
+    settings.parked_caches = parked_caches;
+    int pipes[2];
+    QUARRY_CHECK(pipe(pipes) == 0);
+    const pid_t child = fork();
+    if (child == 0) {
+      rusage usage;
+      QUARRY_CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
+      QUARRY_CHECK(write(pipes[1], &usage.ru_minflt, sizeof(long)) == sizeof(long));
+      _exit(0);
+    }
+    long faults = 0;
+    QUARRY_CHECK(read(pipes[0], &faults, sizeof(faults)) == sizeof(faults));
+    EXPECT_EQ(StatusOf(child), 0);
+    close(pipes[0]);
+    close(pipes[1]);
+    settings.parked_caches = 0;
+    return faults;
+  };
+  const long without_others = faults_of_child(16);
+  constexpr size_t kThreads = 8;
+  std::vector<Worker> workers(kThreads);
+  std::vector<std::vector<void*>> kept(kThreads);
+  for (size_t t = 0; t < kThreads; ++t) {
+    workers[t].Do([&] {
+      for (size_t bytes = 64; bytes <= 8192; bytes += 64) {
+        std::vector<void*> freed(40);
+        for (void*& p : freed) p = Allocate(bytes);
+        kept[t].push_back(Allocate(bytes));
+        for (void* p : freed) Free(p);
+      }
+    });
+  }
+  const long when_closed = faults_of_child(0) - without_others;
+  const long when_parked = faults_of_child(16) - without_others;
+  // Of each, the page that its lock is on.
+  EXPECT_LT(when_parked, when_closed / 2);
+  for (size_t t = 0; t < kThreads; ++t) {
+    workers[t].Do([&] {
+      for (void* p : kept[t]) Free(p);
+    });
+  }
 }
 
 // A page that the child writes to is copied, so it notes beside the blocks what it
