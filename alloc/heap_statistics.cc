@@ -30,7 +30,7 @@ HeapStatistics GatherStatistics() {
   size_t cached_run_bytes = 0;
   cache_registry.ForEach([&](ThreadCache* cache) {
     const bool owner_rests =
-        cache == mine || cache->is_parked() || !cache->is_open;
+        cache == mine || cache->is_parked() || cache->is_bereft || !cache->is_open;
     const ThreadCache::Counters counters =
         cache->AddStatistics(classes, owner_rests);
     s.refills += counters.refills;
@@ -41,7 +41,10 @@ HeapStatistics GatherStatistics() {
     s.adoptions += counters.adoptions;
     s.remote_frees += cache->remote_batch().frees();
     cached_run_bytes += cache->CachedRunBytes();
-    if (cache->is_open && !cache->is_parked() && !IsStrayCache(cache)) ++s.threads;
+    if (cache->is_open && !cache->is_parked() && !cache->is_bereft &&
+        !IsStrayCache(cache)) {
+      ++s.threads;
+    }
   });
   s.cached_bytes += cached_run_bytes;
   s.remote_frees += RemoteFreesWithoutCache();

@@ -233,7 +233,7 @@ typedef struct quarry_statistics {
   size_t arenas;
   size_t segments;
   size_t slabs;
-  size_t slabs_orphaned; /* Of threads that have exited. */
+  size_t slabs_orphaned; /* Of threads that have exited, or wait. */
 
   /* Since the program started. */
   size_t os_map_calls;

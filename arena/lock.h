@@ -11,8 +11,8 @@
 namespace quarry {
 
 // The order of all locks of the process. A thread may acquire a lock only
-// while every lock it holds has a smaller rank; two locks of one rank are
-// never held together. The order is defined here.
+// while every lock it holds has a smaller rank; one that it only tries may have
+// any rank, since it does not wait for it. The order is defined here.
 enum class LockRank : uint32_t {
   kRegistry = 1,  // All thread caches.
   kArenas,        // The making of arenas.

@@ -9,20 +9,12 @@ namespace quarry {
 
 constinit CacheRegistry cache_registry;
 
-void CacheRegistry::AddParked(ThreadCache* cache) {
-  cache->SetParked(true);
-  cache->parked_looks = 0;
-  cache->next_closed = parked_;
-  parked_ = cache;
-  ++parked_count_;
-}
-
 ThreadCache* CacheRegistry::Unpark(ThreadCache** link) {
   ThreadCache* const cache = *link;
   *link = cache->next_closed;
+  if (cache->is_parked()) --parked_count_;
   cache->SetParked(false);
   cache->is_bereft = false;
-  --parked_count_;
   return cache;
 }
 
@@ -33,9 +25,7 @@ ThreadCache* CacheRegistry::TryTakeParked(IsWanted is_wanted) {
   LockHolder hold(lock_);
   for (ThreadCache** link = &parked_; *link != nullptr;
        link = &(*link)->next_closed) {
-    if (!(*link)->is_bereft && is_wanted(*link) && IsNear(*(*link)->arena())) {
-      return Unpark(link);
-    }
+    if (is_wanted(*link) && IsNear(*(*link)->arena())) return Unpark(link);
   }
   return nullptr;
 }
@@ -98,7 +88,11 @@ void CacheRegistry::Park(ThreadCache* cache) {
     const size_t held_bytes = cache->Rest();
     LockHolder hold(lock_);
     if (held_bytes <= ThreadCache::kMostRestingBytes && parked_count_ < most) {
-      AddParked(cache);
+      cache->SetParked(true);
+      cache->parked_looks = 0;
+      cache->next_closed = parked_;
+      parked_ = cache;
+      ++parked_count_;
       untold_parked_.Add(held_bytes);
       return;
     }
@@ -106,22 +100,32 @@ void CacheRegistry::Park(ThreadCache* cache) {
   Give(cache);
 }
 
-bool CacheRegistry::CloseParked(bool all) {
+ThreadCache* CacheRegistry::TakeDue(ThreadCache** link, bool all, size_t* most,
+                                    ThreadCache* due) {
+  while (*link != nullptr) {
+    ThreadCache* const cache = *link;
+    if (!all && cache->parked_looks < kLooksWhileParked) {
+      ++cache->parked_looks;
+    } else if (*most > 0) {
+      --*most;
+      (void)Unpark(link);
+      cache->next_closed = due;
+      due = cache;
+      continue;
+    }
+    link = &cache->next_closed;
+  }
+  return due;
+}
+
+bool CacheRegistry::CloseParked(bool all, size_t most) {
   ThreadCache* due = nullptr;
   bool is_any_left;
   {
     LockHolder hold(lock_);
-    ThreadCache** link = &parked_;
-    while (*link != nullptr) {
-      if (!all && (*link)->parked_looks++ < kLooksWhileParked) {
-        link = &(*link)->next_closed;
-        continue;
-      }
-      ThreadCache* const cache = Unpark(link);
-      cache->next_closed = due;
-      due = cache;
-    }
-    is_any_left = parked_ != nullptr;
+    due = TakeDue(&parked_, all, &most, due);
+    due = TakeDue(&bereft_, all, &most, due);
+    is_any_left = parked_ != nullptr || bereft_ != nullptr;
   }
   while (due != nullptr) {
     ThreadCache* const next = due->next_closed;
@@ -131,14 +135,18 @@ bool CacheRegistry::CloseParked(bool all) {
   return is_any_left;
 }
 
-bool CacheRegistry::ParkAfterFork(const ThreadCache* mine, const ThreadCache* stray) {
+void CacheRegistry::BereaveAllBut(const ThreadCache* mine, const ThreadCache* stray) {
   LockHolder hold(lock_);
   ForEachLocked([&](ThreadCache* cache) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    if (!cache->is_open || cache == mine || cache == stray) return;
-    if (!cache->is_parked()) AddParked(cache);
+    if (!cache->is_open || cache->is_parked() || cache->is_bereft || cache == mine ||
+        cache == stray) {
+      return;
+    }
     cache->is_bereft = true;
+    cache->parked_looks = 0;
+    cache->next_closed = bereft_;
+    bereft_ = cache;
   });
-  return parked_ != nullptr;
 }
 
 }  // namespace quarry

@@ -13,12 +13,16 @@
 // allocation it frees a block of a parked cache: it has taken over what the thread before
 // it worked on, and so gets that thread's cache, and the rest of its frees are local.
 //
+// In the child of a fork the caches of its parent's other threads are bereft: open as well,
+// and closed after as long, but for no thread.
+//
 // Thread-safety: all functions on any thread.
 #ifndef QUARRY_TCACHE_CACHE_REGISTRY_H_
 #define QUARRY_TCACHE_CACHE_REGISTRY_H_
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 
 #include "absl/base/thread_annotations.h"
 #include "arena/lock.h"
@@ -52,14 +56,14 @@ class CacheRegistry {
   // The owner thread calls this last.
   void Park(ThreadCache* cache) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Closes caches that were parked some calls ago, or all of them. Returns whether
-  // any is left.
-  bool CloseParked(bool all) ABSL_LOCKS_EXCLUDED(lock_);
+  // Closes caches that were parked or bereft some calls ago, or all of them, but `most` at
+  // most. Returns whether any is left.
+  bool CloseParked(bool all, size_t most = SIZE_MAX) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // In the child of a fork: parks all open caches but these two until CloseParked(). No thread
-  // gets one, since what its own thread was about to count may be wrong by one. Returns
-  // whether there are any.
-  bool ParkAfterFork(const ThreadCache* mine, const ThreadCache* stray)
+  // In the child of a fork: all open caches but these two and parked ones are bereft until
+  // CloseParked(). No thread gets one, since what its own thread was about to count may be
+  // wrong.
+  void BereaveAllBut(const ThreadCache* mine, const ThreadCache* stray)
       ABSL_LOCKS_EXCLUDED(lock_);
 
   // Calls visit(cache) for every cache, open or not, under the lock.
@@ -119,8 +123,12 @@ class CacheRegistry {
   template <typename IsWanted>
   ThreadCache* TryTakeParked(IsWanted is_wanted) ABSL_LOCKS_EXCLUDED(lock_);
 
-  void AddParked(ThreadCache* cache) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Takes the parked cache that *link leads to out of the list.
+  // Takes those that are due out of the list that *link leads to, `most` at most, counts the
+  // look at the others, and returns them linked before `due`.
+  ThreadCache* TakeDue(ThreadCache** link, bool all, size_t* most, ThreadCache* due)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+
+  // Takes the parked or bereft cache that *link leads to out of the list.
   ThreadCache* Unpark(ThreadCache** link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   // Four are the decay time.
@@ -131,6 +139,7 @@ class CacheRegistry {
   std::atomic<ThreadCache*> first_{nullptr};
   ThreadCache* closed_ ABSL_GUARDED_BY(lock_) = nullptr;
   ThreadCache* parked_ ABSL_GUARDED_BY(lock_) = nullptr;
+  ThreadCache* bereft_ ABSL_GUARDED_BY(lock_) = nullptr;
   size_t parked_count_ ABSL_GUARDED_BY(lock_) = 0;
   // Held by caches that were parked.
   UntoldBytes untold_parked_ ABSL_GUARDED_BY(lock_);

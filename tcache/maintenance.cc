@@ -190,7 +190,7 @@ void TickIfDue() {
   if (AgeMs(then_ms, now_ms) >= PauseMs() &&
       last_ms.compare_exchange_strong(then_ms, now_ms,
                                       std::memory_order_relaxed)) {
-    (void)cache_registry.CloseParked(AboveSoftLimit());
+    (void)cache_registry.CloseParked(AboveSoftLimit(), kMostOfSlowPath.caches);
     (void)TidyOrphans(kMostOfSlowPath.steps, &gave_back);
     huge_blocks.PurgeFreedBefore(before_ms);
     is_new = true;

@@ -7,9 +7,10 @@
 //
 // Nobody but the holder of a slab's token drains it, orphan or not (see
 // RemoteBitmap). So an orphan with undrained marks has a thread on its way to
-// it, in PassToken(), or is still on the pending stack of who has lent it, and adoption
-// leaves those marks alone: the token arrives at the adopter instead. If adoption drained, the slab could be emptied and
-// given back under the feet of the thread that holds its token.
+// it, in PassToken(), or is still on the pending stack of who has lent it, and
+// adoption leaves those marks alone: the token arrives at the adopter instead. If
+// adoption drained, the slab could be emptied and given back under the feet of the
+// thread that holds its token.
 //
 // Thread-safety: all functions on any thread.
 // Source: the orphaned heaps of Hoard (Berger et al. 2000), by slab.

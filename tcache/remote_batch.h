@@ -163,14 +163,16 @@ class RemoteBatch {
 
   // In the child of a fork, whatever the thread was in the midst of.
   void RepairAfterFork() {
-    held_bytes_ = 0;
+    size_t bytes = 0;
     for (BlockWord& entry : entries_) {
-      if (entry.bits == 0) {
+      if (entry.bits != 0) {
+        bytes += BytesOf(entry);
+      } else if (entry.place != 0) {
         Clear(&entry);
-      } else {
-        held_bytes_ += BytesOf(entry);
       }
     }
+    // Without a store where it is right: that would copy the page.
+    if (held_bytes_ != bytes) held_bytes_ = bytes;
   }
 
  private:

@@ -252,7 +252,7 @@ class alignas(64) Slab {
   // UpdateFullness(), if the slab is to stay.
   size_t Drain();
   size_t DrainAll();
-  // Whether there are any, after a fork in the child; then the caller has the token.
+  // In the child of a fork: see RemoteBitmap. Returns whether the caller has the token now.
   [[nodiscard]] bool RepairAfterFork() { return remote.RepairAfterFork(words()); }
 
   // Gives the pages on which no block in use lies back to the system, and makes

@@ -57,11 +57,12 @@ inline Slab* ThreadCache::SlabForRefill(SizeClass size_class) {
   Slab* const slab = BestSlab(size_class);
   // Seldom while the next free blocks are resident: each drain takes lines away from
   // the threads that are freeing, and a later one finds more on them.
-  if (slab != nullptr && ++refills_undrained_ < kMostUndrained &&
-      slab->NextIsResident()) {
+  const uint32_t refills = refills_undrained_.load(std::memory_order_relaxed) + 1;
+  if (slab != nullptr && refills < kMostUndrained && slab->NextIsResident()) {
+    refills_undrained_.store(refills, std::memory_order_relaxed);
     return slab;
   }
-  refills_undrained_ = 0;
+  refills_undrained_.store(0, std::memory_order_relaxed);
   if (pending_.IsEmpty()) return slab;
   DrainPending();
   return BestSlab(size_class);
@@ -231,7 +232,6 @@ bool ThreadCache::KeepForeign(void* p, const RemoteBlock& block) {
   }
   if (ABSL_PREDICT_FALSE(cache->remote_batch_.Holds(block))) ReportHeldTwice(p);
   cache->had_foreign_.store(true, std::memory_order_relaxed);
-  cache->remote_batch_.CountFree();
   magazine.Push(p);
   return true;
 }

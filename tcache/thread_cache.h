@@ -435,7 +435,8 @@ class alignas(64) ThreadCache {
     is_parked_.store(is_parked, std::memory_order_relaxed);
   }
   uint8_t parked_looks = 0;
-  bool is_bereft = false;  // Parked in the child of a fork, in which its thread is gone.
+  // In the child of a fork, in which its thread is gone. The registry's.
+  bool is_bereft = false;
 
  private:
   // Blocks of cold classes that are noted before they go to their slabs.
@@ -588,7 +589,7 @@ class alignas(64) ThreadCache {
   // Between cold and warm: whether the fast path takes frees of the class.
   void TurnCold(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   void TurnWarm(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Sends the next free of a warm class to FreeLocally(), once: whoever calls Overflow()
+  // Sends the next free of a warm class to TryFreeLocally(), once: whoever calls Overflow()
   // cannot start the maintenance thread, or do its work where there is none, and the
   // program may make no calls but such frees.
   void DivertNextFree(Magazine* magazine) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -619,12 +620,14 @@ class alignas(64) ThreadCache {
   // The thread has a slab more of new pages, and has freed blocks of other owners: some of
   // the next of these it may keep.
   void WantForeign(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // See thread_cache_lend.cc. One with free blocks of the class that was another's, which is
-  // idle; or the arena has pages now; or nullptr.
+  // See thread_cache_lend.cc. A slab with free blocks of the class, or nullptr if no other
+  // cache that seems idle has one; then the arena may have used pages of theirs.
   Slab* BorrowSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Whether this is to be asked for slabs now, by another thread.
-  bool SeemsIdle();
-  void LendSlabs() ABSL_LOCKS_EXCLUDED(lock_);
+  // Whether the owner has done nothing since `borrower` asked last, while slabs are pending.
+  bool SeemsIdleTo(const ThreadCache* borrower);
+  // Gives empty slabs to the arena, and partly used ones to the orphans, if told so.
+  void LendSlabs(bool partly_used) ABSL_LOCKS_EXCLUDED(lock_);
+  void OrphanPartlyUsed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Marks a noted block free whose slab was lent meanwhile. Aborts with a report if it is
   // none.
   void PutLentNote(void* p);
@@ -725,8 +728,9 @@ class alignas(64) ThreadCache {
   bool has_large_depots_ = false;
   // Classes of which the thread had a slab.
   uint16_t classes_with_slabs_ ABSL_GUARDED_BY(lock_) = 0;
-  // Refills since the last drain, and how many there may be.
-  uint32_t refills_undrained_ ABSL_GUARDED_BY(lock_) = 0;
+  // Refills since the last drain, and how many there may be. The owner's, and read by others
+  // for a hint.
+  std::atomic<uint32_t> refills_undrained_{0};
   static constexpr uint32_t kMostUndrained = 16;
   // By FreeOutgrown().
   UntoldBytes untold_outgrown_ ABSL_GUARDED_BY(lock_);
@@ -742,8 +746,10 @@ class alignas(64) ThreadCache {
 
   // On a line of its own: other threads write it.
   alignas(64) PendingStack pending_;
-  // How often another has found it with slabs since it was last taken. Relaxed: a hint.
-  std::atomic<uint32_t> looks_undrained_{0};
+  // Of SeemsIdleTo(): who asked last since the owner took the stack, and what it saw. Relaxed:
+  // hints.
+  std::atomic<const ThreadCache*> asked_by_{nullptr};
+  std::atomic<uint32_t> asked_at_refills_{0};
 
   alignas(64) Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
 

@@ -131,7 +131,7 @@ void ThreadCache::Flush(FreeBlock* first, SizeClass size_class) {
           !had_foreign_.load(std::memory_order_relaxed)) {
         ReportCorruptLink(linked_from);
       }
-      MarkFree(slab, block);
+      FreeRemotely(slab, block);
     } else if (ABSL_PREDICT_FALSE(!slab->PutBlock(index))) {
       // The fast path takes what lies behind a slab's last block for one.
       CheckIsBlock("free", slab, block);

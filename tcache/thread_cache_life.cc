@@ -27,7 +27,7 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
     TurnWarm(c);
   }
   pending_.Open();
-  looks_undrained_.store(0, std::memory_order_relaxed);
+  asked_by_.store(nullptr, std::memory_order_relaxed);
 }
 
 void ThreadCache::Close() {
@@ -98,13 +98,15 @@ void ThreadCache::RepairMoves() {
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     if (spares_[c] == magazines_[c].head && spares_[c] != nullptr) spares_[c] = nullptr;
   }
-  if (remote_batch_.frees() != 0) remote_batch_.RepairAfterFork();
+  remote_batch_.RepairAfterFork();
 }
 
 void ThreadCache::BereaveAfterFork() {
   lock_.AcquireAndEndBias();
   RepairMoves();
-  // As in DrainAllAfterFork(); but what is pending is so again.
+  // Tokens mean nothing, in this stack or in the hands of threads that are gone: each slab
+  // with marks is pushed anew. This also opens the stack again if its thread was just closing
+  // it, since Close() will be called for that.
   if (!pending_.IsEmpty()) (void)pending_.TakeAll();
   ForEachSlab([this](Slab* slab) {
     if (slab->RepairAfterFork()) QUARRY_CHECK(pending_.Push(slab));
@@ -115,9 +117,7 @@ void ThreadCache::BereaveAfterFork() {
 bool ThreadCache::DrainAllAfterFork() {
   BiasedLockHolder hold(lock_);
   RepairMoves();
-  // Tokens, in this stack or in the hands of threads that are gone, mean
-  // nothing once every slab is drained whole. This also opens the stack again
-  // if its thread was just closing it, since Close() will be called for that.
+  // Tokens mean nothing once every slab is drained whole.
   (void)pending_.TakeAll();
   SlabList all;
   size_t bytes = 0;

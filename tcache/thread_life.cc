@@ -96,12 +96,10 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
     }
   });
   for (size_t i = 0; i < ArenasMade(); ++i) OrphansOf(i).DrainAll();
-  if (cache_registry.ParkAfterFork(mine, stray_cache.load(std::memory_order_relaxed))) {
-    if (settings.parked_caches.load(std::memory_order_relaxed) == 0) {
-      (void)cache_registry.CloseParked(true);
-    } else {
-      maintenance_signal.NoteWork();
-    }
+  // The maintenance thread is not told, or each child would start one.
+  cache_registry.BereaveAllBut(mine, stray_cache.load(std::memory_order_relaxed));
+  if (settings.parked_caches.load(std::memory_order_relaxed) == 0) {
+    (void)cache_registry.CloseParked(/*all=*/true);
   }
   if (inherits) {
     const Tag tag = cache_registry.NewTag();

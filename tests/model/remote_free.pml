@@ -10,7 +10,7 @@
  *   tcache/slab_token.cc     PassToken
  *   tcache/slab.cc           Return (ReturnSlab here)
  *   tcache/thread_cache*.cc  Refill and TakeOne, RelistAfterPut (Relist here),
- *                            FreeLocally, Tidy, ReturnEmptySlabs, DrainPending,
+ *                            TryFreeLocally, Tidy, ReturnEmptySlabs, DrainPending,
  *                            PassTokens, Close with CloseSlabs
  *   tcache/thread_cache_lend.cc LendSlabs
  *   tcache/cache_registry.cc Take and Give: a closed cache serves another

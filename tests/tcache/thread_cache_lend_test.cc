@@ -4,10 +4,13 @@
 #include <cstring>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tcache/cache_registry.h"
+#include "tcache/remote_free.h"
 #include "tcache/thread_cache.h"
 #include "tcache/thread_life.h"
 #include "tests/arena/test_seed.h"
@@ -145,6 +148,54 @@ TEST_F(ThreadCacheLendTest, BlocksThatShareLinesAreNotLent) {
   FreeMost(AllocateByWorker(kSmallBytes, kSlabs * kSlabBytes), 8);
   AllocateSlabs(kSmallBytes, kSlabs);
   EXPECT_EQ(Adoptions(), 0u);
+}
+
+// Of classes that are not lent either way, only what is empty.
+TEST_F(ThreadCacheLendTest, WhoNeedsSlabsOfOtherClassesLeavesWhatIsPartlyUsed) {
+  FreeMost(AllocateByWorker(kBytes, kSlabs * kSlabBytes), 8);
+  AllocateSlabs(64, kSlabs);
+  EXPECT_EQ(CountOrphans(), 0u);
+  for (void* p : kept_) EXPECT_NE(OwnerOf(p), nullptr);
+}
+
+TEST_F(ThreadCacheLendTest, AThreadThatRefillsKeepsItsSlabs) {
+  FreeMost(AllocateByWorker(kBytes, kSlabs * kSlabBytes), 8);
+  std::vector<void*> blocks;
+  for (size_t i = 0; i < 8; ++i) {
+    // Of another class, and not so often that it takes its remote frees in.
+    worker_.Do([&] {
+      for (size_t n = 0; n < 200; ++n) blocks.push_back(Allocate(16));
+    });
+    const bool has_drained = !OwnerOf(kept_[0])->pending().HasAny();
+    AllocateSlabs(kBytes, 1);
+    if (has_drained) break;
+    EXPECT_EQ(Adoptions(), 0u);
+  }
+  worker_.Do([&] {
+    for (void* p : blocks) Free(p);
+  });
+}
+
+TEST_F(ThreadCacheLendTest, EachRemoteFreeIsCountedBeforeItIsDrained) {
+  const auto counts = [] {
+    uint64_t freed = RemoteFreesWithoutCache();
+    uint64_t drained = 0;
+    cache_registry.ForEach([&](ThreadCache* cache) {
+      freed += cache->remote_batch().frees();
+      drained += cache->counters().drained_blocks;
+    });
+    return std::pair(freed, drained);
+  };
+  ThreadCache::FlushThread();
+  const auto [freed_before, drained_before] = counts();
+  FreeMost(AllocateByWorker(kBytes, kSlabs * kSlabBytes), 8);
+  AllocateSlabs(kBytes, 2 * kSlabs);
+  // What it has at hand is others'.
+  worker_.Do([] { ThreadCache::FlushThread(); });
+  ThreadCache::FlushThread();
+  const auto [freed, drained] = counts();
+  EXPECT_GT(drained, drained_before);
+  EXPECT_LE(drained - drained_before, freed - freed_before);
 }
 
 TEST_F(ThreadCacheLendTest, OthersAreNotAskedWhileThereAreUsedPages) {

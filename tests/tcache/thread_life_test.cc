@@ -552,7 +552,7 @@ TEST_F(ThreadLifeTest, AForksChildDrainsWithoutTokens) {
                 QUARRY_CHECK(OwnerOf(mine[0]) == thread_state.cache);
                 if (parked_caches != 0) {
                   // Of another thread's cache nothing is drained before that is closed.
-                  QUARRY_CHECK(OwnerOf(other[2])->is_parked());
+                  QUARRY_CHECK(OwnerOf(other[2])->is_bereft);
                   QUARRY_CHECK(!OwnerOf(other[2])->pending().IsEmpty());
                   Free(other[2]);
                   other[2] = nullptr;
