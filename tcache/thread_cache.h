@@ -623,8 +623,8 @@ class alignas(64) ThreadCache {
   // See thread_cache_lend.cc. A slab with free blocks of the class, or nullptr if no other
   // cache that seems idle has one; then the arena may have used pages of theirs.
   Slab* BorrowSlab(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
-  // Whether the owner has done nothing since `borrower` asked last, while slabs are pending.
-  bool SeemsIdleTo(const ThreadCache* borrower);
+  // Whether slabs are pending, and the owner has done nothing since others began to ask.
+  bool SeemsIdle();
   // Gives empty slabs to the arena, and partly used ones to the orphans, if told so.
   void LendSlabs(bool partly_used) ABSL_LOCKS_EXCLUDED(lock_);
   void OrphanPartlyUsed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
@@ -746,10 +746,10 @@ class alignas(64) ThreadCache {
 
   // On a line of its own: other threads write it.
   alignas(64) PendingStack pending_;
-  // Of SeemsIdleTo(): who asked last since the owner took the stack, and what it saw. Relaxed:
-  // hints.
-  std::atomic<const ThreadCache*> asked_by_{nullptr};
-  std::atomic<uint32_t> asked_at_refills_{0};
+  // Of SeemsIdle(): how often it was asked since the owner last took the stack or refilled.
+  // Relaxed: hints.
+  std::atomic<uint32_t> looks_{0};
+  std::atomic<uint32_t> refills_at_look_{0};
 
   alignas(64) Shelf shelves_[kClasses] ABSL_GUARDED_BY(lock_);
 

@@ -4,10 +4,10 @@
 // What is free in a slab is its owner's. But an owner that waits uses none of it, and does
 // not even learn of what others free there: of threads that work in turn, each would come to
 // have as much as all of them hold. So a thread that is to have a slab of new pages first
-// looks whether others of its arena have slabs pending. Where it has found that before, when
-// it wanted the slab before this one, and the owner has neither come for them since nor
-// refilled a magazine, it takes the frees in itself, gives empty slabs to the arena, and
-// makes the others orphans, of which it adopts what it needs.
+// looks whether others of its arena have slabs pending. Where that was found some times
+// before, and the owner has neither come for them since nor refilled a magazine, it takes the
+// frees in itself, gives empty slabs to the arena, and makes the others orphans, of which it
+// adopts what it needs.
 //
 // Only slabs of classes of which a thread may keep others' blocks are lent, and for such a
 // class, for the same reasons (foreign_allowance.h). The owner has blocks of them then, in
@@ -19,6 +19,9 @@
 
 namespace quarry {
 namespace {
+
+// Of any threads: where some need slabs at the same time, two looks say little.
+constexpr uint32_t kLooksOfIdle = 3;
 
 // So many caches are looked at for a slab, at two lines of each.
 constexpr int kMostLooks = 32;
@@ -34,7 +37,7 @@ Slab* ThreadCache::BorrowSlab(SizeClass size_class) {
   Slab* slab = nullptr;
   int looks = 0;
   const auto ask = [&](ThreadCache* cache) {
-    if (cache != this && cache->arena() == arena() && cache->SeemsIdleTo(this)) {
+    if (cache != this && cache->arena() == arena() && cache->SeemsIdle()) {
       cache->LendSlabs(takes_partly_used);
       slab = orphans.Adopt(size_class, this);
       if (slab != nullptr || !WantsNewPages()) return false;
@@ -52,16 +55,16 @@ Slab* ThreadCache::BorrowSlab(SizeClass size_class) {
   return slab;
 }
 
-bool ThreadCache::SeemsIdleTo(const ThreadCache* borrower) {
+bool ThreadCache::SeemsIdle() {
   if (!pending_.HasAny()) return false;
   const uint32_t refills = refills_undrained_.load(std::memory_order_relaxed);
-  if (asked_by_.load(std::memory_order_relaxed) == borrower &&
-      asked_at_refills_.load(std::memory_order_relaxed) == refills) {
-    return true;
+  uint32_t looks = looks_.load(std::memory_order_relaxed) + 1;
+  if (refills_at_look_.load(std::memory_order_relaxed) != refills) {
+    refills_at_look_.store(refills, std::memory_order_relaxed);
+    looks = 1;
   }
-  asked_by_.store(borrower, std::memory_order_relaxed);
-  asked_at_refills_.store(refills, std::memory_order_relaxed);
-  return false;
+  looks_.store(looks, std::memory_order_relaxed);
+  return looks >= kLooksOfIdle;
 }
 
 void ThreadCache::LendSlabs(bool partly_used) {

@@ -27,7 +27,7 @@ void ThreadCache::Open(Tag tag, Arena* arena) {
     TurnWarm(c);
   }
   pending_.Open();
-  asked_by_.store(nullptr, std::memory_order_relaxed);
+  looks_.store(0, std::memory_order_relaxed);
 }
 
 void ThreadCache::Close() {

@@ -140,7 +140,7 @@ bool ThreadCache::ReturnEmptySlabs() {
 
 void ThreadCache::DrainPending() {
   Slab* others = nullptr;
-  asked_by_.store(nullptr, std::memory_order_relaxed);
+  looks_.store(0, std::memory_order_relaxed);
   for (Slab* slab = pending_.TakeAll(); slab != nullptr;) {
     // Before the drain, which gives the token away: the next thread that gets
     // it pushes the slab again and writes its link.

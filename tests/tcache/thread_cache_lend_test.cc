@@ -129,7 +129,7 @@ TEST_F(ThreadCacheLendTest, WhatIsFreeInSlabsOfAThreadThatWaitsServesBeforeNewPa
 
 TEST_F(ThreadCacheLendTest, EmptySlabsServeAnyClass) {
   FreeMost(AllocateByWorker(kBytes, kSlabs * kSlabBytes), size_t{1} << 20);
-  AllocateSlabs(64, 2);
+  AllocateSlabs(64, 3);
   // But for what the other has in its magazine, and the slab of the block that is kept.
   EXPECT_GE(ArenaAt(0).statistics().free_dirty_bytes, (kSlabs - 3) * kSlabBytes);
 }
