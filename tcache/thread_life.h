@@ -16,7 +16,8 @@
 // or one list in two places, which the child sees
 // (ThreadCache::RepairMoves): at most the one block that a vanished thread
 // was about to push or note is lost, and the blocks of one word that it was
-// about to mark. The child parks the caches of the vanished threads.
+// about to mark. In the child the caches of the vanished threads are bereft
+// (cache_registry.h).
 //
 // Thread-safety: all functions on any thread.
 #ifndef QUARRY_TCACHE_THREAD_LIFE_H_
