@@ -388,6 +388,7 @@ Run* Arena::Carve(Run* run, uint32_t pages, size_t alignment) {
   run->state.store(Run::kInUse, std::memory_order_relaxed);
   CountInUse(in_use_pages() + pages);
   ++in_use_runs_;
+  trim_slack_.NoteTaken(pages - run->dirty_pages);
   return run;
 }
 

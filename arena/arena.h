@@ -16,6 +16,7 @@
 #include "arena/run.h"
 #include "arena/run_bins.h"
 #include "arena/segment.h"
+#include "arena/trim_slack.h"
 
 namespace quarry {
 
@@ -225,7 +226,8 @@ class Arena {
   // as it is about to use again, and to purge that costs it a fault for each
   // page. So while what is free goes back in time anyhow, by the maintenance
   // thread, and the user has set no threshold, half of what is in use may be
-  // dirty beside it.
+  // dirty beside it, and more than the threshold where that purged in vain
+  // (arena/trim_slack.h).
   size_t PurgeOverCap(size_t most_bytes = SIZE_MAX, size_t most_steps = SIZE_MAX)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
@@ -263,11 +265,14 @@ class Arena {
   // Where a free run is kept.
   enum class Place { kBin, kVictim, kTop };
 
+  // What is purged: what is old, what is more than may be dirty, what the program says.
+  enum class PurgeReason { kAge, kCap, kRequest };
+
   // What one call may purge, and what has come of it.
   struct PurgePass {
-    size_t keep_bytes = 0;   // So much may stay dirty.
-    bool of_any_age = true;  // Else what was freed before:
-    uint32_t before_ms = 0;
+    PurgeReason reason;
+    size_t keep_bytes = 0;  // So much may stay dirty.
+    uint32_t before_ms = 0;  // By age, what was freed before.
     bool gives_way = true;  // Ends early when a request waits for the lock.
 
     // At first what may be asked for at most. PurgeAll() takes no more than was
@@ -358,8 +363,11 @@ class Arena {
     in_use_pages_.store(pages, std::memory_order_relaxed);
   }
 
-  // What may be dirty before the thread that frees purges.
-  size_t CapBytes() const;
+  // Whether that may be more than the threshold: the user has set none, and what is free
+  // goes back in time anyhow.
+  static bool CapAdapts();
+  // What may be dirty before the thread that frees purges. Takes no lock.
+  size_t CapBytes() const ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   // After a free: purges what is too much, and sees to it that what is old will
   // be purged.
@@ -413,6 +421,7 @@ class Arena {
   uint32_t huge_page_failures_ ABSL_GUARDED_BY(lock_) = 0;
 
   DirtyRuns dirty_ ABSL_GUARDED_BY(lock_);
+  TrimSlack trim_slack_ ABSL_GUARDED_BY(lock_);
   Run* purging_ ABSL_GUARDED_BY(lock_) = nullptr;
   // Whether a request waits for purge_lock_.
   bool is_waited_for_ ABSL_GUARDED_BY(lock_) = false;

@@ -24,20 +24,22 @@ void Arena::SeeToDirtyRuns() {
   maintenance_signal.NoteDirty(FreeDirtyBytes());
 }
 
+bool Arena::CapAdapts() {
+  return settings.mmap_threshold_adapts.load(std::memory_order_relaxed) &&
+         !maintenance_signal.IsOff();
+}
+
 size_t Arena::CapBytes() const {
   if (settings.decay_ms.load(std::memory_order_relaxed) == 0) return 0;
   const size_t cap_bytes =
       settings.trim_threshold_bytes.load(std::memory_order_relaxed);
-  if (!settings.mmap_threshold_adapts.load(std::memory_order_relaxed) ||
-      maintenance_signal.IsOff()) {
-    return cap_bytes;
-  }
-  return std::max(cap_bytes, in_use_pages() * PageBytes() / 2);
+  if (!CapAdapts()) return cap_bytes;
+  return std::max(cap_bytes + trim_slack_.pages() * PageBytes(),
+                  in_use_pages() * PageBytes() / 2);
 }
 
 size_t Arena::PurgeFreedBefore(uint32_t time_ms, size_t most_bytes) {
-  PurgePass pass;
-  pass.of_any_age = false;
+  PurgePass pass = {.reason = PurgeReason::kAge};
   pass.before_ms = time_ms;
   pass.left_bytes = most_bytes;
   PurgeAll(&pass);
@@ -49,7 +51,7 @@ size_t Arena::PurgeOverCap(size_t most_bytes, size_t most_steps) {
   const size_t stubborn_bytes =
       stubborn_dirty_bytes_.load(std::memory_order_relaxed);
   if (FreeDirtyBytes() <= std::max(cap_bytes, stubborn_bytes)) return 0;
-  PurgePass pass;
+  PurgePass pass = {.reason = PurgeReason::kCap};
   pass.keep_bytes = cap_bytes - std::min(cap_bytes / 2, kMostCapPurgeBytes);
   pass.left_bytes = most_bytes;
   pass.left_steps = most_steps;
@@ -71,7 +73,7 @@ size_t Arena::Purge(size_t keep_bytes) {
     LockHolder one_step(purge_lock_);
     bytes = UnmapOne(keep_bytes);
   }
-  PurgePass pass;
+  PurgePass pass = {.reason = PurgeReason::kRequest};
   pass.keep_bytes = keep_bytes;
   pass.gives_way = false;
   PurgeAll(&pass);
@@ -108,7 +110,7 @@ bool Arena::PurgeStep(PurgePass* pass) {
 Run* Arena::BeginPurge(const PurgePass& pass, Place* origin) {
   Run* const run = dirty_.oldest();
   if (run == nullptr || pass.left_bytes == 0) return nullptr;
-  if (!pass.of_any_age && !IsBefore(run->freed_ms, pass.before_ms)) {
+  if (pass.reason == PurgeReason::kAge && !IsBefore(run->freed_ms, pass.before_ms)) {
     return nullptr;
   }
   const size_t dirty_bytes = FreeDirtyBytes();
@@ -142,6 +144,11 @@ void Arena::EndPurge(Run* piece, Place origin, PageSource::Purged purged,
   size_t asked_bytes = piece->dirty_pages * PageBytes();
   if (purged != PageSource::Purged::kRefused) {
     pass->purged_bytes += asked_bytes;
+    if (pass->reason == PurgeReason::kCap && CapAdapts()) {
+      trim_slack_.NotePurgedOverCap(piece->dirty_pages);
+    } else if (pass->reason == PurgeReason::kAge) {
+      trim_slack_.NotePurgedByAge(piece->dirty_pages);
+    }
     segment->SetPurged(segment->PageOf(piece->start), piece->pages,
                        /*zero=*/purged == PageSource::Purged::kZero);
     piece->dirty_pages = 0;

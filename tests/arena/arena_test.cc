@@ -567,6 +567,36 @@ TEST_F(ArenaTest, KeepsHalfOfWhatIsInUse) {
   arena_.Deallocate(large, 0);
 }
 
+// A program that frees much and takes as much again, in a loop.
+TEST_F(ArenaTest, KeepsWhatItPurgedInVain) {
+  settings.trim_threshold_bytes = 8 * kMiB;
+  settings.decay_ms = 10'000'000;
+  const auto purges_of_a_round = [&] {
+    source_.ForgetCalls();
+    std::vector<PageRun*> runs(40);
+    for (PageRun*& run : runs) run = Allocate(kMiB / PageBytes());
+    for (PageRun* run : runs) arena_.Deallocate(run);
+    return source_.CountOf(Kind::kPurge);
+  };
+  // Not where the user has said how much.
+  settings.mmap_threshold_adapts = false;
+  for (int i = 0; i < 3; ++i) EXPECT_GT(purges_of_a_round(), 0u);
+  EXPECT_LE(arena_.FreeDirtyBytes(), 8 * kMiB);
+  EXPECT_GT(arena_.Purge(0), 0u);
+
+  settings.mmap_threshold_adapts = true;
+  EXPECT_GT(purges_of_a_round(), 0u) << "what was purged as the user said is no reason";
+  EXPECT_LE(arena_.FreeDirtyBytes(), 8 * kMiB);
+  EXPECT_EQ(purges_of_a_round(), 0u);
+  EXPECT_EQ(arena_.FreeDirtyBytes(), 40 * kMiB);
+  EXPECT_EQ(purges_of_a_round(), 0u);
+
+  // What then grows old was kept in vain.
+  EXPECT_EQ(arena_.PurgeFreedBefore(NowMs() + 1), 40 * kMiB);
+  EXPECT_GT(purges_of_a_round(), 0u);
+  EXPECT_LE(arena_.FreeDirtyBytes(), 8 * kMiB);
+}
+
 TEST_F(ArenaTest, AFreePurgesNotMoreThanSomeSteps) {
   constexpr size_t kFreed = 2 * Arena::kMostCapPurgeBytes;
   PageRun* const run = Allocate(kFreed / PageBytes());
