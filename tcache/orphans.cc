@@ -57,17 +57,14 @@ bool Orphans::DrainOrphan(Slab* slab) {
 }
 
 void Orphans::DrainAll() {
-  SlabList all;
+  SlabList marked;
   SlabList empty;
   {
     LockHolder hold(lock_);
-    for (SlabList& list : full_) {
-      while (Slab* slab = list.PopFront()) all.PushFront(slab);
-    }
-    for (SlabList& list : partial_) {
-      while (Slab* slab = list.PopFront()) all.PushFront(slab);
-    }
-    while (Slab* slab = all.PopFront()) {
+    const auto has_marks = [](const Slab* slab) { return slab->HasMarks(); };
+    for (SlabList& list : full_) list.MoveIf(has_marks, &marked);
+    for (SlabList& list : partial_) list.MoveIf(has_marks, &marked);
+    while (Slab* slab = marked.PopFront()) {
       slab->DrainAll();
       if (slab->used() == 0) {
         empty.PushFront(slab);

@@ -90,8 +90,7 @@ class RemoteBitmap {
   // a fork's child does for marks whose threads stayed behind in the parent.
   template <typename Take>
   void DrainAll(size_t words, Take take) {
-    // Without a store where there is nothing: it would copy the page.
-    if (!IsEmpty()) summary_.store(0, std::memory_order_relaxed);
+    summary_.store(0, std::memory_order_relaxed);
     for (size_t index = 0; index < words; ++index) {
       const uint64_t word = words_[index].load(std::memory_order_relaxed);
       if (word == 0) continue;
@@ -114,6 +113,16 @@ class RemoteBitmap {
       summary_.store(summary, std::memory_order_relaxed);
     }
     return summary != 0;
+  }
+
+  // In the child of a fork, too: whether any of the first `words` words has marks, or the
+  // summary names one.
+  bool HasMarks(size_t words) const {
+    uint64_t any = summary_.load(std::memory_order_relaxed);
+    for (size_t index = 0; index < words; ++index) {
+      any |= words_[index].load(std::memory_order_relaxed);
+    }
+    return any != 0;
   }
 
   // For Verify() and statistics: exact only while no thread marks.

@@ -268,11 +268,7 @@ void Slab::SetFullness() {
     fullness_ = kEmpty;
     Reset();
   } else if (used_ == blocks) {
-    fullness_ = is_inherited_ ? kInheritedFull : kFull;
-  } else if (is_inherited_) {
-    fullness_ = kInherited;
-    from = 1;
-    to = blocks - 1;
+    fullness_ = kFull;
   } else {
     const size_t fourth = (blocks + 3) / 4;
     if (used_ >= 3 * fourth) {

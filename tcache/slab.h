@@ -74,8 +74,8 @@ class alignas(64) Slab {
   // How full a slab is, in quarters, which is how lists of slabs are kept.
   enum Fullness : uint8_t {
     kFull,          // No free block.
-    kInheritedFull, // The same, of an inherited slab.
-    kInherited,     // Some blocks used, some free, of an inherited slab.
+    kInheritedFull, // What its cache takes these for where it is inherited: that one,
+    kInherited,     // and those that follow.
     kThreeFourths,  // At least three fourths used.
     kHalf,
     kFourth,
@@ -101,7 +101,6 @@ class alignas(64) Slab {
   uint16_t resident_ = 0;  // No block from here on was ever given out, or
                            // since its pages were purged.
   Fullness fullness_ : 4 = kEmpty;
-  bool is_inherited_ : 1 = false;
   uint8_t populated_pages_ : 3 = 1;
 
   // For the maintenance thread: in which of its passes it last looked at the
@@ -117,6 +116,10 @@ class alignas(64) Slab {
   static constexpr size_t kLeastTailPages = 4;
 
  public:
+  // The tag of its cache, by when the slab came to it: a cache that inherits gets another,
+  // and the slab is inherited then. The owner's.
+  Tag owner_tag = 0;
+
   // Neighbours in a list; the list's.
   Slab* next = nullptr;
   Slab* previous = nullptr;
@@ -252,6 +255,8 @@ class alignas(64) Slab {
   // UpdateFullness(), if the slab is to stay.
   size_t Drain();
   size_t DrainAll();
+  // Whether DrainAll() would find any.
+  bool HasMarks() const { return remote.HasMarks(words()); }
   // In the child of a fork: see RemoteBitmap. Returns whether the caller has the token now.
   [[nodiscard]] bool RepairAfterFork() { return remote.RepairAfterFork(words()); }
 
@@ -283,14 +288,6 @@ class alignas(64) Slab {
   // stays untouched for longer.
   void UpdateFullness() {
     if (FullnessHasRisen() || FullnessHasFallen()) SetFullness();
-  }
-
-  // Whether the pages are still those of the parent, as far as this process of a
-  // fork knows: to write to one copies it. Requires that it is in no list.
-  bool is_inherited() const { return is_inherited_; }
-  void SetInherited(bool inherited) {
-    is_inherited_ = inherited;
-    SetFullness();
   }
 
   // Aborts when an invariant does not hold.

@@ -8,6 +8,8 @@
 #ifndef QUARRY_TCACHE_SLAB_LIST_H_
 #define QUARRY_TCACHE_SLAB_LIST_H_
 
+#include <utility>
+
 #include "tcache/slab.h"
 
 namespace quarry {
@@ -41,6 +43,33 @@ class SlabList {
     Slab* slab = first_;
     if (slab != nullptr) Remove(slab);
     return slab;
+  }
+
+  // Moves those for which is_wanted(slab) to the front of `to`, and writes to no other but
+  // their neighbours.
+  template <typename IsWanted>
+  void MoveIf(IsWanted is_wanted, SlabList* to) {
+    Slab* next;
+    for (Slab* slab = first_; slab != nullptr; slab = next) {
+      next = slab->next;
+      if (!is_wanted(slab)) continue;
+      Remove(slab);
+      to->PushFront(slab);
+    }
+  }
+
+  // Moves all of `list` behind the last of this one.
+  void Append(SlabList* list) {
+    Slab* const added = std::exchange(list->first_, nullptr);
+    if (added == nullptr) return;
+    if (first_ == nullptr) {
+      first_ = added;
+      return;
+    }
+    Slab* const last = first_->previous;
+    last->next = added;
+    first_->previous = added->previous;
+    added->previous = last;
   }
 
   // Calls visit(slab) for each, first to last, which must leave the list as it is.

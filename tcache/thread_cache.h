@@ -369,16 +369,20 @@ class alignas(64) ThreadCache {
   // most children end soon.
   void BereaveAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
 
-  // In the child of a fork: takes in all remote frees, whoever had the tokens.
-  // Returns whether the slabs are so many that they are inherited, from now on: what
-  // is freed in them is noted beside them, and they are allocated from only after
-  // some new ones.
+  // In the child of a fork: takes in all remote frees, whoever had the tokens, and writes
+  // to no slab that has none. Returns whether the slabs are so many that the cache is to
+  // inherit them.
   [[nodiscard]] bool DrainAllAfterFork() ABSL_LOCKS_EXCLUDED(lock_);
 
-  // If so, for the cache of the child's only thread: gives it a tag that no cache
-  // had before, so that no slab has it. A free of an inherited block then goes the
-  // way of remote frees, which does not write to the block.
-  void ChangeTag(Tag tag) ABSL_LOCKS_EXCLUDED(lock_);
+  // Then, for the cache of the child's only thread: all its slabs are inherited from now on,
+  // which is to say that they have another tag than the cache, for which the caller gives
+  // one that no cache had before. What is freed in them goes the way of remote frees, which
+  // does not write to the block, and they are allocated from only after some new ones.
+  void InheritSlabs(Tag new_tag) ABSL_LOCKS_EXCLUDED(lock_);
+
+  // Whether the pages of a slab that this cache owns are still those of the parent, as far
+  // as this process of a fork knows: to write to one copies it.
+  bool IsInherited(const Slab* slab) const { return slab->owner_tag != tag_; }
 
   // For the maintenance thread, now and then: takes in remote frees, and gives
   // back what the owner has not used since the last call: magazines that stayed
@@ -654,6 +658,12 @@ class alignas(64) ThreadCache {
     if (ABSL_PREDICT_FALSE(slab->FullnessHasFallen())) MoveToItsList(slab);
   }
   void MoveToItsList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // In which list of its class it belongs.
+  Slab::Fullness FullnessOf(const Slab* slab) const {
+    const Slab::Fullness fullness = slab->fullness();
+    if (ABSL_PREDICT_TRUE(!IsInherited(slab)) || fullness == Slab::kEmpty) return fullness;
+    return fullness == Slab::kFull ? Slab::kInheritedFull : Slab::kInherited;
+  }
   // Whether so much more from the arena would be fresh pages, as a rule, while free blocks
   // keep slabs from being empty: of what was freed in no order, each slab has one in a
   // magazine.

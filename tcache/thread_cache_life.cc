@@ -68,7 +68,6 @@ Slab* ThreadCache::CloseSlabs(SlabList* empty) {
         if (slab->used() == 0) {
           empty->PushFront(slab);
         } else {
-          slab->SetInherited(false);
           orphans.Add(slab);
         }
       }
@@ -119,39 +118,47 @@ bool ThreadCache::DrainAllAfterFork() {
   RepairMoves();
   // Tokens mean nothing once every slab is drained whole.
   (void)pending_.TakeAll();
-  SlabList all;
-  size_t bytes = 0;
+  SlabList marked;
+  size_t slabs = 0;
   for (Shelf& shelf : shelves_) {
-    shelf.new_slabs_first = 0;
+    uint32_t slabs_of_class = 0;
     for (SlabList& list : shelf.slabs) {
-      while (Slab* slab = list.PopFront()) {
-        all.PushFront(slab);
-        bytes += kSlabBytes;
-        ++shelf.new_slabs_first;
-      }
+      list.MoveIf(
+          [&slabs_of_class](const Slab* slab) {
+            ++slabs_of_class;
+            return slab->HasMarks();
+          },
+          &marked);
     }
+    slabs += slabs_of_class;
     // An eighth as many as there are, and one.
-    shelf.new_slabs_first = (shelf.new_slabs_first + 8) / 8;
+    shelf.new_slabs_first = (slabs_of_class + 8) / 8;
   }
-  const bool inherits = bytes >= kLeastInheritedBytes;
-  while (Slab* slab = all.PopFront()) {
+  while (Slab* slab = marked.PopFront()) {
     counters_.drained_blocks += slab->DrainAll();
-    slab->SetInherited(inherits);
+    slab->UpdateFullness();
     slab->ForgetPass();
-    shelves_[slab->size_class()].slabs[slab->fullness()].PushFront(slab);
+    shelves_[slab->size_class()].slabs[FullnessOf(slab)].PushFront(slab);
   }
-  owned_slab_bytes_ = inherits ? 0 : bytes;
-  return inherits;
+  return slabs * kSlabBytes >= kLeastInheritedBytes;
 }
 
-void ThreadCache::ChangeTag(Tag tag) {
+void ThreadCache::InheritSlabs(Tag new_tag) {
   OwnerLockHolder hold(lock_);
   FlushCold();  // By the old one.
-  tag_ = tag;
+  tag_ = new_tag;
+  // As FullnessOf() is now, without a store into each slab.
+  for (Shelf& shelf : shelves_) {
+    shelf.slabs[Slab::kInheritedFull].Append(&shelf.slabs[Slab::kFull]);
+    for (uint32_t f = Slab::kThreeFourths; f < Slab::kEmpty; ++f) {
+      shelf.slabs[Slab::kInherited].Append(&shelf.slabs[f]);
+    }
+  }
+  owned_slab_bytes_ = 0;
   // What is kept is written to.
   others_are_inherited_.store(true, std::memory_order_relaxed);
   foreign_allowance_.Clear();
-  if (thread_state.tag != 0) thread_state.SetTag(tag);
+  if (thread_state.tag != 0) thread_state.SetTag(new_tag);
 }
 
 }  // namespace quarry

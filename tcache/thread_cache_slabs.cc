@@ -84,7 +84,6 @@ Filling ThreadCache::FillingOfNext(SizeClass size_class) const {
 
 Slab* ThreadCache::TakeInherited(SlabList* list) {
   Slab* const slab = list->PopFront();
-  slab->SetInherited(false);
   owned_slab_bytes_ += kSlabBytes;
   // Its blocks are to be written to now, so their frees may be, too.
   TakeOwnership(slab);
@@ -94,6 +93,7 @@ Slab* ThreadCache::TakeInherited(SlabList* list) {
 void ThreadCache::TakeOwnership(Slab* slab) {
   const SizeClass c = slab->size_class();
   PageMap::Set(slab->start(), kSlabBytes, tag_ | MagazineOffset(c), slab);
+  slab->owner_tag = tag_;
   slab->UpdateFullness();
   slab->ForgetPass();
   Shelf& shelf = shelves_[c];
@@ -105,15 +105,17 @@ void ThreadCache::TakeOwnership(Slab* slab) {
 }
 
 void ThreadCache::MoveToItsList(Slab* slab) {
-  const Slab::Fullness before = slab->fullness();
+  const Slab::Fullness before = FullnessOf(slab);
   slab->UpdateFullness();
+  const Slab::Fullness after = FullnessOf(slab);
+  // Of an inherited slab: its neighbours would be written to.
+  if (ABSL_PREDICT_FALSE(after == before)) return;
   Shelf& shelf = shelves_[slab->size_class()];
   shelf.slabs[before].Remove(slab);
-  SlabList& list = shelf.slabs[slab->fullness()];
+  SlabList& list = shelf.slabs[after];
   // One empty slab stays, so that a thread at the edge of needing it does not
   // take and return it in turn.
-  if (slab->fullness() == Slab::kEmpty &&
-      (!list.IsEmpty() || slab->is_inherited())) {
+  if (after == Slab::kEmpty && (!list.IsEmpty() || IsInherited(slab))) {
     ReturnEmptySlab(slab);
     return;
   }
@@ -123,7 +125,7 @@ void ThreadCache::MoveToItsList(Slab* slab) {
 
 void ThreadCache::ReturnEmptySlab(Slab* slab) {
   ++counters_.slabs_returned;
-  if (!slab->is_inherited()) owned_slab_bytes_ -= kSlabBytes;
+  if (!IsInherited(slab)) owned_slab_bytes_ -= kSlabBytes;
   Slab::Return(slab);
 }
 

@@ -93,7 +93,7 @@ void ThreadCache::Verify(bool with_magazines) {
   ForEachSlab([&](Slab* slab) {
     slab->Verify();
     QUARRY_CHECK(slab->owner.load(std::memory_order_relaxed) == this);
-    if (!slab->is_inherited()) owned_slab_bytes += kSlabBytes;
+    if (!IsInherited(slab)) owned_slab_bytes += kSlabBytes;
   });
   size_t depot_bytes = 0;
   size_t classes_with_slabs = 0;

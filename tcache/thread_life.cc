@@ -103,7 +103,7 @@ void AfterForkInChild() ABSL_NO_THREAD_SAFETY_ANALYSIS {
   }
   if (inherits) {
     const Tag tag = cache_registry.NewTag();
-    if (tag != kNoTag) mine->ChangeTag(tag);
+    if (tag != kNoTag) mine->InheritSlabs(tag);
   }
 }
 

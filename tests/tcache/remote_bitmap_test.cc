@@ -141,6 +141,19 @@ TEST(RemoteBitmap, DrainAllFindsWhatTheSummaryDoesNotName) {
   EXPECT_EQ(bitmap.MarkWord(words.get(), 9, 2), Mark::kFirst);
 }
 
+TEST(RemoteBitmap, HasMarksWhereAWordOrTheSummaryIsNotEmpty) {
+  auto words = std::make_unique<std::atomic<uint64_t>[]>(kWords);
+  RemoteBitmap bitmap(words.get());
+  EXPECT_FALSE(bitmap.HasMarks(kWords));
+  words[9] = 6;
+  EXPECT_TRUE(bitmap.HasMarks(kWords));
+  words[9] = 0;
+  EXPECT_EQ(bitmap.MarkWord(words.get(), 0, 1), Mark::kFirst);
+  EXPECT_TRUE(bitmap.HasMarks(kWords));
+  words[0] = 0;
+  EXPECT_TRUE(bitmap.HasMarks(kWords)) << "the thread of a drain is gone";
+}
+
 // Threads mark blocks, each its own but in words that all share, as soon as they
 // were drained, while the holder of the token drains. There is never more than
 // one token, and when no thread marks any more and no token is left, then every

@@ -254,27 +254,6 @@ TEST_P(EveryClass, ABlockPutTwiceIsRefused) {
   slab->Verify();
 }
 
-TEST_P(EveryClass, AnInheritedSlabIsFullEmptyOrNeither) {
-  TestSlab slab(GetParam());
-  EXPECT_FALSE(slab->is_inherited());
-  slab->SetInherited(true);
-  EXPECT_TRUE(slab->is_inherited());
-  EXPECT_EQ(slab->fullness(), Slab::kEmpty);
-  const std::vector<char*> blocks = slab.TakeAll();
-  slab->UpdateFullness();
-  EXPECT_EQ(slab->fullness(), Slab::kInheritedFull);
-  for (size_t used = blocks.size() - 1; used > 0; --used) {
-    ASSERT_TRUE(slab->PutBlock(used));
-    slab->UpdateFullness();
-    ASSERT_EQ(slab->fullness(), Slab::kInherited);
-  }
-  slab->SetInherited(false);
-  EXPECT_FALSE(slab->is_inherited());
-  EXPECT_EQ(slab->fullness(), blocks.size() > 4   ? Slab::kSparse
-                              : blocks.size() > 1 ? Slab::kFourth
-                                                  : Slab::kFull);
-}
-
 TEST_P(EveryClass, FullnessGoesByFourths) {
   TestSlab slab(GetParam());
   const size_t blocks = slab->blocks();

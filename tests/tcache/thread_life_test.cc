@@ -53,6 +53,9 @@ const bool keys_made = [] {
   return true;
 }();
 
+// Whether the slab of `p`, which is this thread's, is.
+bool IsInherited(void* p) { return thread_state.cache->IsInherited(Slab::Of(p)); }
+
 class ThreadLifeTest : public testing::Test {
  protected:
   ~ThreadLifeTest() override {
@@ -582,24 +585,30 @@ TEST_F(ThreadLifeTest, AForksChildDrainsWithoutTokens) {
   worker.Do([] { ThreadCache::FlushThread(); });
 }
 
+// How many pages a child of a fork copies before it does anything.
+long FaultsOfChild() {
+  int pipes[2];
+  QUARRY_CHECK(pipe(pipes) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    rusage usage;
+    QUARRY_CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
+    QUARRY_CHECK(write(pipes[1], &usage.ru_minflt, sizeof(long)) == sizeof(long));
+    _exit(0);
+  }
+  long faults = 0;
+  QUARRY_CHECK(read(pipes[0], &faults, sizeof(faults)) == sizeof(faults));
+  EXPECT_EQ(StatusOf(child), 0);
+  close(pipes[0]);
+  close(pipes[1]);
+  return faults;
+}
+
 // A page that it writes to is copied, and as a rule it ends soon.
 TEST_F(ThreadLifeTest, AForksChildLeavesTheCachesOfOthersAlone) {
   const auto faults_of_child = [](size_t parked_caches) {
     settings.parked_caches = parked_caches;
-    int pipes[2];
-    QUARRY_CHECK(pipe(pipes) == 0);
-    const pid_t child = fork();
-    if (child == 0) {
-      rusage usage;
-      QUARRY_CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
-      QUARRY_CHECK(write(pipes[1], &usage.ru_minflt, sizeof(long)) == sizeof(long));
-      _exit(0);
-    }
-    long faults = 0;
-    QUARRY_CHECK(read(pipes[0], &faults, sizeof(faults)) == sizeof(faults));
-    EXPECT_EQ(StatusOf(child), 0);
-    close(pipes[0]);
-    close(pipes[1]);
+    const long faults = FaultsOfChild();
     settings.parked_caches = 0;
     return faults;
   };
@@ -628,6 +637,40 @@ TEST_F(ThreadLifeTest, AForksChildLeavesTheCachesOfOthersAlone) {
   }
 }
 
+// Nor does it write to the records of slabs, but of those with remote frees.
+TEST_F(ThreadLifeTest, AForksChildLeavesSlabsAlone) {
+  Worker worker;
+  constexpr size_t kOfEach = size_t{64} << 20;
+  const auto allocate = [] {
+    std::vector<void*> blocks;
+    for (size_t bytes = 0; bytes < kOfEach; bytes += 2048) {
+      blocks.push_back(Allocate(2048));
+    }
+    return blocks;
+  };
+  const long with_none = FaultsOfChild();
+  const std::vector<void*> mine = allocate();
+  // More than that many records lie on as many pages.
+  const long pages =
+      static_cast<long>(mine.size() * 2048 / kSlabBytes * sizeof(Slab) / PageBytes());
+  EXPECT_LT(FaultsOfChild(), with_none + pages / 2) << "its own";
+  std::vector<void*> orphans;
+  OnAnotherThread([&] { orphans = allocate(); });
+  EXPECT_LT(FaultsOfChild(), with_none + pages / 2) << "orphans";
+  std::vector<void*> others;
+  worker.Do([&] { others = allocate(); });
+  // Or it closes others' caches at once.
+  settings.parked_caches = 16;
+  EXPECT_LT(FaultsOfChild(), with_none + pages / 2) << "others' in use";
+  settings.parked_caches = 0;
+  worker.Do([&] {
+    for (void* p : others) Free(p);
+    ThreadCache::FlushThread();
+  });
+  for (void* p : mine) Free(p);
+  for (void* p : orphans) Free(p);
+}
+
 // A page that the child writes to is copied, so it notes beside the blocks what it
 // frees of its parent's, and allocates from slabs of its own.
 TEST_F(ThreadLifeTest, AForksChildDoesNotWriteToWhatItFrees) {
@@ -638,7 +681,7 @@ TEST_F(ThreadLifeTest, AForksChildDoesNotWriteToWhatItFrees) {
     *blocks.back() = kContent;
   }
   EXPECT_EQ(InChild([&] {
-              QUARRY_CHECK(Slab::Of(blocks[0])->is_inherited());
+              QUARRY_CHECK(IsInherited(blocks[0]));
               // What is in the magazine, which is nobody's yet.
               std::vector<void*> own(500);
               for (void*& p : own) p = Allocate(kBytes);
@@ -649,7 +692,7 @@ TEST_F(ThreadLifeTest, AForksChildDoesNotWriteToWhatItFrees) {
               for (uint64_t* p : blocks) QUARRY_CHECK(*p == kContent);
               for (int i = 0; i < 1000; ++i) {
                 own.push_back(Allocate(kBytes));
-                QUARRY_CHECK(!Slab::Of(own.back())->is_inherited());
+                QUARRY_CHECK(!IsInherited(own.back()));
                 QUARRY_CHECK(std::find(blocks.begin(), blocks.end(),
                                        own.back()) == blocks.end());
               }
@@ -661,7 +704,7 @@ TEST_F(ThreadLifeTest, AForksChildDoesNotWriteToWhatItFrees) {
                 QUARRY_CHECK(own.size() < blocks.size());
                 own.push_back(Allocate(kBytes));
               }
-              QUARRY_CHECK(!Slab::Of(own.back())->is_inherited());
+              QUARRY_CHECK(!IsInherited(own.back()));
               QUARRY_CHECK(TryPush(own.back()));
               own.pop_back();
               for (void* p : own) FreeHereOrLater(p);
@@ -710,7 +753,7 @@ TEST_F(ThreadLifeTest, AForksChildMakesNoHugePageForItsFirstSlabs) {
 TEST_F(ThreadLifeTest, AForksChildOfASmallHeapFreesAsEver) {
   void* const p = Allocate(kBytes);
   EXPECT_EQ(InChild([&] {
-              QUARRY_CHECK(!Slab::Of(p)->is_inherited());
+              QUARRY_CHECK(!IsInherited(p));
               QUARRY_CHECK(TryPush(p));
             }),
             0);
@@ -763,10 +806,10 @@ TEST_F(ThreadLifeTest, AForksChildForks) {
               const Tag tag = thread_state.tag;
               void* const second = Allocate(2 * kBytes);
               FreeLater(first[0]);
-              QUARRY_CHECK(!Slab::Of(second)->is_inherited());
+              QUARRY_CHECK(!IsInherited(second));
               QUARRY_CHECK(InChild([&] {
                              QUARRY_CHECK(thread_state.tag != tag);
-                             QUARRY_CHECK(Slab::Of(second)->is_inherited());
+                             QUARRY_CHECK(IsInherited(second));
                              for (size_t i = 1; i < first.size(); ++i) {
                                FreeLater(first[i]);
                              }
