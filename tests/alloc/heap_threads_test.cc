@@ -365,6 +365,35 @@ TEST(HeapThreads, StatisticsAndChecksRunBesideEverything) {
   ExpectBalanced(GatherStatistics());
 }
 
+// Whatever the threads that it has not were in the midst of in their magazines.
+TEST(HeapThreads, ChecksRunInAForksChild) {
+  std::atomic<bool> is_amid{false}, forked{false};
+  std::thread other([&] {
+    char* const block = Allocate(100);
+    Deallocate(block);
+    Magazine* magazine;
+    QUARRY_CHECK(ThreadCache::FindMagazine(block, &magazine));
+    // As if the free had linked the block, and not yet counted it.
+    ++magazine->room;
+    is_amid = true;
+    is_amid.notify_one();
+    forked.wait(false);
+    --magazine->room;
+  });
+  is_amid.wait(false);
+  EXPECT_EQ(InChild([] {
+              VerifyHeap();
+              // Closes what they had.
+              ReleaseMemory(0);
+              VerifyHeap();
+            }),
+            0);
+  forked = true;
+  forked.notify_one();
+  other.join();
+  VerifyHeap();
+}
+
 // While the thread that they came from neither runs nor ends, and where they came from
 // no thread's cache, of which nobody may ask for more.
 TEST(HeapThreads, WhatOthersFreedIsNotLive) {
