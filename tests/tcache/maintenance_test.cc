@@ -80,6 +80,19 @@ void StartThread() {
   QUARRY_CHECK(!maintenance_signal.IsWanted() && !maintenance_signal.IsOff());
 }
 
+// Each has a cache. They end with the process, which is to be a test's child.
+void StartThreadsThatWait(size_t threads) {
+  static std::atomic<size_t> ready;
+  for (size_t i = 0; i < threads; ++i) {
+    std::thread([] {
+      Free(Allocate(64));
+      ++ready;
+      for (;;) pause();
+    }).detach();
+  }
+  QUARRY_CHECK(Soon([threads] { return ready == threads; }));
+}
+
 // The folders in /proc of this process's threads of the name "quarry".
 std::vector<std::string> MaintenanceThreads() {
   std::vector<std::string> found;
@@ -371,15 +384,7 @@ TEST(Maintenance, ASlowPathTidiesSomeCachesAndTheNextGoesOn) {
               settings.decay_ms = 20;
               maintenance_signal.TurnOff();
               constexpr size_t kThreads = 20;
-              static std::atomic<size_t> ready;
-              for (size_t i = 0; i < kThreads; ++i) {
-                std::thread([] {
-                  Free(Allocate(64));
-                  ++ready;
-                  for (;;) pause();
-                }).detach();
-              }
-              QUARRY_CHECK(Soon([] { return ready == kThreads; }));
+              StartThreadsThatWait(kThreads);
               const auto count_untidy = [] {
                 size_t count = 0;
                 cache_registry.ForEach([&](ThreadCache* cache) {
@@ -395,6 +400,36 @@ TEST(Maintenance, ASlowPathTidiesSomeCachesAndTheNextGoesOn) {
                 QUARRY_CHECK(before - untidy <= 4);
                 return untidy == 0;
               }));
+            }),
+            0);
+}
+
+// In a fork's child, which is not to wait until all that the others had is given back.
+TEST(Maintenance, ASlowPathClosesSomeBereftCachesAndTheNextGoesOn) {
+  EXPECT_EQ(InChild([] {
+              settings.decay_ms = 20;
+              settings.parked_caches = 1;
+              constexpr size_t kThreads = 20;
+              StartThreadsThatWait(kThreads);
+              const int status = InChild([] {
+                maintenance_signal.TurnOff();
+                const auto count_bereft = [] {
+                  size_t count = 0;
+                  cache_registry.ForEach(
+                      [&](ThreadCache* cache) { count += cache->is_bereft; });
+                  return count;
+                };
+                size_t bereft = count_bereft();
+                QUARRY_CHECK(bereft == kThreads);
+                QUARRY_CHECK(Soon([&] {
+                  StartMaintenanceIfWanted();
+                  const size_t before = std::exchange(bereft, count_bereft());
+                  QUARRY_CHECK(before - bereft <= 4);
+                  return bereft == 0;
+                }));
+                VerifyAll();
+              });
+              QUARRY_CHECK(status == 0);
             }),
             0);
 }
