@@ -154,6 +154,26 @@ TEST(RemoteBitmap, HasMarksWhereAWordOrTheSummaryIsNotEmpty) {
   EXPECT_TRUE(bitmap.HasMarks(kWords)) << "the thread of a drain is gone";
 }
 
+TEST(RemoteBitmap, ARepairNamesAllWordsWithMarksAndGivesTheToken) {
+  auto words = std::make_unique<std::atomic<uint64_t>[]>(kWords);
+  RemoteBitmap bitmap(words.get());
+  EXPECT_FALSE(bitmap.RepairAfterFork(kWords));
+  ASSERT_EQ(bitmap.MarkWord(words.get(), 3, 1), Mark::kFirst);
+  // As if the thread that got the token were gone with it, and another between the two
+  // halves of MarkWord().
+  words[9] = 6;
+  EXPECT_TRUE(bitmap.RepairAfterFork(kWords));
+  EXPECT_EQ(bitmap.MarkWord(words.get(), 9, 8), Mark::kAdded);
+  EXPECT_EQ(bitmap.MarkWord(words.get(), 20, 1), Mark::kAdded);
+  EXPECT_EQ(DrainAsSet(bitmap),
+            (std::set<size_t>{3 * 64, 9 * 64 + 1, 9 * 64 + 2, 9 * 64 + 3, 20 * 64}));
+  EXPECT_FALSE(bitmap.RepairAfterFork(kWords));
+  // As if a drain had cleared the summary, and not yet the word.
+  words[9] = 6;
+  EXPECT_TRUE(bitmap.RepairAfterFork(kWords));
+  EXPECT_EQ(DrainAsSet(bitmap), (std::set<size_t>{9 * 64 + 1, 9 * 64 + 2}));
+}
+
 // Threads mark blocks, each its own but in words that all share, as soon as they
 // were drained, while the holder of the token drains. There is never more than
 // one token, and when no thread marks any more and no token is left, then every
