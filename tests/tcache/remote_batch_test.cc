@@ -228,6 +228,24 @@ TEST_F(RemoteBatchTest, ARepairKeepsWhatIsHeldAndCountsItAnew) {
   EXPECT_TRUE(TakeAll().empty());
 }
 
+// Its thread may be gone at any moment of a change.
+TEST_F(RemoteBatchTest, ARepairForgetsAnEntryThatWasBeingWritten) {
+  const FakeSlab other(8, ClassOf(48));
+  Add(small_, 5);
+  Add(other, 6);
+  for (const BlockWord& entry : batch_.entries()) {
+    if (entry.bits != 0 && entry.slab_start() == small_.At(0)) {
+      const_cast<BlockWord&>(entry).bits = 0;
+    }
+  }
+  batch_.RepairAfterFork();
+  batch_.Verify();
+  EXPECT_FALSE(TryAddToWord(small_, 7));
+  Add(small_, 5);
+  batch_.Verify();
+  EXPECT_EQ(TakeAll(), (Held{small_.At(5), other.At(6)}));
+}
+
 // With its owner a slab's tag changes, and the tag leads to the entry.
 TEST_F(RemoteBatchTest, ASlabThatChangesHandsMayHaveTwoEntries) {
   const FakeSlab later(7, small_.size_class, 2 * kOwnerUnit);

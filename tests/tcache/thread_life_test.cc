@@ -585,6 +585,69 @@ TEST_F(ThreadLifeTest, AForksChildDrainsWithoutTokens) {
   worker.Do([] { ThreadCache::FlushThread(); });
 }
 
+// A thread moves its magazine and the spare without a lock.
+TEST_F(ThreadLifeTest, AForksChildFindsAMovingMagazineInOnePlace) {
+  Worker worker;
+  std::vector<void*> blocks(1000);
+  Magazine* magazine = nullptr;
+  worker.Do([&] {
+    for (void*& p : blocks) p = Allocate(kBytes);
+    QUARRY_CHECK(ThreadCache::FindMagazine(blocks.back(), &magazine));
+    void* last;
+    // Until the magazine has just become the spare.
+    do {
+      last = blocks.back();
+      blocks.pop_back();
+      Free(last);
+    } while (magazine->head != nullptr);
+    // As if it still were the magazine, too.
+    magazine->head = static_cast<FreeBlock*>(last);
+    magazine->room = -1;
+  });
+  EXPECT_EQ(InChild([&] {
+              // Its cache was closed, and each block put back once.
+              VerifyAll();
+              for (void* p : blocks) Free(p);
+              ThreadCache::FlushThread();
+              QUARRY_CHECK(CountOrphans() == 0);
+              QUARRY_CHECK(SlabBytesInUse() == 0);
+            }),
+            0);
+  worker.Do([&] {
+    magazine->head = nullptr;
+    magazine->room = magazine->capacity;
+    for (void* p : blocks) Free(p);
+  });
+}
+
+// Nor does it need one to hold a block of another's slab until it marks several: of the
+// first, the place was written, and nothing yet counted.
+TEST_F(ThreadLifeTest, AForksChildForgetsTheFirstBlockThatAThreadWasAboutToHold) {
+  void* const p = Allocate(kBytes);
+  RemoteBlock block;
+  ASSERT_TRUE(RemoteBlock::Find(p, PageMap::TagOf(p), &block));
+  RemoteBatch with_block;
+  BlockWord displaced{};
+  ASSERT_TRUE(with_block.Add(block, &displaced));
+  size_t index = 0;
+  while (with_block.entries()[index].bits == 0) ++index;
+  std::vector<ThreadCache*> caches;
+  do {
+    caches.push_back(cache_registry.Take());
+  } while (caches.back()->remote_batch().frees() != 0);
+  ThreadCache* const cache = caches.back();
+  auto& entry = const_cast<BlockWord&>(cache->remote_batch().entries()[index]);
+  entry.place = block.place;
+  EXPECT_EQ(InChild([&] {
+              QUARRY_CHECK(!cache->is_open);
+              cache->Verify(/*with_magazines=*/true);
+            }),
+            0);
+  entry.place = 0;
+  for (ThreadCache* taken : caches) cache_registry.Give(taken);
+  Free(p);
+}
+
 // How many pages a child of a fork copies before it does anything.
 long FaultsOfChild() {
   int pipes[2];
