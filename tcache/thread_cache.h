@@ -692,6 +692,10 @@ class alignas(64) ThreadCache {
   // In the child of a fork: one magazine that was just moving is in both places, whichever
   // way it went, and an entry of the batch half written.
   void RepairMoves() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
+  // Takes the first slab that is this cache's out of *pending, what a pending stack had;
+  // nullptr if none is left. Those before it, which are other caches', it moves to *others,
+  // for PassTokens().
+  Slab* PopOwn(Slab** pending, Slab** others) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Slabs of a pending stack that are another cache's, linked by pending_next:
   // their tokens go on.
   static void PassTokens(Slab* slabs);

@@ -41,22 +41,15 @@ void ThreadCache::Close() {
 }
 
 Slab* ThreadCache::CloseSlabs(SlabList* empty) {
-  Slab* others = nullptr;
   Orphans& orphans = OrphansOf(arena()->index());
   LockHolder hold_orphans(orphans.lock());
   // Closed under the orphans' lock, which is released only when no slab has
   // this owner any more: a thread that finds the stack closed waits for that
   // lock and then finds out who owns its slab.
-  Slab* slab = pending_.Close();
-  while (slab != nullptr) {
-    Slab* next = slab->pending_next;
-    if (slab->owner.load(std::memory_order_relaxed) == this) {
-      counters_.drained_blocks += slab->Drain();
-    } else {
-      slab->pending_next = others;
-      others = slab;
-    }
-    slab = next;
+  Slab* pending = pending_.Close();
+  Slab* others = nullptr;
+  while (Slab* slab = PopOwn(&pending, &others)) {
+    counters_.drained_blocks += slab->Drain();
   }
   owned_slab_bytes_ = 0;
   classes_with_slabs_ = 0;
@@ -64,7 +57,7 @@ Slab* ThreadCache::CloseSlabs(SlabList* empty) {
   for (Shelf& shelf : shelves_) {
     shelf.had_slab = false;
     for (SlabList& list : shelf.slabs) {
-      while ((slab = list.PopFront()) != nullptr) {
+      while (Slab* slab = list.PopFront()) {
         if (slab->used() == 0) {
           empty->PushFront(slab);
         } else {

@@ -141,24 +141,28 @@ bool ThreadCache::ReturnEmptySlabs() {
 }
 
 void ThreadCache::DrainPending() {
-  Slab* others = nullptr;
   looks_.store(0, std::memory_order_relaxed);
-  for (Slab* slab = pending_.TakeAll(); slab != nullptr;) {
-    // Before the drain, which gives the token away: the next thread that gets
-    // it pushes the slab again and writes its link.
-    Slab* next = slab->pending_next;
-    if (slab->owner.load(std::memory_order_relaxed) == this) {
-      counters_.drained_blocks += slab->Drain();
-      RelistAfterPut(slab);
-    } else {
-      // Pushed by a thread that saw an owner which had this cache's memory
-      // before us.
-      slab->pending_next = others;
-      others = slab;
-    }
-    slab = next;
+  Slab* pending = pending_.TakeAll();
+  Slab* others = nullptr;
+  while (Slab* slab = PopOwn(&pending, &others)) {
+    counters_.drained_blocks += slab->Drain();
+    RelistAfterPut(slab);
   }
   PassTokens(others);
+}
+
+Slab* ThreadCache::PopOwn(Slab** pending, Slab** others) {
+  while (Slab* slab = *pending) {
+    // Before the caller drains it, which gives the token away: the next thread that gets
+    // it pushes the slab again and writes its link.
+    *pending = slab->pending_next;
+    if (Owns(slab)) return slab;
+    // Pushed by a thread that saw an owner which had this cache's memory before us, or us
+    // before the slab was lent.
+    slab->pending_next = *others;
+    *others = slab;
+  }
+  return nullptr;
 }
 
 void ThreadCache::PassTokens(Slab* slabs) {
