@@ -25,7 +25,7 @@ namespace quarry {
 // shells run are, does not pay for a heap. Once or more often.
 void StartProcess(char** environment);
 
-// Malloc() where the fast path has no block.
+// Malloc() where the fast path has no block, or was not asked.
 ABSL_ATTRIBUTE_NOINLINE void* MallocSlow(size_t bytes);
 
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* Malloc(size_t bytes) {

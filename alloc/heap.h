@@ -95,10 +95,10 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeMedium(size_t bytes) {
   return ThreadCache::TakeRun(bytes);
 }
 
-// What TryPop() does not look at, though it is at hand: a block, else nullptr. Then
+// What is at hand, whether or not TryPop() looks at it: a block, else nullptr. Then
 // AllocateSlow().
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryTakeAtHand(size_t bytes) {
-  if (bytes <= kSmallMaxBytes) return ThreadCache::TryPopSpare(bytes);
+  if (bytes <= kSmallMaxBytes) return ThreadCache::TryTakeFor(bytes);
   return TryTakeMedium(bytes);
 }
 

@@ -70,6 +70,7 @@ inline Slab* ThreadCache::SlabForRefill(SizeClass size_class) {
 
 inline void ThreadCache::FillFrom(Slab* slab, Magazine* magazine,
                                   SizeClass size_class) {
+  QUARRY_DCHECK(magazine->head == nullptr);
   // A thread that only allocates has so much of each class at hand that nobody uses.
   const int32_t wanted =
       std::min(magazine->capacity / 2, MostRefillBlocks(size_class));

@@ -3,7 +3,7 @@
 //
 //   malloc ->  TryPop  -> magazine . . . . . . . . no lock, no atomic
 //                            | empty
-//           TryPopSpare-> the spare magazine . . . no lock, no atomic
+//           TryTakeFor -> the spare magazine . . . no lock, no atomic
 //                            | none
 //              Refill  -> depot of full magazines
 //                         slabs, fullest first . . the cache's own lock
@@ -226,19 +226,17 @@ class alignas(64) ThreadCache {
     return thread_state.cache->magazines_[ClassOfTag(tag)].head == p;
   }
 
-  // A block of at least `bytes` after TryPop() had none, from the spare magazine;
-  // nullptr if that is empty, too.
-  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryPopSpare(size_t bytes) {
-    if (ABSL_PREDICT_FALSE(bytes > kSmallMaxBytes)) return nullptr;
-    return thread_state.cache->TakeSpare(ClassOfTag(MagazineOffsetFor(bytes)));
-  }
-
   // A block of `size_class` from the magazine or the spare one, else nullptr.
   ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryTake(SizeClass size_class) {
     ThreadCache* const cache = thread_state.cache;
     Magazine& magazine = cache->magazines_[size_class];
     if (ABSL_PREDICT_TRUE(magazine.head != nullptr)) return magazine.Pop();
     return cache->TakeSpare(size_class);
+  }
+  // The same of the class for `bytes` <= kSmallMaxBytes. Callers may, but need not, have
+  // seen that TryPop() has none.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE static void* TryTakeFor(size_t bytes) {
+    return TryTake(ClassOfTag(MagazineOffsetFor(bytes)));
   }
 
   // Whether the thread has a cache and is to use its magazines, and `bytes` are of a
@@ -500,11 +498,12 @@ class alignas(64) ThreadCache {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
 
   // Moves the spare magazine, if there is one, to where the empty one is, and
-  // takes a block of it.
+  // takes a block of it. Requires that that is empty: its blocks would be lost.
   ABSL_ATTRIBUTE_ALWAYS_INLINE void* TakeSpare(SizeClass size_class) {
     FreeBlock* const spare = spares_[size_class];
     if (spare == nullptr) return nullptr;
     Magazine& magazine = magazines_[size_class];
+    QUARRY_DCHECK(magazine.head == nullptr);
     // In this order, and before the first is popped, for the child of a fork: see
     // RepairMoves().
     magazine.head = spare;

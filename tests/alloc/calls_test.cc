@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <string>
+#include <vector>
 
 #include "alloc/heap.h"
 #include "alloc/options.h"
@@ -57,6 +58,23 @@ TEST(Calls, TheSlowPathServesEverySize) {
     ASSERT_NE(block, nullptr);
     EXPECT_GE(UsableBytes(block), bytes);
     Free(block);
+  }
+}
+
+// Callers need not have looked whether the fast path has one.
+TEST(Calls, TheSlowPathLosesNoBlockOfTheFastPath) {
+  for (const size_t bytes : {1, 100, 5000, 20000, 60000}) {
+    const size_t live_bytes = GatherStatistics().live_small_bytes;
+    // Two full magazines, which are the most that malloc() has at hand.
+    std::vector<void*> blocks(1500);
+    for (void*& block : blocks) block = Malloc(bytes);
+    for (int round = 0; round < 20; ++round) {
+      for (size_t i = 0; i < blocks.size(); i += 2) Free(blocks[i]);
+      for (size_t i = 0; i < blocks.size(); i += 2) blocks[i] = MallocSlow(bytes);
+    }
+    for (void* block : blocks) Free(block);
+    EXPECT_EQ(GatherStatistics().live_small_bytes, live_bytes) << bytes;
+    VerifyHeap();
   }
 }
 

@@ -83,6 +83,36 @@ TEST_F(OperatorNew, EveryAlignmentIsHonoured) {
   }
 }
 
+size_t LiveBytes() {
+  quarry_statistics_t statistics;
+  statistics.size = sizeof(statistics);
+  EXPECT_EQ(quarry_statistics(&statistics), 0);
+  return statistics.live_bytes;
+}
+
+TEST_F(OperatorNew, NoBlockIsLostWithAnyAlignment) {
+  std::vector<void*> blocks(100);
+  for (size_t alignment = 1; alignment <= size_t{8192}; alignment *= 2) {
+    const align_val_t aligned{alignment};
+    for (const size_t bytes : {100, 3000, 5000, 20000, 60000, 70000}) {
+      // What the test itself keeps is there.
+      EXPECT_GT(LiveBytes(), 0u);
+      const size_t live_bytes = LiveBytes();
+      for (void*& block : blocks) block = ::operator new(bytes, aligned);
+      for (int round = 0; round < 10; ++round) {
+        for (size_t i = 0; i < blocks.size(); i += 3) ::operator delete(blocks[i], aligned);
+        for (size_t i = 0; i < blocks.size(); i += 3) {
+          blocks[i] = (round & 1) == 0 ? ::operator new(bytes, aligned)
+                                       : ::operator new(bytes, aligned, nothrow);
+        }
+      }
+      for (void* block : blocks) ::operator delete(block, bytes, aligned);
+      ASSERT_EQ(LiveBytes(), live_bytes) << bytes << ", " << alignment;
+    }
+  }
+  quarry_verify();
+}
+
 TEST_F(OperatorNew, AnAlignmentThatIsNoPowerOfTwoIsRefused) {
   for (const size_t alignment : {0, 3, 24, 4097}) {
     const align_val_t bad{Opaque(alignment)};
