@@ -211,6 +211,7 @@ size_t Arena::TryGrow(Run* run, size_t least_pages, size_t most_pages) {
   segment->ClearTags(part);
   segment->MoveEnd(run, static_cast<uint32_t>(pages));
   CountInUse(in_use_pages() + more);
+  trim_slack_.NoteTaken(more - part->dirty_pages);
   RecycleRecord(part);
   return pages;
 }

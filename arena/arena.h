@@ -366,6 +366,8 @@ class Arena {
   // Whether that may be more than the threshold: the user has set none, and what is free
   // goes back in time anyhow.
   static bool CapAdapts();
+  // Whether it rises by trim_slack_, too: not where memory is short.
+  static bool CapHasSlack();
   // What may be dirty before the thread that frees purges. Takes no lock.
   size_t CapBytes() const ABSL_NO_THREAD_SAFETY_ANALYSIS;
 

@@ -5,6 +5,7 @@
 #include "absl/base/optimization.h"
 #include "arena/arena.h"
 #include "arena/clock.h"
+#include "arena/limits.h"
 #include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
 #include "arena/report.h"
@@ -29,12 +30,16 @@ bool Arena::CapAdapts() {
          !maintenance_signal.IsOff();
 }
 
+bool Arena::CapHasSlack() { return CapAdapts() && !AboveSoftLimit(); }
+
 size_t Arena::CapBytes() const {
   if (settings.decay_ms.load(std::memory_order_relaxed) == 0) return 0;
   const size_t cap_bytes =
       settings.trim_threshold_bytes.load(std::memory_order_relaxed);
   if (!CapAdapts()) return cap_bytes;
-  return std::max(cap_bytes + trim_slack_.pages() * PageBytes(),
+  const size_t slack_bytes = CapHasSlack() ? trim_slack_.pages() * PageBytes() : 0;
+  // A threshold that is just being set may be as large as can be.
+  return std::max(cap_bytes + std::min(slack_bytes, SIZE_MAX - cap_bytes),
                   in_use_pages() * PageBytes() / 2);
 }
 
@@ -144,7 +149,9 @@ void Arena::EndPurge(Run* piece, Place origin, PageSource::Purged purged,
   size_t asked_bytes = piece->dirty_pages * PageBytes();
   if (purged != PageSource::Purged::kRefused) {
     pass->purged_bytes += asked_bytes;
-    if (pass->reason == PurgeReason::kCap && CapAdapts()) {
+    // What is purged lazily is still there when it is wanted soon.
+    if (pass->reason == PurgeReason::kCap && CapHasSlack() &&
+        purged == PageSource::Purged::kZero) {
       trim_slack_.NotePurgedOverCap(piece->dirty_pages);
     } else if (pass->reason == PurgeReason::kAge) {
       trim_slack_.NotePurgedByAge(piece->dirty_pages);

@@ -15,7 +15,7 @@ namespace quarry {
 // A cap on dirty pages guards against a program that frees much and has no use for it. One
 // that frees hundreds of MiB and takes as much again, in a loop, has a fault for each page
 // that goes over the cap, each time. When it frees the first time, nobody can know which
-// it is. But if pages that are not resident are taken within the decay time of such a
+// it is. But if pages that are not resident are taken within the decay time of the last such
 // purge, they would have been dirty still: to that extent the purge was in vain, and so much
 // more may be dirty from then on. What then grows older than the decay time after all was
 // kept in vain, and lowers it by as much.
@@ -31,7 +31,7 @@ class TrimSlack {
   // So many pages went over the cap.
   void NotePurgedOverCap(size_t pages);
 
-  // A run was taken, of which so many pages are not dirty.
+  // A run was taken, or extended, of which so many pages are not dirty.
   void NoteTaken(size_t clean_pages) {
     if (ABSL_PREDICT_FALSE(purged_pages_ > 0)) NoteTakenAfterPurge(clean_pages);
   }
@@ -44,6 +44,8 @@ class TrimSlack {
 
  private:
   void NoteTakenAfterPurge(size_t clean_pages);
+  // What was purged longer ago than the decay time was not in vain.
+  void ForgetOldPurges(uint32_t now_ms);
 
   // Went over the cap, and were not taken again.
   size_t purged_pages_ = 0;

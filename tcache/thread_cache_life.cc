@@ -140,7 +140,9 @@ void ThreadCache::InheritSlabs(Tag new_tag) {
   OwnerLockHolder hold(lock_);
   FlushCold();  // By the old one.
   tag_ = new_tag;
-  // As FullnessOf() is now, without a store into each slab.
+  // As FullnessOf() is now, without a store into each slab. A pass that goes on in a list
+  // which others are appended to would take it for done.
+  slab_pass_.Restart();
   for (Shelf& shelf : shelves_) {
     shelf.slabs[Slab::kInheritedFull].Append(&shelf.slabs[Slab::kFull]);
     for (uint32_t f = Slab::kThreeFourths; f < Slab::kEmpty; ++f) {

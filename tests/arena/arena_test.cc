@@ -591,6 +591,17 @@ TEST_F(ArenaTest, KeepsWhatItPurgedInVain) {
   EXPECT_EQ(arena_.FreeDirtyBytes(), 40 * kMiB);
   EXPECT_EQ(purges_of_a_round(), 0u);
 
+  // Not while memory is short, and what is purged then is no reason either.
+  memory_limits.SetLimits(1, 0);
+  ASSERT_TRUE(memory_limits.Charge(kMiB));
+  ASSERT_TRUE(AboveSoftLimit());
+  EXPECT_GT(arena_.PurgeOverCap(), 0u);
+  EXPECT_LE(arena_.FreeDirtyBytes(), 8 * kMiB);
+  for (int i = 0; i < 3; ++i) EXPECT_GT(purges_of_a_round(), 0u);
+  memory_limits.Refund(kMiB);
+  memory_limits.SetLimits(0, 0);
+  EXPECT_EQ(purges_of_a_round(), 0u);
+
   // What then grows old was kept in vain.
   EXPECT_EQ(arena_.PurgeFreedBefore(NowMs() + 1), 40 * kMiB);
   EXPECT_GT(purges_of_a_round(), 0u);

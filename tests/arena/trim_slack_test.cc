@@ -52,6 +52,16 @@ TEST_F(TrimSlackTest, WhatIsTakenLaterThanTheDecayTimeDoesNot) {
   EXPECT_EQ(slack_.pages(), 0u);
 }
 
+TEST_F(TrimSlackTest, ALaterPurgeDoesNotMakeAnEarlierOneYoung) {
+  settings.decay_ms = 20;
+  slack_.NotePurgedOverCap(50);
+  usleep(40'000);
+  slack_.NotePurgedOverCap(5);
+  settings.decay_ms = 10'000'000;
+  slack_.NoteTaken(30);
+  EXPECT_EQ(slack_.pages(), 5u);
+}
+
 TEST_F(TrimSlackTest, WhatGrowsOldLowersIt) {
   slack_.NotePurgedOverCap(50);
   slack_.NoteTaken(50);
