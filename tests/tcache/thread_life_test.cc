@@ -1050,7 +1050,7 @@ void LiveAsChild(ForkScene* scene, bool with_threads) {
 
 TEST_F(ThreadLifeTest, ForksWhileOtherThreadsAllocate) {
   // Under TSan a child of several threads runs unchecked, and slowly.
-  const int kForks = kUnderTsan ? 20 : kUnderAsan ? 100 : 1000;
+  const int kForks = kUnderTsan ? 20 : kUnderAsan ? 100 : 400;
   const uint64_t seed = TestSeed();
   ForkScene scene;
   Free(Allocate(16));
