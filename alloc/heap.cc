@@ -299,6 +299,10 @@ void DeallocateSizedNotPushed(void* p, size_t bytes, const Magazine* magazine) {
 }
 
 void DeallocateAlignedSizedSlow(void* p, size_t bytes, size_t alignment) {
+  // As TryPopAligned() has it, where no block is aligned to less.
+  if (alignment <= kMinAlignmentBytes && bytes > kEvenMaxBytes) {
+    return DeallocateSized(p, bytes);
+  }
   if (p == nullptr) return;
   // As memalign() and aligned_alloc() take it: 0, too.
   if (alignment <= kSmallMaxBytes) alignment = std::bit_ceil(alignment);

@@ -56,7 +56,8 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPop(size_t bytes) {
 ABSL_ATTRIBUTE_ALWAYS_INLINE inline void* TryPopAligned(size_t bytes,
                                                         size_t alignment) {
   if (ABSL_PREDICT_FALSE(bytes > kEvenMaxBytes || alignment > kEvenMaxBytes)) {
-    return nullptr;
+    // As the resources of std::pmr ask for all.
+    return alignment <= kMinAlignmentBytes ? ThreadCache::TryPop(bytes) : nullptr;
   }
   return ThreadCache::TryPop(AlignedBytes(bytes, alignment));
 }

@@ -271,7 +271,7 @@ class Arena {
   // What one call may purge, and what has come of it.
   struct PurgePass {
     PurgeReason reason;
-    size_t keep_bytes = 0;  // So much may stay dirty.
+    size_t keep_bytes = 0;   // So much may stay dirty.
     uint32_t before_ms = 0;  // By age, what was freed before.
     bool gives_way = true;  // Ends early when a request waits for the lock.
 
