@@ -42,6 +42,10 @@ CONFIGURATIONS = {
 # The rest finds the same faults with another compiler, and takes as long again.
 USUAL = ["default", "dbg", "asan", "tsan", "clang-default"]
 
+# The sanitizers have the debug checks, too, so that beside them dbg is for what they
+# cannot run: the library as the program's malloc, and tests of which they leave cases out.
+DBG_BESIDE_SANITIZERS = ["--test_tag_filters=preload,unsanitized"]
+
 Counts = collections.namedtuple("Counts", "passed failed skipped")
 
 
@@ -101,10 +105,10 @@ def ReadEvents(path):
   return total, failed_targets
 
 
-def RunConfiguration(name, targets):
+def RunConfiguration(name, targets, flags):
   with tempfile.TemporaryDirectory(prefix="quarry-test-") as scratch:
     events = pathlib.Path(scratch) / "events.json"
-    command = ["bazel", "test", *CONFIGURATIONS[name], "--keep_going",
+    command = ["bazel", "test", *CONFIGURATIONS[name], *flags, "--keep_going",
                "--noshow_progress", "--test_summary=none",
                "--test_output=errors", f"--build_event_json_file={events}",
                *targets]
@@ -184,7 +188,10 @@ def Main():
     names = ["default"]
   total = Counts(0, 0, 0)
   for name in names:
-    counts = Report(name, lambda: RunConfiguration(name, arguments.targets))
+    is_usual = names == USUAL and arguments.targets == ["//..."]
+    flags = DBG_BESIDE_SANITIZERS if is_usual and name == "dbg" else []
+    counts = Report(
+        name, lambda: RunConfiguration(name, arguments.targets, flags))
     total = Counts(*map(sum, zip(total, counts)))
   # Of the build that is shipped; what else was asked for is not about them.
   if "default" in names and arguments.targets == ["//..."]:
