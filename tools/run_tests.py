@@ -42,8 +42,9 @@ CONFIGURATIONS = {
 # The rest finds the same faults with another compiler, and takes as long again.
 USUAL = ["default", "dbg", "asan", "tsan", "clang-default"]
 
-# The sanitizers have the debug checks, too, so that beside them dbg is for what they
-# cannot run: the library as the program's malloc, and tests of which they leave cases out.
+# The sanitizers have the debug checks, too, so that beside them dbg is for what
+# they cannot run: the library as the program's malloc, and tests of which they
+# leave cases out or do fewer rounds.
 DBG_BESIDE_SANITIZERS = ["--test_tag_filters=preload,unsanitized"]
 
 Counts = collections.namedtuple("Counts", "passed failed skipped")
