@@ -83,14 +83,16 @@ void MetadataPool::Deallocate(void* record, size_t bytes) {
 }
 
 void* MetadataPool::Bump(size_t record_bytes) {
-  const bool is_small = record_bytes <= kLargestSmall;
-  if (is_small && record_bytes <= static_cast<size_t>(gap_end_ - gap_)) {
-    char* const record = gap_;
-    gap_ += record_bytes;
+  // Large records are whole pages, so that they can be purged.
+  const size_t alignment = record_bytes <= kLargestSmall ? kRecordAlignment : PageBytes();
+  // Also for a large one: else it would leave too little for the next Reserve(), which maps
+  // a chunk then, and of two rests that were kept for it one would be lost each time.
+  const size_t gap_skipped = -reinterpret_cast<uintptr_t>(gap_) & (alignment - 1);
+  if (gap_skipped + record_bytes <= static_cast<size_t>(gap_end_ - gap_)) {
+    char* const record = gap_ + gap_skipped;
+    gap_ = record + record_bytes;
     return record;
   }
-  // Large records are whole pages, so that they can be purged.
-  const size_t alignment = is_small ? kRecordAlignment : PageBytes();
   const size_t skipped = -reinterpret_cast<uintptr_t>(bump_) & (alignment - 1);
   if (skipped + record_bytes <= static_cast<size_t>(end_ - bump_)) {
     char* const record = bump_ + skipped;

@@ -99,6 +99,39 @@ TEST(MetadataPool, WhatIsReservedIsThereWhenTheSourceHasNoMore) {
   }
 }
 
+// As where segments of many runs come and go, and a thread begins in between.
+TEST(MetadataPool, ReservingAgainAndAgainLosesNoChunk) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  constexpr size_t kSegment = 1200 << 10, kRuns = 500 << 10, kCache = 40 << 10;
+  size_t mapped_bytes = 0;
+  for (int round = 0; round < 400; ++round) {
+    if (round == 200) mapped_bytes = pool.mapped_bytes();
+    ASSERT_TRUE(pool.Reserve(kSegment, kRuns));
+    void* const segment = pool.Allocate(kSegment);
+    ASSERT_NE(segment, nullptr);
+    pool.Deallocate(segment, kSegment);
+    ASSERT_NE(pool.Allocate(kCache), nullptr);
+  }
+  // A chunk's rest may be too small for one more cache.
+  EXPECT_LE(pool.mapped_bytes() - mapped_bytes, 200 * (kCache + kCache / 8) + (4 << 20));
+}
+
+TEST(MetadataPool, ALargeRecordTakesWhatWasLeftForALargerOne) {
+  ScriptedPageSource source;
+  MetadataPool pool(source);
+  char* const first = static_cast<char*>(pool.Allocate(128));
+  ASSERT_NE(pool.Allocate(4 << 20), nullptr);
+  ASSERT_TRUE(pool.Reserve(2 << 20, 2 << 20));
+  source.RefuseKind(Kind::kMap);
+  char* const large = static_cast<char*>(pool.Allocate(100000));
+  EXPECT_GT(large, first);
+  EXPECT_LT(large, first + (256 << 10));
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(large) % PageBytes(), 0u);
+  EXPECT_TRUE(IsZero(large, 100000));
+  ASSERT_NE(pool.Allocate(2 << 20), nullptr) << "reserved, and not touched";
+}
+
 TEST(MetadataPool, ALargeFreedRecordIsPurgedAtOnce) {
   ScriptedPageSource source;
   MetadataPool pool(source);
