@@ -70,8 +70,11 @@ void ThreadCache::AddOutOfReach(ClassStatistics (&classes)[kClasses],
     const RacingPiece pieces[] = {{notes_, notes, sizeof(notes)}};
     if (!copy(pieces)) return;
     for (uint32_t i = 1; i <= std::min(notes_count, kMostNotes); ++i) {
-      const Tag tag = PageMap::TagOf(notes[i]);
-      if (tag < kNobody) ++classes[ClassOfTag(tag)].out_of_reach_blocks;
+      // By the class alone: a slab that has been lent has an orphan's tag.
+      const SizeClass size_class = ClassOfTag(PageMap::TagOf(notes[i]));
+      if (size_class != kNoClass && size_class < kClasses) {
+        ++classes[size_class].out_of_reach_blocks;
+      }
     }
   }
   if (remote_batch_.frees() != 0) {

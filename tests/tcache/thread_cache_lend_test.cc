@@ -254,6 +254,23 @@ TEST_F(ThreadCacheLendTest, NotesOfLentBlocksGoToTheirNewOwners) {
   VerifyAll();
 }
 
+// Nor are they the program's, as long as nobody has adopted their slab.
+TEST_F(ThreadCacheLendTest, NotesOfLentBlocksAreCounted) {
+  std::vector<void*> blocks = AllocateByWorker(kBytes, size_t{4} << 20);
+  worker_.Do([&] { ASSERT_EQ(NoteSome(&blocks).size(), kNotes); });
+  const auto out_of_reach = [&] {
+    ThreadCache::ClassStatistics classes[kClasses] = {};
+    worker_.Do([&] { thread_state.cache->AddStatistics(classes, true); });
+    return classes[ClassOf(kBytes)].out_of_reach_blocks;
+  };
+  const size_t before = out_of_reach();
+  ASSERT_GE(before, kNotes);
+  FreeMost(blocks, 8);
+  for (size_t i = 0; i < 4 * kSlabs && Adoptions() == 0; ++i) AllocateSlabs(kBytes, 1);
+  ASSERT_EQ(Adoptions(), 1u) << "the first of those that were lent";
+  EXPECT_EQ(out_of_reach(), before);
+}
+
 using ThreadCacheLendDeathTest = ThreadCacheLendTest;
 
 TEST_F(ThreadCacheLendDeathTest, ANoteOfABlockWhoseSlabIsGoneIsFound) {
