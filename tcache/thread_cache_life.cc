@@ -35,8 +35,9 @@ void ThreadCache::Close() {
   FlushAll();
   SlabList empty;
   Slab* const others = CloseSlabs(&empty);
-  lock_.Release();
+  // Before the lock is released: the child of a fork would not have them.
   while (Slab* slab = empty.PopFront()) Slab::Return(slab);
+  lock_.Release();
   PassTokens(others);
 }
 
