@@ -1,6 +1,8 @@
 #include "arena/report.h"
 
 #include <signal.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,6 +25,18 @@ bool IsOnThisStack(const void* p) {
   const uintptr_t here =
       reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
   return reinterpret_cast<uintptr_t>(p) - here < kStackBytes;
+}
+
+// Whether p is where a mapping could be, and is none.
+bool MayHaveBeenUnmapped(const void* p) {
+  constexpr uintptr_t kFirstBytes = 64 * 1024;  // vm.mmap_min_addr
+  constexpr uintptr_t kUserBytes = uintptr_t{1} << 47;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(p);
+  if (address < kFirstBytes || address >= kUserBytes) return false;
+  const auto page_bytes = static_cast<uintptr_t>(getauxval(AT_PAGESZ));
+  unsigned char is_resident;
+  return mincore(reinterpret_cast<void*>(address & -page_bytes), 1, &is_resident) != 0 &&
+         errno == ENOMEM;
 }
 
 [[noreturn]] void Abort(LineBuffer& line) {
@@ -123,6 +137,8 @@ void ReportForeignPointer(const char* call, const void* p) {
   LineBuffer line;
   line.AppendText("quarry: ").AppendText(call).AppendText(" of ").AppendHex(p);
   line.AppendText(", which Quarry did not allocate");
+  // As it has with a large block that is freed twice.
+  if (MayHaveBeenUnmapped(p)) line.AppendText(" or has unmapped since");
   Abort(line);
 }
 

@@ -90,8 +90,17 @@ inline void ThreadCache::FillFrom(Slab* slab, Magazine* magazine,
   magazine->head = list.Finish();
 }
 
+inline void ThreadCache::LookForRing() {
+  const SizeClass size_class = ring_class_;
+  ring_class_ = static_cast<uint8_t>((size_class + 1) % kClasses);
+  const Magazine& magazine = magazines_[size_class];
+  // Finds the block that is in it twice.
+  if (ABSL_PREDICT_FALSE(magazine.room > magazine.capacity)) FlushClass(size_class);
+}
+
 void* ThreadCache::Refill(SizeClass size_class) {
   SetUsed(true);
+  LookForRing();
   Magazine& magazine = magazines_[size_class];
   Shelf& shelf = shelves_[size_class];
   if (shelf.depot_count > 0) {

@@ -566,6 +566,10 @@ class alignas(64) ThreadCache {
     return Refill(size_class);
   }
 
+  // Looks at one magazine, the next in turn: of a block that was freed twice, with others in
+  // between, its list becomes a ring, which is never empty and never flushed, and gives the
+  // same blocks out again and again. But then more blocks came out of it than went in.
+  ABSL_ATTRIBUTE_ALWAYS_INLINE void LookForRing() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Requires that there is neither magazine nor spare.
   void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // The slab to begin with, after a drain if one is due; nullptr if none has a free block.
@@ -751,6 +755,9 @@ class alignas(64) ThreadCache {
 
   // How many of notes_ there are.
   uint32_t notes_count_ = 0;
+
+  // The class that LookForRing() looks at next.
+  uint8_t ring_class_ ABSL_GUARDED_BY(lock_) = 0;
 
   // Of each class a second magazine, of FullMagazineBlocks(), or nullptr. The owner's.
   // Where there is one, the capacity of the magazine is MostMagazineBlocks(); only where

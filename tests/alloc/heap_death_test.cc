@@ -60,6 +60,10 @@ std::string Foreign(const std::string& call, const void* p) {
   return Of(call, p) + ", which Quarry did not allocate";
 }
 
+std::string ForeignOrGone(const std::string& call, const void* p) {
+  return Foreign(call, p) + " or has unmapped since";
+}
+
 std::string OnStack(const std::string& call, const void* p) {
   return Of(call, p) + ", which is on the stack of this thread";
 }
@@ -215,6 +219,21 @@ TEST(HeapDeathTest, DoubleFreeOfAPageRun) {
   FreeAll({p, q});
 }
 
+// Its magazine is a ring then: never empty, so never filled, and never flushed.
+TEST(HeapDeathTest, DoubleFreeWithAnotherInBetweenIsFoundWhileOtherSizesAreTaken) {
+  EXPECT_EXIT(
+      {
+        char* const p = Allocate(48);
+        char* const q = Allocate(48);
+        FlushThread();
+        for (char* block : {p, q, p}) Deallocate(block);
+        // The program has the same two for as long as it asks.
+        for (int i = 0; i < 1000; ++i) static_cast<void>(Allocate(48));
+        for (int i = 0; i < 20000; ++i) static_cast<void>(Allocate(1000));
+      },
+      testing::KilledBySignal(SIGABRT), "^quarry: double free of ");
+}
+
 TEST(HeapDeathTest, DoubleFreeOfAHugeBlock) {
   // One that raised the threshold would not be kept for reuse.
   settings.mmap_threshold_adapts = false;
@@ -228,7 +247,7 @@ TEST(HeapDeathTest, DoubleFreeOfAHugeBlock) {
   settings.decay_ms = 0;
   char* const unmapped = Allocate(100 * kMiB);
   EXPECT_REPORT((Deallocate(unmapped), Deallocate(unmapped)),
-                Foreign("free", unmapped));
+                ForeignOrGone("free", unmapped));
   Deallocate(unmapped);
   settings.decay_ms = Settings().decay_ms.load();
 }
@@ -337,27 +356,31 @@ TEST(HeapDeathTest, AddressOfAFreePage) {
   Deallocate(p);
 }
 
-void ExpectForeign(char* p) {
+void ExpectForeign(char* p, decltype(Foreign) report = Foreign) {
   SCOPED_TRACE(Hex(p));
-  EXPECT_REPORT(Deallocate(p), Foreign("free", p));
-  EXPECT_REPORT(DeallocateSized(p, 48), Foreign("sized free", p));
-  EXPECT_REPORT(DeallocateAlignedSized(p, 100, 32), Foreign("sized free", p));
-  EXPECT_REPORT(DeallocateAlignedSized(p, 100, kMiB), Foreign("sized free", p));
-  EXPECT_REPORT(static_cast<void>(Reallocate(p, 100)), Foreign("realloc", p));
-  EXPECT_REPORT(UsableBytes(p), Foreign("usable size", p));
-  EXPECT_REPORT(FreeElsewhere(p), Foreign("free", p));
+  EXPECT_REPORT(Deallocate(p), report("free", p));
+  EXPECT_REPORT(DeallocateSized(p, 48), report("sized free", p));
+  EXPECT_REPORT(DeallocateAlignedSized(p, 100, 32), report("sized free", p));
+  EXPECT_REPORT(DeallocateAlignedSized(p, 100, kMiB), report("sized free", p));
+  EXPECT_REPORT(static_cast<void>(Reallocate(p, 100)), report("realloc", p));
+  EXPECT_REPORT(UsableBytes(p), report("usable size", p));
+  EXPECT_REPORT(FreeElsewhere(p), report("free", p));
 }
 
 TEST(HeapDeathTest, PointersThatQuarryNeverGaveOut) {
   Deallocate(Allocate(1));  // Until then one address is not to be asked for: kNowhere.
   alignas(16) static char global[64];
   ExpectForeign(global);
+  // Where nothing ever is.
   for (const uintptr_t address :
-       {uintptr_t{8}, uintptr_t{0x10000}, uintptr_t{0xdeadbee8},
-        uintptr_t{0x600000000008}, uintptr_t{0xfffffffffffffff8},
-        uintptr_t{0xffff800000000000}, uintptr_t{0x8000000000000000},
-        uintptr_t{0x1000000000000}}) {
+       {uintptr_t{8}, uintptr_t{0xfffffffffffffff8}, uintptr_t{0xffff800000000000},
+        uintptr_t{0x8000000000000000}, uintptr_t{0x1000000000000}}) {
     ExpectForeign(reinterpret_cast<char*>(address));
+  }
+  // Where a block could have been.
+  for (const uintptr_t address :
+       {uintptr_t{0x10000}, uintptr_t{0xdeadbee8}, uintptr_t{0x600000000008}}) {
+    ExpectForeign(reinterpret_cast<char*>(address), ForeignOrGone);
   }
   // In its midst, so that no thread's stack is just below.
   constexpr size_t kMappingBytes = 32 * kMiB;
