@@ -81,7 +81,9 @@ size_t quarry_malloc_usable_size(const void* block) noexcept {
 }
 
 size_t quarry_good_size(size_t bytes) noexcept {
-  return bytes > size_t{PTRDIFF_MAX} ? 0 : quarry::GoodBytes(bytes);
+  if (bytes > size_t{PTRDIFF_MAX}) return 0;
+  const size_t good_bytes = quarry::GoodBytes(bytes);
+  return good_bytes > size_t{PTRDIFF_MAX} ? 0 : good_bytes;
 }
 
 void quarry_thread_flush() noexcept { quarry::FlushThread(); }

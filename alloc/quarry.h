@@ -157,7 +157,7 @@ size_t quarry_malloc_usable_size(const void* block) QUARRY_NOTHROW;
 
 /* How many bytes a block of quarry_malloc(bytes) has as a rule: the best size to ask for
  * instead. Who asked for less may have less, which quarry_malloc_usable_size() tells. 0
- * for more than PTRDIFF_MAX bytes. */
+ * if that would be more than PTRDIFF_MAX bytes. */
 QUARRY_PUBLIC
 size_t quarry_good_size(size_t bytes) QUARRY_NOTHROW;
 
@@ -169,10 +169,11 @@ size_t quarry_good_size(size_t bytes) QUARRY_NOTHROW;
 QUARRY_PUBLIC
 void quarry_thread_flush(void) QUARRY_NOTHROW;
 
-/* Returns free memory to the system, and tells how many bytes went. About
- * `keep_bytes` bytes are kept where the calling thread allocates from; of other
- * threads, what they have at hand for their next small blocks. Implies
- * quarry_thread_flush(). */
+/* Returns free memory to the system, and tells how many bytes of memory went: of pages
+ * that a block was on, and that were not given back before. Addresses that go back as well
+ * are not counted, as there is no memory behind them. About `keep_bytes` bytes are kept
+ * where the calling thread allocates from; of other threads, what they have at hand for
+ * their next small blocks. Implies quarry_thread_flush(). */
 QUARRY_PUBLIC
 size_t quarry_release_memory(size_t keep_bytes) QUARRY_NOTHROW;
 

@@ -232,8 +232,8 @@ class Arena {
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // Purges until at most keep_bytes are dirty. Before, unmaps segments that are
-  // wholly free, and free ends of others, while keep_bytes stay free; returns
-  // the bytes of these, too.
+  // wholly free, and free ends of others, while keep_bytes stay free. Returns the bytes of
+  // the pages that were dirty: other addresses were not memory.
   size_t Purge(size_t keep_bytes) ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // What a purge may give back. Takes no lock.
@@ -385,9 +385,10 @@ class Arena {
                 PurgePass* pass)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_, lock_);
 
-  // Unmaps one segment or end of a segment. Returns its bytes, or 0.
-  size_t UnmapOne(size_t keep_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_)
-      ABSL_LOCKS_EXCLUDED(lock_);
+  // Unmaps one segment or end of a segment, and adds what of it was dirty. Returns whether
+  // there was one.
+  bool UnmapOne(size_t keep_bytes, size_t* dirty_bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(purge_lock_) ABSL_LOCKS_EXCLUDED(lock_);
   bool FindUnmapping(size_t keep_bytes, Unmapping* found)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Takes a part of a free run, which is an end of its segment, away from the

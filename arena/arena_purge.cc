@@ -73,16 +73,17 @@ size_t Arena::PurgeOverCap(size_t most_bytes, size_t most_steps) {
 }
 
 size_t Arena::Purge(size_t keep_bytes) {
-  size_t unmapped_bytes = 0;
-  for (size_t bytes = 1; bytes > 0; unmapped_bytes += bytes) {
+  size_t dirty_bytes = 0;
+  bool more = true;
+  while (more) {
     LockHolder one_step(purge_lock_);
-    bytes = UnmapOne(keep_bytes);
+    more = UnmapOne(keep_bytes, &dirty_bytes);
   }
   PurgePass pass = {.reason = PurgeReason::kRequest};
   pass.keep_bytes = keep_bytes;
   pass.gives_way = false;
   PurgeAll(&pass);
-  return unmapped_bytes + pass.purged_bytes;
+  return dirty_bytes + pass.purged_bytes;
 }
 
 void Arena::PurgeAll(PurgePass* pass) {
@@ -179,17 +180,19 @@ void Arena::EndPurge(Run* piece, Place origin, PageSource::Purged purged,
   pass->left_bytes -= std::min(pass->left_bytes, asked_bytes);
 }
 
-size_t Arena::UnmapOne(size_t keep_bytes) {
+bool Arena::UnmapOne(size_t keep_bytes, size_t* dirty_bytes) {
   Unmapping found;
   {
     LockHolder hold(lock_);
-    if (!FindUnmapping(keep_bytes, &found)) return 0;
+    const size_t dirty_before = FreeDirtyBytes();
+    if (!FindUnmapping(keep_bytes, &found)) return false;
+    *dirty_bytes += dirty_before - FreeDirtyBytes();
   }
   // The page map has forgotten them: once unmapped, the addresses may be
   // another's.
   source_.Unmap(found.start, found.bytes);
   if (found.segment != nullptr) Segment::Discard(metadata_, found.segment);
-  return found.bytes;
+  return true;
 }
 
 bool Arena::FindUnmapping(size_t keep_bytes, Unmapping* found) {

@@ -39,13 +39,7 @@ bool RaisesThreshold(size_t bytes) {
       !settings.mmap_threshold_adapts.load(kRelaxed)) {
     return false;
   }
-  const size_t threshold_bytes = bytes + PageBytes();
-  settings.mmap_threshold_bytes.store(threshold_bytes, kRelaxed);
-  // Room for two such blocks, so that one of them comes and goes without a
-  // system call.
-  const size_t trim_bytes = settings.trim_threshold_bytes.load(kRelaxed);
-  settings.trim_threshold_bytes.store(std::max(trim_bytes, 2 * threshold_bytes),
-                                      kRelaxed);
+  settings.mmap_threshold_bytes.store(bytes + PageBytes(), kRelaxed);
   return true;
 }
 
@@ -232,10 +226,16 @@ size_t HugeBlocks::PurgeFreedBefore(uint32_t time_ms) {
 }
 
 size_t HugeBlocks::Purge() {
-  size_t purged_bytes = 0;
-  const auto is_any = [](const Huge*) { return true; };
-  while (const size_t bytes = DiscardOldest(is_any)) purged_bytes += bytes;
-  return purged_bytes;
+  size_t dirty_bytes = 0;
+  bool is_purged = false;
+  const auto is_any = [&](const Huge* huge) {
+    is_purged = huge->zeroed;
+    return true;
+  };
+  while (const size_t bytes = DiscardOldest(is_any)) {
+    if (!is_purged) dirty_bytes += bytes;
+  }
+  return dirty_bytes;
 }
 
 template <typename MayGo>

@@ -147,11 +147,11 @@ class HugeBlocks {
   // all blocks: for error messages.
   Huge* Containing(const void* p) ABSL_LOCKS_EXCLUDED(lock_);
 
-  // Unmaps what is kept for reuse; returns the bytes given back to the OS.
+  // Unmaps what is kept for reuse; returns the bytes of what was not purged before.
   size_t Purge() ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 
   // The same for what was freed before `time_ms`, a NowMs() at most 24 days
-  // ago.
+  // ago. Returns the bytes of all that it has unmapped.
   size_t PurgeFreedBefore(uint32_t time_ms)
       ABSL_LOCKS_EXCLUDED(purge_lock_, lock_);
 

@@ -135,6 +135,7 @@ TEST(Quarry, TheGoodSizeIsWhatMallocGives) {
   }
   EXPECT_EQ(quarry_good_size(Opaque(SIZE_MAX)), 0u);
   EXPECT_EQ(quarry_good_size(Opaque(size_t{PTRDIFF_MAX} + 1)), 0u);
+  EXPECT_EQ(quarry_good_size(Opaque(size_t{PTRDIFF_MAX})), 0u) << "rounded up to pages";
 }
 
 TEST(Quarry, AllocateAtLeastTellsAllTheBytesThereAre) {

@@ -60,7 +60,8 @@ class HugeBlocksTest : public testing::Test {
     EXPECT_EQ(blocks_.statistics().live_blocks, 0u);
     EXPECT_EQ(blocks_.statistics().live_bytes, 0u);
     const size_t kept_bytes = blocks_.statistics().cached_bytes;
-    EXPECT_EQ(blocks_.Purge(), kept_bytes);
+    EXPECT_LE(blocks_.Purge(), kept_bytes);
+    EXPECT_EQ(blocks_.statistics().cached_bytes, 0u);
     blocks_.Verify();
     EXPECT_EQ(source_.statistics().mapped_bytes, 0u);
     EXPECT_EQ(metadata_.in_use_bytes(), 0u);
@@ -423,12 +424,11 @@ TEST_F(HugeBlocksTest, AFreedBlockRaisesTheThresholdAndIsNotKept) {
   EXPECT_EQ(settings.mmap_threshold_bytes, 4 * kMiB);
   blocks_.Deallocate(blocks_.Allocate(20 * kMiB, 1));
   EXPECT_EQ(settings.mmap_threshold_bytes, 20 * kMiB + PageBytes());
-  EXPECT_EQ(settings.trim_threshold_bytes, 64 * kMiB) << "large enough";
   blocks_.Deallocate(blocks_.Allocate(40 * kMiB, 1));
   EXPECT_EQ(settings.mmap_threshold_bytes, 20 * kMiB + PageBytes());
   blocks_.Deallocate(blocks_.Allocate(32 * kMiB, 1));
   EXPECT_EQ(settings.mmap_threshold_bytes, 32 * kMiB + PageBytes());
-  EXPECT_EQ(settings.trim_threshold_bytes, 2 * (32 * kMiB + PageBytes()));
+  EXPECT_EQ(settings.trim_threshold_bytes, 64 * kMiB) << "large enough for one to come and go";
   EXPECT_EQ(blocks_.statistics().cached_bytes, 40 * kMiB);
 }
 
