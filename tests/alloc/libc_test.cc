@@ -137,7 +137,10 @@ TEST(Libc, JoiningThreadsDoesNotWaitForItself) {
 }
 
 TEST(Libc, CfreeIsFree) {
-  cfree(malloc(10));
+  void* const block = malloc(10000000);
+  const size_t mapped_bytes = mallinfo2().hblkhd;
+  cfree(block);
+  EXPECT_LE(mallinfo2().hblkhd + 10000000, mapped_bytes);
   cfree(nullptr);
 }
 

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stddef.h>
 
+#include <iterator>
 #include <new>
 
 #include "alloc/quarry.h"
@@ -13,21 +14,50 @@ namespace {
 using std::align_val_t;
 using std::nothrow;
 
+size_t LiveBytes() {
+  quarry_statistics_t statistics;
+  statistics.size = sizeof(statistics);
+  EXPECT_EQ(quarry_statistics(&statistics), 0);
+  return statistics.live_bytes;
+}
+
 TEST(OperatorDelete, EveryFormFrees) {
-  for (const size_t bytes : {0, 1, 24, 100, 5000, 100000, 5000000}) {
-    const align_val_t alignment{64};
-    ::operator delete(::operator new(bytes));
-    ::operator delete(::operator new(bytes), bytes);
-    ::operator delete(::operator new(bytes), nothrow);
-    ::operator delete(::operator new(bytes, alignment), alignment);
-    ::operator delete(::operator new(bytes, alignment), bytes, alignment);
-    ::operator delete(::operator new(bytes, alignment), alignment, nothrow);
-    ::operator delete[](::operator new[](bytes));
-    ::operator delete[](::operator new[](bytes), bytes);
-    ::operator delete[](::operator new[](bytes), nothrow);
-    ::operator delete[](::operator new[](bytes, alignment), alignment);
-    ::operator delete[](::operator new[](bytes, alignment), bytes, alignment);
-    ::operator delete[](::operator new[](bytes, alignment), alignment, nothrow);
+  constexpr align_val_t kAlignment{64};
+  using Form = void (*)(size_t bytes);
+  constexpr Form kForms[] = {
+      [](size_t bytes) { ::operator delete(::operator new(bytes)); },
+      [](size_t bytes) { ::operator delete(::operator new(bytes), bytes); },
+      [](size_t bytes) { ::operator delete(::operator new(bytes), nothrow); },
+      [](size_t bytes) {
+        ::operator delete(::operator new(bytes, kAlignment), kAlignment);
+      },
+      [](size_t bytes) {
+        ::operator delete(::operator new(bytes, kAlignment), bytes, kAlignment);
+      },
+      [](size_t bytes) {
+        ::operator delete(::operator new(bytes, kAlignment), kAlignment, nothrow);
+      },
+      [](size_t bytes) { ::operator delete[](::operator new[](bytes)); },
+      [](size_t bytes) { ::operator delete[](::operator new[](bytes), bytes); },
+      [](size_t bytes) { ::operator delete[](::operator new[](bytes), nothrow); },
+      [](size_t bytes) {
+        ::operator delete[](::operator new[](bytes, kAlignment), kAlignment);
+      },
+      [](size_t bytes) {
+        ::operator delete[](::operator new[](bytes, kAlignment), bytes, kAlignment);
+      },
+      [](size_t bytes) {
+        ::operator delete[](::operator new[](bytes, kAlignment), kAlignment, nothrow);
+      },
+  };
+  for (size_t form = 0; form < std::size(kForms); ++form) {
+    for (const size_t bytes : {0, 1, 24, 100, 5000, 100000, 5000000}) {
+      // Often enough that libc's blocks for the maintenance thread are less.
+      constexpr int kTimes = 100;
+      const size_t live_bytes = LiveBytes();
+      for (int i = 0; i < kTimes; ++i) kForms[form](bytes);
+      EXPECT_LT(LiveBytes(), live_bytes + kTimes * 8) << "form " << form << " of " << bytes;
+    }
   }
   ::operator delete(nullptr);
   ::operator delete(nullptr, 8);
