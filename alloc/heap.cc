@@ -198,8 +198,7 @@ void* AllocateSlow(size_t bytes) {
 
 void* AllocateZeroed(size_t bytes) {
   if (ABSL_PREDICT_TRUE(bytes <= kSlabsOnlyMaxBytes)) {
-    void* block = TryPop(bytes);
-    if (block == nullptr) block = TryTakeAtHand(bytes);
+    void* block = TryTakeAtHand(bytes);
     if (ABSL_PREDICT_FALSE(block == nullptr)) {
       block = AllocateSlow(bytes);
       if (block == nullptr) return nullptr;

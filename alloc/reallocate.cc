@@ -224,8 +224,7 @@ bool IsMovedToShrink(const Run* run, size_t bytes) {
 
 // Moves it; nullptr, with nothing changed, where there is no room at hand.
 ABSL_ATTRIBUTE_NOINLINE void* MoveShrunk(Run* run, size_t bytes) {
-  void* moved = TryPop(bytes);
-  if (moved == nullptr) moved = TryTakeAtHand(bytes);
+  void* moved = TryTakeAtHand(bytes);
   if (moved == nullptr && bytes > kSmallMaxBytes) {
     moved = TryAllocateLarge(bytes, kMinAlignmentBytes).start;
   } else if (moved == nullptr && ThreadCache::IsOnFastPath(bytes)) {
