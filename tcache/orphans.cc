@@ -1,6 +1,6 @@
 #include "tcache/orphans.h"
 
-#include <span>
+#include <array>
 
 #include "arena/maintenance_signal.h"
 #include "arena/page_map.h"
@@ -87,7 +87,7 @@ bool Orphans::Tidy(bool is_urgent, bool* gave_back, size_t most_steps) {
     if (step == 0 && is_urgent) slab_pass_.Restart();
     const SlabPass::State state = slab_pass_.Step(
         looks, gave_back, [this](SizeClass c) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-          return std::span(&partial_[c], 1);
+          return std::array{&partial_[c]};
         });
     if (state != SlabPass::State::kGoesOn) {
       return state == SlabPass::State::kSomeAreYoung;

@@ -73,14 +73,12 @@ class alignas(64) Slab {
  public:
   // How full a slab is, in quarters, which is how lists of slabs are kept.
   enum Fullness : uint8_t {
-    kFull,          // No free block.
-    kInheritedFull, // What its cache takes these for where it is inherited: that one,
-    kInherited,     // and those that follow.
-    kThreeFourths,  // At least three fourths used.
+    kFull,         // No free block.
+    kThreeFourths, // At least three fourths used.
     kHalf,
     kFourth,
     kSparse,
-    kEmpty,         // No block used.
+    kEmpty,        // No block used.
     kFullnesses,
   };
 

@@ -16,7 +16,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "tcache/size_classes.h"
 #include "tcache/slab.h"
@@ -54,21 +53,21 @@ class SlabPass {
     if (class_ != 0) saw_young_ = true;
   }
 
-  // One step. lists(c) are the lists of class c, of slabs with free blocks. Pages
-  // go back that were free at `looks` looks before. Sets *gave_back if any did.
+  // One step. lists(c) are pointers to the lists of class c, of slabs with free blocks.
+  // Pages go back that were free at `looks` looks before. Sets *gave_back if any did.
   template <typename Lists>
   State Step(uint8_t looks, bool* gave_back, Lists lists) {
     const uint8_t pass = static_cast<uint8_t>(passes_ + 1);
     size_t looked = 0;
     size_t purges = 0;
     for (; class_ < kClasses; ++class_) {
-      for (SlabList& list : std::span<SlabList>(lists(class_))) {
-        while (!list.IsEmpty() && list.first()->pass() != pass) {
+      for (SlabList* const list : lists(class_)) {
+        while (!list->IsEmpty() && list->first()->pass() != pass) {
           if (looked == kMostLooks || purges >= kMostPurges) {
             return State::kGoesOn;
           }
-          Slab* const slab = list.first();
-          list.MoveFirstToBack();
+          Slab* const slab = list->first();
+          list->MoveFirstToBack();
           const Slab::Look look = slab->LookForIdlePages(pass, looks);
           ++looked;
           purges += look.purges;

@@ -444,9 +444,23 @@ class alignas(64) ThreadCache {
   // Blocks of cold classes that are noted before they go to their slabs.
   static constexpr uint32_t kMostNotes = 64;
 
+  // The lists of a class's slabs: one for each Slab::Fullness, and behind those two for
+  // inherited slabs with blocks in use.
+  enum List : uint8_t {
+    kInherited = Slab::kFullnesses,  // With free blocks, too.
+    kInheritedFull,
+    kLists,
+  };
+
   // What stands behind the magazine of one class.
   struct Shelf {
-    SlabList slabs[Slab::kFullnesses];
+    // Of slabs with blocks in use and free ones.
+    std::array<SlabList*, 5> PartlyUsed() {
+      return {&slabs[kInherited], &slabs[Slab::kThreeFourths], &slabs[Slab::kHalf],
+              &slabs[Slab::kFourth], &slabs[Slab::kSparse]};
+    }
+
+    SlabList slabs[kLists];
     uint8_t depot_count = 0;
     // The fewest that there were since the last Tidy(): so many of the oldest
     // were not wanted.
@@ -662,10 +676,10 @@ class alignas(64) ThreadCache {
   }
   void MoveToItsList(Slab* slab) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // In which list of its class it belongs.
-  Slab::Fullness FullnessOf(const Slab* slab) const {
+  uint8_t ListOf(const Slab* slab) const {
     const Slab::Fullness fullness = slab->fullness();
     if (ABSL_PREDICT_TRUE(!IsInherited(slab)) || fullness == Slab::kEmpty) return fullness;
-    return fullness == Slab::kFull ? Slab::kInheritedFull : Slab::kInherited;
+    return fullness == Slab::kFull ? kInheritedFull : kInherited;
   }
   // Whether so much more from the arena would be fresh pages, as a rule, while free blocks
   // keep slabs from being empty: of what was freed in no order, each slab has one in a

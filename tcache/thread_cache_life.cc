@@ -78,11 +78,10 @@ size_t ThreadCache::Rest() {
   size_t bytes = depot_bytes_;
   for (SizeClass c = kEightByteClass; c < kClasses; ++c) {
     bytes += MagazineBlocks(c) * BlockBytes(c);
-    const Shelf& shelf = shelves_[c];
-    for (uint32_t f = Slab::kInherited; f <= Slab::kEmpty; ++f) {
-      shelf.slabs[f].ForEach(
-          [&bytes](const Slab* slab) { bytes += slab->ResidentFreeBytes(); });
-    }
+    Shelf& shelf = shelves_[c];
+    const auto add = [&bytes](const Slab* slab) { bytes += slab->ResidentFreeBytes(); };
+    for (const SlabList* list : shelf.PartlyUsed()) list->ForEach(add);
+    shelf.slabs[Slab::kEmpty].ForEach(add);
   }
   return bytes;
 }
@@ -132,7 +131,7 @@ bool ThreadCache::DrainAllAfterFork() {
     counters_.drained_blocks += slab->DrainAll();
     slab->UpdateFullness();
     slab->ForgetPass();
-    shelves_[slab->size_class()].slabs[FullnessOf(slab)].PushFront(slab);
+    shelves_[slab->size_class()].slabs[ListOf(slab)].PushFront(slab);
   }
   return slabs * kSlabBytes >= kLeastInheritedBytes;
 }
@@ -141,13 +140,13 @@ void ThreadCache::InheritSlabs(Tag new_tag) {
   OwnerLockHolder hold(lock_);
   FlushCold();  // By the old one.
   tag_ = new_tag;
-  // As FullnessOf() is now, without a store into each slab. A pass that goes on in a list
+  // As ListOf() is now, without a store into each slab. A pass that goes on in a list
   // which others are appended to would take it for done.
   slab_pass_.Restart();
   for (Shelf& shelf : shelves_) {
-    shelf.slabs[Slab::kInheritedFull].Append(&shelf.slabs[Slab::kFull]);
+    shelf.slabs[kInheritedFull].Append(&shelf.slabs[Slab::kFull]);
     for (uint32_t f = Slab::kThreeFourths; f < Slab::kEmpty; ++f) {
-      shelf.slabs[Slab::kInherited].Append(&shelf.slabs[f]);
+      shelf.slabs[kInherited].Append(&shelf.slabs[f]);
     }
   }
   owned_slab_bytes_ = 0;

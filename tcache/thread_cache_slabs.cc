@@ -26,7 +26,7 @@ Slab* ThreadCache::AcquireSlab(SizeClass size_class) {
   // Now and then, however seldom the batch is full.
   (void)FlushRemoteFrees(this);
   Shelf& shelf = shelves_[size_class];
-  SlabList& inherited = shelf.slabs[Slab::kInherited];
+  SlabList& inherited = shelf.slabs[kInherited];
   if (shelf.new_slabs_first == 0 && !inherited.IsEmpty()) {
     return TakeInherited(&inherited);
   }
@@ -105,9 +105,9 @@ void ThreadCache::TakeOwnership(Slab* slab) {
 }
 
 void ThreadCache::MoveToItsList(Slab* slab) {
-  const Slab::Fullness before = FullnessOf(slab);
+  const uint8_t before = ListOf(slab);
   slab->UpdateFullness();
-  const Slab::Fullness after = FullnessOf(slab);
+  const uint8_t after = ListOf(slab);
   // Of an inherited slab: its neighbours would be written to.
   if (ABSL_PREDICT_FALSE(after == before)) return;
   Shelf& shelf = shelves_[slab->size_class()];

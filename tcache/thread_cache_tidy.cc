@@ -1,6 +1,4 @@
 // What the maintenance thread does to a cache: the part of thread_cache.h about Tidy().
-#include <span>
-
 #include "tcache/thread_cache.h"
 
 namespace quarry {
@@ -69,8 +67,7 @@ SlabPass::State ThreadCache::PassOverSlabs(uint8_t looks, bool* gave_back) {
   return slab_pass_.Step(
       looks, gave_back,
       [this](SizeClass c) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-        SlabList* const lists = shelves_[c].slabs;
-        return std::span(lists + Slab::kInherited, lists + Slab::kEmpty);
+        return shelves_[c].PartlyUsed();
       });
 }
 

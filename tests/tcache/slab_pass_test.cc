@@ -1,8 +1,8 @@
 #include "tcache/slab_pass.h"
 
+#include <array>
 #include <cstring>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "arena/page_source.h"
@@ -31,7 +31,7 @@ class SlabPassTest : public testing::Test {
   State Step(uint8_t looks) {
     gave_back_ = false;
     return pass_.Step(looks, &gave_back_, [this](SizeClass c) {
-      return c == class_ ? std::span(&list_, 1) : std::span<SlabList>();
+      return std::array{c == class_ ? &list_ : &none_};
     });
   }
 
@@ -45,6 +45,7 @@ class SlabPassTest : public testing::Test {
   std::vector<std::unique_ptr<TestSlab>> slabs_;
   std::vector<char*> first_blocks_;
   SlabList list_;
+  SlabList none_;
   SlabPass pass_;
   bool gave_back_ = false;
 };
