@@ -10,7 +10,9 @@
 #include <cerrno>
 #include <chrono>
 #include <climits>
+#include <cstddef>
 #include <cstring>
+#include <map>
 #include <random>
 #include <set>
 #include <thread>
@@ -780,6 +782,57 @@ TEST_F(ThreadLifeTest, AForksChildDoesNotWriteToWhatItFrees) {
             }),
             0);
   for (uint64_t* p : blocks) Free(p);
+}
+
+// Of lists that a pass was amid when the process forked: those that it had not come to are
+// one list now with those that it was through.
+TEST_F(ThreadLifeTest, AForksChildLooksAtTheSlabsThatAPassHadLeft) {
+  const size_t page_bytes = PageBytes();
+  // So many of each fullness that the first step ends within or behind the first list.
+  constexpr size_t kSlabs = 2 * SlabPass::kMostPurges;
+  std::map<Slab*, std::vector<char*>> by_slab;
+  for (size_t full = 0; full < 2 * kSlabs;) {
+    char* const p = static_cast<char*>(Allocate(page_bytes));
+    memset(p, 0x55, page_bytes);
+    Slab* const slab = Slab::Of(p);
+    std::vector<char*>& blocks = by_slab[slab];
+    blocks.push_back(p);
+    if (blocks.size() == slab->blocks()) ++full;
+  }
+  std::vector<char*> freed;
+  bool many = false;
+  for (auto& [slab, blocks] : by_slab) {
+    if (blocks.size() < slab->blocks()) continue;
+    many = !many;
+    const size_t left = many ? slab->blocks() / 2 : slab->blocks() - 1;
+    while (blocks.size() > left) {
+      freed.push_back(blocks.back());
+      blocks.pop_back();
+      Free(freed.back());
+    }
+  }
+  ThreadCache::FlushThread();
+  const auto purged = [&] {
+    return std::count_if(freed.begin(), freed.end(), [page_bytes](const char* p) {
+      return p[page_bytes - 1] == 0;
+    });
+  };
+  ThreadCache* const cache = thread_state.cache;
+  bool gave_back = false;
+  EXPECT_TRUE(cache->Tidy(/*is_urgent=*/true, &gave_back, /*most_steps=*/1));
+  EXPECT_GT(purged(), 0);
+  EXPECT_LT(purged(), static_cast<ptrdiff_t>(freed.size()));
+  EXPECT_EQ(InChild([&] {
+              QUARRY_CHECK(IsInherited(freed[0]));
+              while (cache->Tidy(/*is_urgent=*/false, &gave_back)) {
+              }
+              QUARRY_CHECK(purged() == static_cast<ptrdiff_t>(freed.size()));
+              VerifyAll();
+            }),
+            0);
+  for (const auto& [slab, blocks] : by_slab) {
+    for (char* p : blocks) Free(p);
+  }
 }
 
 // However much it inherited: it may live for a moment.
