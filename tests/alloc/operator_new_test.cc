@@ -87,12 +87,14 @@ TEST_F(OperatorNew, EveryAlignmentIsHonoured) {
   }
 }
 
-size_t LiveBytes() {
+quarry_statistics_t Statistics() {
   quarry_statistics_t statistics;
   statistics.size = sizeof(statistics);
   EXPECT_EQ(quarry_statistics(&statistics), 0);
-  return statistics.live_bytes;
+  return statistics;
 }
+
+size_t LiveBytes() { return Statistics().live_bytes; }
 
 TEST_F(OperatorNew, NoBlockIsLostWithAnyAlignment) {
   std::vector<void*> blocks(100);
@@ -194,6 +196,72 @@ void* reserve = nullptr;
 
 TEST(OperatorNewDeathTest, RetriesAfterAHandlerThatFreesMemory) {
   EXPECT_EXIT(AllocateTwiceWithAReserve(), testing::ExitedWithCode(0), "");
+}
+
+// Blocks that are linked by themselves: there is no memory for a list of them.
+struct LinkedBlock {
+  LinkedBlock* next;
+};
+LinkedBlock* linked_blocks = nullptr;
+
+constexpr align_val_t kAsMalloc{16};
+
+// Returns how many bytes it has.
+size_t TakeBlock(size_t bytes) {
+  void* const block = ::operator new(bytes, kAsMalloc);
+  linked_blocks = new (block) LinkedBlock{linked_blocks};
+  return quarry_malloc_usable_size(block);
+}
+
+void FreeBlock() {
+  void* const block = linked_blocks;
+  linked_blocks = linked_blocks->next;
+  ::operator delete(block, kAsMalloc);
+}
+
+size_t blocks_to_free = 0;  // By the handler, at once.
+size_t live_bytes_when_freed = 0;
+size_t mapped_bytes_when_freed = 0;
+
+void FreeBlocksOnce() {
+  if (blocks_to_free == 0) throw std::bad_alloc();
+  for (; blocks_to_free > 0; --blocks_to_free) FreeBlock();
+  const quarry_statistics_t statistics = Statistics();
+  live_bytes_when_freed = statistics.live_bytes;
+  mapped_bytes_when_freed = statistics.mapped_bytes;
+}
+
+// It frees into the magazine which the request had found empty.
+TEST_F(OperatorNew, WhatAHandlerHasFreedIsAllUsedAgain) {
+  (void)quarry_release_memory(0);
+  const size_t limit = Statistics().mapped_bytes + (size_t{8} << 20);
+  for (const size_t bytes : {100, 3000, 5000, 20000, 60000, 70000}) {
+    for (const size_t freed : {1, 3, 10, 40}) {
+      size_t retaken = 0;
+      size_t retaken_bytes = 0;
+      blocks_to_free = freed;
+      std::set_new_handler(FreeBlocksOnce);
+      ASSERT_EQ(quarry_set_memory_limit(0, limit), 0);
+      try {
+        while (retaken < freed) {
+          const size_t taken_bytes = TakeBlock(bytes);
+          if (blocks_to_free > 0) continue;
+          ++retaken;
+          retaken_bytes += taken_bytes;
+        }
+      } catch (const std::bad_alloc&) {
+      }
+      const quarry_statistics_t after = Statistics();
+      ASSERT_EQ(quarry_set_memory_limit(0, 0), 0);
+      std::set_new_handler(nullptr);
+      EXPECT_EQ(retaken, freed) << bytes;
+      EXPECT_EQ(after.live_bytes, live_bytes_when_freed + retaken_bytes)
+          << bytes << ", " << freed;
+      EXPECT_LE(after.mapped_bytes, mapped_bytes_when_freed) << bytes << ", " << freed;
+      while (linked_blocks != nullptr) FreeBlock();
+      quarry_verify();
+    }
+  }
 }
 
 TEST_F(OperatorNew, SizeReturningFormsTellTheUsableBytes) {
