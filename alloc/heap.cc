@@ -33,7 +33,7 @@ constexpr char kSizedFree[] = "sized free";
 void* AllocateBlock(SizeClass size_class) {
   void* block = ThreadCache::Allocate(size_class);
   if (ABSL_PREDICT_FALSE(block == nullptr) &&
-      ReleasedFor(BlockBytes(size_class))) {
+      PurgeForRetry(BlockBytes(size_class))) {
     block = ThreadCache::Allocate(size_class);
   }
   SeeToUpkeep();
@@ -182,7 +182,7 @@ void* AllocateSlow(size_t bytes) {
   if (ABSL_PREDICT_TRUE(ThreadCache::IsOnFastPath(bytes))) {
     void* block = ThreadCache::AllocateFast(bytes);
     if (ABSL_PREDICT_FALSE(block == nullptr)) {
-      return ReleasedFor(bytes)
+      return PurgeForRetry(bytes)
                  ? AllocateSmall(ClassOf(bytes), bytes, kMinAlignmentBytes)
                  : nullptr;
     }

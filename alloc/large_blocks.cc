@@ -75,7 +75,7 @@ Large TryAllocateLarge(size_t bytes, size_t alignment) {
 
 Large AllocateLarge(size_t bytes, size_t alignment) {
   Large large = TryAllocateLarge(bytes, alignment);
-  if (ABSL_PREDICT_FALSE(large.start == nullptr) && ReleasedFor(bytes)) {
+  if (ABSL_PREDICT_FALSE(large.start == nullptr) && PurgeForRetry(bytes)) {
     large = TryAllocateLarge(bytes, alignment);
   }
   SeeToUpkeep();

@@ -132,7 +132,7 @@ ABSL_ATTRIBUTE_NOINLINE bool ResizeHuge(Huge* huge, size_t bytes) {
                               ? filling_history.Observe(huge->start, huge->bytes)
                               : Filling::kUnknown;
   bool resized = huge_blocks.Resize(huge, bytes, filling);
-  if (ABSL_PREDICT_FALSE(!resized) && ReleasedFor(bytes - huge->bytes)) {
+  if (ABSL_PREDICT_FALSE(!resized) && PurgeForRetry(bytes - huge->bytes)) {
     resized = huge_blocks.Resize(huge, bytes, filling);
   }
   NoteHuge(huge);
@@ -182,7 +182,7 @@ ABSL_ATTRIBUTE_NOINLINE void* MoveToHuge(Run* run, size_t bytes) {
   }
   // The system may have no such call, or no memory.
   Huge* huge = AllocateHuge(bytes, kMinAlignmentBytes, filling);
-  if (ABSL_PREDICT_FALSE(huge == nullptr) && ReleasedFor(bytes)) {
+  if (ABSL_PREDICT_FALSE(huge == nullptr) && PurgeForRetry(bytes)) {
     huge = AllocateHuge(bytes, kMinAlignmentBytes, filling);
   }
   if (!run->zeroed && filling == Filling::kFromLowEnd &&

@@ -23,7 +23,7 @@ Arena& ArenaOfThread() {
   return cache != nullptr ? *cache->arena() : ArenaAt(0);
 }
 
-bool ReleasedFor(size_t bytes) {
+bool PurgeForRetry(size_t bytes) {
   const size_t most_bytes =
       std::max(OsPages().statistics().mapped_bytes,
                settings.hard_limit_bytes.load(std::memory_order_relaxed));

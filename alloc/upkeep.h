@@ -18,7 +18,7 @@ Arena& ArenaOfThread();
 // What the heap keeps for later may be what the system will not give, or what a
 // limit has no room beside, so it goes back before a request fails; but not for
 // a request that is larger than all that could come free.
-bool ReleasedFor(size_t bytes);
+bool PurgeForRetry(size_t bytes);
 
 // To be called where something was mapped and no lock is held.
 void RelieveDuePressure();

@@ -80,7 +80,7 @@ struct Magazine {
   }
 
   // The same whether or not the class is cold.
-  bool IsBlockStartWhenWarm(const void* p) const {
+  bool IsBlockStartEvenIfCold(const void* p) const {
     return BlockOfOffset(OffsetInGranule(p), start_reciprocal).IsStart();
   }
 

@@ -257,7 +257,7 @@ class alignas(64) ThreadCache {
                                                        void* p,
                                                        bool* notes_are_full) {
     return ABSL_PREDICT_TRUE(magazine->start_limit == 0 &&
-                             magazine->IsBlockStartWhenWarm(p)) &&
+                             magazine->IsBlockStartEvenIfCold(p)) &&
            TryNote(p, notes_are_full);
   }
 
@@ -267,7 +267,7 @@ class alignas(64) ThreadCache {
       const Magazine* magazine, void* p, size_t bytes, bool* notes_are_full) {
     return ABSL_PREDICT_TRUE(bytes <= kSmallMaxBytes &&
                              magazine->ServesRequestWhenCold(bytes) &&
-                             magazine->IsBlockStartWhenWarm(p)) &&
+                             magazine->IsBlockStartEvenIfCold(p)) &&
            TryNote(p, notes_are_full);
   }
 

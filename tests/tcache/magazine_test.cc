@@ -69,7 +69,7 @@ TEST(Magazine, OfAColdClassHasBlockStartsOnlyForColdFrees) {
   for (size_t offset = 0; offset < kGranuleBytes; ++offset) {
     const void* const p = reinterpret_cast<const void*>(offset);
     ASSERT_FALSE(magazine.IsBlockStart(p));
-    ASSERT_EQ(magazine.IsBlockStartWhenWarm(p), offset % 48 == 0);
+    ASSERT_EQ(magazine.IsBlockStartEvenIfCold(p), offset % 48 == 0);
   }
 }
 
@@ -99,7 +99,7 @@ TEST(Magazine, OfNoClassHasNoBlockStartsAndServesNothing) {
   for (size_t offset = 0; offset < kGranuleBytes; ++offset) {
     const void* const p = reinterpret_cast<const void*>(offset);
     ASSERT_FALSE(magazine.IsBlockStart(p));
-    ASSERT_FALSE(magazine.IsBlockStartWhenWarm(p));
+    ASSERT_FALSE(magazine.IsBlockStartEvenIfCold(p));
     ASSERT_FALSE(magazine.ServesRequest(offset));
     ASSERT_FALSE(magazine.ServesRequestWhenCold(offset));
   }

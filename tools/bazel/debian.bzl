@@ -82,3 +82,25 @@ debian_abseil = repository_rule(
     doc = "The parts of Abseil that Quarry uses, as installed.",
     local = True,
 )
+
+def quarry_dependencies(path):
+    """What a workspace needs that builds Quarry offline, with Debian's Bazel 4.2.3.
+
+    Args:
+      path: where Quarry is, as of the workspace. What it has already under one of
+        these names stays.
+    """
+    local = {
+        "bazel_skylib": "/usr/share/bazel/tools/skylib",
+        "platforms": "/usr/share/bazel/platforms",
+        # Debian's rules_cc does not load in its Bazel, so a stub forwards to the
+        # rules that Bazel brings along.
+        "rules_cc": path + "/tools/bazel/rules_cc",
+        "rules_java": "/usr/share/bazel/rules/java",
+        "rules_proto": "/usr/share/bazel/rules/proto",
+    }
+    for name, at in local.items():
+        if not native.existing_rule(name):
+            native.local_repository(name = name, path = at)
+    if not native.existing_rule("com_google_absl"):
+        debian_abseil(name = "com_google_absl")
