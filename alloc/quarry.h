@@ -169,9 +169,9 @@ size_t quarry_good_size(size_t bytes) QUARRY_NOTHROW;
 QUARRY_PUBLIC
 void quarry_thread_flush(void) QUARRY_NOTHROW;
 
-/* Returns free memory to the system, and tells how many bytes of memory went: of pages
- * that a block was on, and that were not given back before. Addresses that go back as well
- * are not counted, as there is no memory behind them. About `keep_bytes` bytes are kept
+/* Returns free memory to the system, and tells how many bytes went: of pages that a block
+ * was on, written to or not, and that were not given back before. Addresses that go back as
+ * well are not counted, as there is no memory behind them. About `keep_bytes` bytes are kept
  * where the calling thread allocates from; of other threads, what they have at hand for
  * their next small blocks. Implies quarry_thread_flush(). */
 QUARRY_PUBLIC

@@ -45,18 +45,18 @@ void FlushThread() {
 }
 
 size_t ReleaseMemory(size_t pad_bytes) {
+  const size_t purged_before = OsPages().statistics().purged_bytes;
   ThreadCache::FlushThread();
   static_cast<void>(cache_registry.CloseParked(/*all=*/true));
   // What other threads keep, but for their magazines and remote batches.
   bool gave_back = false;
-  const size_t purged_before = OsPages().statistics().purged_bytes;
   cache_registry.ForEachUnlocked([&](ThreadCache* cache) {
     static_cast<void>(cache->Tidy(true, &gave_back, SIZE_MAX));
   });
   for (size_t i = 0; i < ArenasMade(); ++i) {
     static_cast<void>(OrphansOf(i).Tidy(true, &gave_back, SIZE_MAX));
   }
-  // Pages of slabs; what arenas purge meanwhile, in other threads, as well.
+  // Pages of slabs, and what arenas have purged over their cap; in other threads as well.
   size_t released = OsPages().statistics().purged_bytes - purged_before;
   released += huge_blocks.Purge();
   Arena& own = ArenaOfThread();

@@ -13,8 +13,8 @@
 //
 // Invariant: the list holds capacity - room blocks, none of them twice, each of
 //   a slab of this class, which the thread owns but for ThreadCache::KeepForeign(). A
-//   program that frees a block twice, with others in between, makes a ring of the list:
-//   then `room` rises above the capacity, which ThreadCache::LookForRing() looks for.
+//   program that frees a block twice, with others in between, makes a ring of the list,
+//   of which `room` may rise above the capacity (ThreadCache::LookForRing).
 // Thread-safety: the owner thread alone, or who holds the whole cache after
 //   that thread is gone.
 // Size: 32 bytes.

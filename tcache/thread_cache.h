@@ -582,7 +582,8 @@ class alignas(64) ThreadCache {
 
   // Looks at one magazine, the next in turn: of a block that was freed twice, with others in
   // between, its list becomes a ring, which is never empty and never flushed, and gives the
-  // same blocks out again and again. But then more blocks came out of it than went in.
+  // same blocks out until the program writes to the links in them. Then more blocks may have
+  // come out of it than it can hold.
   ABSL_ATTRIBUTE_ALWAYS_INLINE void LookForRing() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);
   // Requires that there is neither magazine nor spare.
   void* Refill(SizeClass size_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(lock_);

@@ -9,6 +9,7 @@
 #include "alloc/heap.h"
 #include "arena/arena.h"
 #include "arena/page_source.h"
+#include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tcache/thread_cache.h"
 #include "tests/alloc/heap_support.h"
@@ -35,6 +36,22 @@ TEST(Upkeep, ReleaseMemoryCountsPagesBetweenBlocksInUse) {
     EXPECT_EQ(blocks[i][bytes - 1], 1);
     Deallocate(blocks[i]);
   }
+}
+
+// As free runs of an arena do that keeps none.
+TEST(Upkeep, ReleaseMemoryCountsWhatGoesWhileTheThreadIsFlushed) {
+  settings.decay_ms = 0;
+  ReleaseMemory(0);
+  // As many as the thread keeps of them when they are freed.
+  std::vector<char*> blocks(50);
+  for (char*& block : blocks) {
+    block = static_cast<char*>(Allocate(40000));
+    memset(block, 1, 40000);
+  }
+  for (char* block : blocks) Deallocate(block);
+  EXPECT_GE(ReleaseMemory(0), 25 * size_t{40000});
+  EXPECT_EQ(ReleaseMemory(0), 0u);
+  settings.decay_ms = Settings().decay_ms.load();
 }
 
 TEST(Upkeep, APageRunGetsWhatFullMagazinesOfColdClassesKept) {

@@ -289,8 +289,8 @@ TEST_F(ThreadCacheLendDeathTest, ANoteOfABlockWhoseSlabIsGoneIsFound) {
       });
       QUARRY_CHECK(ClassOfTag(PageMap::TagOf(noted[0])) != ClassOf(kBytes));
       thread_state.cache->FlushNotes(), testing::KilledBySignal(SIGABRT),
-      testing::Eq("quarry: free of " + Hex(noted[0]) +
-                  ", which Quarry did not allocate, aborting\n"));
+      // Where the purges of AllocateSlabs() have unmapped it, the line goes on.
+      "^quarry: free of " + Hex(noted[0]) + ", which Quarry did not allocate");
   own_ = blocks;
 }
 
