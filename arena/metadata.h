@@ -21,7 +21,8 @@ namespace quarry {
 //                              ^gap_  ^gap_end_    ^ bump_         ^ end_
 //
 // Large records begin on a page. What is left of the page before one, or of a chunk
-// when there is a new one, serves what it is large enough for first.
+// when there is a new one, serves what it is large enough for first; a large record that
+// is taken from there leaves less than a page before it unused.
 //
 // Thread-safety: any thread.
 // Invariant: in_use_bytes() + bytes in free lists <= mapped_bytes().

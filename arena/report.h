@@ -63,7 +63,8 @@ class LineBuffer {
                                         const void* block_start,
                                         size_t block_bytes);
 
-// "quarry: free of 0x10, which Quarry did not allocate, aborting"
+// "quarry: free of 0x10, which Quarry did not allocate, aborting"; where a block could
+// be, but nothing is mapped, "... did not allocate or has unmapped since, aborting"
 [[noreturn]] void ReportForeignPointer(const char* call, const void* p);
 
 // The same, or, if p is not far above the caller's frame, "quarry: free of

@@ -8,6 +8,7 @@
 #include "alloc/quarry.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tests/alloc/statistics_now.h"
 
 namespace quarry {
 namespace {
@@ -17,13 +18,6 @@ using std::nothrow;
 
 // Its thread-local storage would count as live.
 const bool no_thread = (settings.maintenance = false, true);
-
-size_t LiveBytes() {
-  quarry_statistics_t statistics;
-  statistics.size = sizeof(statistics);
-  EXPECT_EQ(quarry_statistics(&statistics), 0);
-  return statistics.live_bytes;
-}
 
 TEST(OperatorDelete, EveryFormFrees) {
   constexpr align_val_t kAlignment{64};

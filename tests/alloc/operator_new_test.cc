@@ -12,6 +12,7 @@
 #include "alloc/quarry.h"
 #include "arena/settings.h"
 #include "gtest/gtest.h"
+#include "tests/alloc/statistics_now.h"
 
 // P0901, as LLVM calls it; no header has it.
 extern "C" {
@@ -86,15 +87,6 @@ TEST_F(OperatorNew, EveryAlignmentIsHonoured) {
     }
   }
 }
-
-quarry_statistics_t Statistics() {
-  quarry_statistics_t statistics;
-  statistics.size = sizeof(statistics);
-  EXPECT_EQ(quarry_statistics(&statistics), 0);
-  return statistics;
-}
-
-size_t LiveBytes() { return Statistics().live_bytes; }
 
 TEST_F(OperatorNew, NoBlockIsLostWithAnyAlignment) {
   std::vector<void*> blocks(100);

@@ -13,6 +13,7 @@
 #include "arena/settings.h"
 #include "gtest/gtest.h"
 #include "tests/alloc/malloc_contract.h"
+#include "tests/alloc/statistics_now.h"
 
 namespace quarry {
 namespace {
@@ -39,23 +40,6 @@ constexpr Surface kPrefixed = {
 
 INSTANTIATE_TEST_SUITE_P(Quarry, MallocContract, testing::Values(kPrefixed),
                          testing::PrintToStringParamName());
-
-quarry_statistics_t Statistics() {
-  quarry_statistics_t statistics;
-  statistics.size = sizeof(statistics);
-  EXPECT_EQ(quarry_statistics(&statistics), 0);
-  return statistics;
-}
-
-void ExpectBalanced(const quarry_statistics_t& s) {
-  EXPECT_EQ(s.mapped_bytes, s.live_bytes + s.cached_bytes + s.slab_free_bytes +
-                                s.arena_free_bytes + s.huge_cached_bytes +
-                                s.metadata_bytes);
-  EXPECT_EQ(s.live_bytes,
-            s.live_small_bytes + s.live_medium_bytes + s.live_huge_bytes);
-  EXPECT_GE(s.peak_mapped_bytes, s.mapped_bytes);
-  EXPECT_LE(s.arena_dirty_bytes, s.arena_free_bytes);
-}
 
 // The figures are exact only while no other thread runs.
 const bool no_thread = (settings.maintenance = false, true);

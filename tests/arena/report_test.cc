@@ -104,6 +104,16 @@ TEST(ReportDeathTest, InteriorPointer) {
 TEST(ReportDeathTest, ForeignPointer) {
   EXPECT_REPORT(ReportForeignPointer("realloc", At(0x10)),
                 "realloc of 0x10, which Quarry did not allocate");
+  static char global;
+  LineBuffer address;
+  address.AppendHex(&global);
+  EXPECT_REPORT(ReportForeignPointer("free", &global),
+                "free of " + TextOf(address) + ", which Quarry did not allocate");
+}
+
+TEST(ReportDeathTest, ForeignPointerWhereNothingIsMapped) {
+  EXPECT_REPORT(ReportForeignPointer("free", At(0x10008)),
+                "free of 0x10008, which Quarry did not allocate or has unmapped since");
 }
 
 TEST(ReportDeathTest, StackPointer) {
